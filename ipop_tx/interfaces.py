@@ -1,0 +1,254 @@
+"""Every interface of ipop_tx, in the order in which a packet meets them.
+
+Conventions. `now` is a float of seconds from a monotonic clock. A datagram is a bytes-like object. Everything that
+`core` is given obeys the sans-IO rule: no method blocks, reads a clock or draws a random number of its own.
+"""
+
+# zope interfaces have neither self nor bodies.
+# mypy: disable-error-code="empty-body"
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from typing import TYPE_CHECKING, Any
+
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from ipop_tx.values import Endpoint, Ident, Peer
+
+
+class IFramePort(Interface):
+    """A device that gives and takes Ethernet frames: a TAP, or a test's pair of queues."""
+
+    name: str = Attribute("the interface's name, for logs")
+    mtu: int = Attribute("largest IP packet, in bytes")
+
+    def start(receiver: IFrameReceiver) -> None:
+        """Open the device and deliver its frames to `receiver`. Raises `EnvironmentProblem`."""
+
+    def stop() -> None:
+        """Close the device and put back what `start` changed."""
+
+    def write(frame: bytes | memoryview) -> None:
+        """Hand one frame to the kernel. A full queue drops it and counts."""
+
+
+class IFrameReceiver(Interface):
+    """Where an `IFramePort` delivers."""
+
+    def frame_received(frame: bytes | memoryview) -> None:
+        """One frame from the kernel. It is valid only during the call."""
+
+
+class ITransport(Interface):
+    """One way to carry datagrams: UDP, a relay over TLS, Tor, a simulated net. Unreliable, unordered, unauthenticated."""
+
+    scheme: str = Attribute("the scheme of its endpoints, for instance 'udp'")
+
+    def start(receiver: IDatagramReceiver) -> None:
+        """Bind and begin to deliver. Raises `EnvironmentProblem` naming the address when it is taken."""
+
+    def stop() -> None:
+        """Release everything. Idempotent."""
+
+    def write(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        """Send one datagram; errors of the path are silent, as on the wire."""
+
+    def write_batch(endpoint: Endpoint, datagrams: Sequence[bytes | memoryview]) -> None:
+        """Send several datagrams to one endpoint in order; a transport with offloads does it in one call."""
+
+    def local_endpoints() -> list[Endpoint]:
+        """The endpoints under which this machine itself knows that it can be reached, the likeliest first."""
+
+
+class IDatagramReceiver(Interface):
+    """Where an `ITransport` delivers."""
+
+    def datagram_received(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        """One datagram, from `endpoint`. It is valid only during the call."""
+
+
+class ISession(Interface):
+    """The keys of one link: a handshake, then sealed datagrams. Sans-IO."""
+
+    established: bool = Attribute("whether the handshake is done and the peer verified")
+    failure: Any = Attribute("the `IpopError` that ended the handshake, or None")
+    initiated: bool = Attribute("whether this side sent the first flight")
+    opening: bytes = Attribute("32 bytes in the first flight that both sides see; the greater wins when two handshakes cross")
+    peer: Peer | None = Attribute("the peer, once established")
+    local_index: int = Attribute("receiver index of the datagrams that we shall get (bit 31 set, bit 30 clear)")
+    tag: bytes = Attribute("8 bytes that both ends derive alike once established; orders two sessions of one link")
+
+    def receive(now: float, datagram: bytes | memoryview) -> None:
+        """Take a handshake datagram (first byte 20-63). Garbage is ignored; refusal sets `failure`."""
+
+    def poll_transmit() -> bytes | None:
+        """The next handshake datagram to send, or None."""
+
+    def poll_timeout() -> float | None:
+        """When `handle_timeout` wants to be called, or None."""
+
+    def handle_timeout(now: float) -> None:
+        """Retransmit what is due."""
+
+    def protect(kind: int, payload: bytes | memoryview) -> bytes:
+        """Seal one datagram for the peer. Raises `LocalMisuse` before the session is established."""
+
+    def unprotect(datagram: bytes | memoryview) -> tuple[int, bytes]:
+        """Open one sealed datagram: (kind, payload). Raises `BadDatagram` for a forgery, a replay or one too old."""
+
+    def close() -> None:
+        """Forget the keys."""
+
+
+class ISessionFactory(Interface):
+    """Makes the sessions of one node."""
+
+    def initiate(now: float) -> ISession:
+        """Begin a handshake; its first flight waits in `poll_transmit`."""
+
+    def opening(datagram: bytes | memoryview) -> bytes | None:
+        """The `opening` of a datagram that begins a handshake, None for any other. Never raises."""
+
+    def accept(now: float, datagram: bytes | memoryview, source: bytes) -> tuple[ISession | None, bytes | None]:
+        """Answer a datagram that begins a handshake, without keeping state for strangers.
+
+        Returns (session, None) when it carries a valid cookie for `source`, (None, reply) when the cookie has to be
+        asked for, (None, None) when it is junk.
+        """
+
+
+class IRecordSigner(Interface):
+    """Signs what this node writes to the DHT, and checks what others wrote."""
+
+    ident: Ident = Attribute("the ident of this node")
+    signer: bytes = Attribute("what others need to check our signatures: public key and salt")
+
+    def sign(data: bytes) -> bytes:
+        """A signature by this node's key."""
+
+    def verify(signer: bytes, data: bytes, signature: bytes) -> Ident | None:
+        """The ident whose key made `signature` over `data`, or None when it is not good."""
+
+
+class IReplicaStore(Interface):
+    """The disk under the DHT: views and registers of the shards that this node keeps.
+
+    Writes are collected; `commit` makes them durable. The driver commits before any datagram leaves, so nothing is
+    ever promised that a restart would forget.
+    """
+
+    def load() -> Iterable[tuple[int, bytes, bytes]]:
+        """All rows: (shard, key, value); the shard's own view has the empty key."""
+
+    def put(shard: int, key: bytes, value: bytes) -> None:
+        """Write one row."""
+
+    def delete(shard: int, key: bytes) -> None:
+        """Remove one row, if it is there."""
+
+    def commit() -> None:
+        """Make all writes since the last commit durable. Raises `EnvironmentProblem` when the disk refuses."""
+
+
+class INode(Interface):
+    """The control plane of one node, sans-IO. Its class docstring is the contract of the driver."""
+
+    def receive_datagram(now: float, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        """One datagram from a transport."""
+
+    def submit(now: float, command: object) -> Any:
+        """Ask for something: one of the commands of `ipop_tx.core.commands`. Gives a future of the core."""
+
+    def handle_timeout(now: float) -> None:
+        """The time of `poll_timeout` has come."""
+
+    def poll_transmit() -> tuple[Endpoint, bytes] | None:
+        """The next datagram to send, or None."""
+
+    def poll_event() -> object | None:
+        """The next event for the driver, or None."""
+
+    def poll_timeout() -> float | None:
+        """When to call `handle_timeout`, or None."""
+
+
+class IDHT(Interface):
+    """Registers: small signed values under a key, kept by a majority of replicas. Every result is a Deferred.
+
+    Errors: `Unavailable` when no majority answers, `Conflict` when the register is not as the caller believed,
+    `LocalMisuse` for a value over 1 KiB.
+    """
+
+    def get(key: bytes) -> Deferred[Any]:
+        """The register's `Record` (value, version, owner), or None when it is empty."""
+
+    def create(key: bytes, value: bytes, ttl: float) -> Deferred[int]:
+        """Fill an empty register for `ttl` seconds; gives its version."""
+
+    def compare_and_set(key: bytes, version: int, value: bytes, ttl: float) -> Deferred[int]:
+        """Replace version `version`, which must be ours; gives the new version."""
+
+    def delete(key: bytes, version: int) -> Deferred[None]:
+        """Empty a register that is ours."""
+
+
+class IAddressPool(Interface):
+    """Leases of the network's IPv4 addresses."""
+
+    network: IPv4Network = Attribute("the pool")
+
+    def claim(wish: IPv4Address | None = None) -> Deferred[IPv4Address]:
+        """Lease an address: the one held before, else `wish`, else the first free of this node's own order."""
+
+    def renew() -> Deferred[IPv4Address]:
+        """Extend the lease. Fails with `Conflict` when somebody else holds the address."""
+
+    def release() -> Deferred[None]:
+        """Give the address back."""
+
+
+class IResolver(Interface):
+    """Finds who owns an overlay address or name, believing verified leases only."""
+
+    def resolve(target: str) -> Deferred[Any]:
+        """An `Owner` (ident, name, address) for an IPv4 or IPv6 address or a name; None when nobody owns it."""
+
+
+class IPuncher(Interface):
+    """Direct paths: what this node can be reached under, and attempts to reach others."""
+
+    def candidates() -> list[Endpoint]:
+        """The endpoints we offer to peers: our own and those that peers saw."""
+
+    def punch(ident: Ident) -> None:
+        """Try now to find a direct path to a linked peer."""
+
+
+class IStatus(Interface):
+    """What the node can tell of itself."""
+
+    def status() -> dict[str, Any]:
+        """Self, peers, health, as in `ipop status --json`; keys in docs/control.md."""
+
+
+class IForwardingControl(Interface):
+    """What the forwarding plane asks of the control plane: everything that is slow, rare or a decision."""
+
+    def resolve(address: IPv4Address | IPv6Address) -> Deferred[Ident | None]:
+        """The node that verifiably owns an overlay address, and the start of a link to it. None when nobody does."""
+
+    def owns(ident: Ident, address: IPv4Address) -> Deferred[bool]:
+        """Whether `address` is verifiably leased to `ident`; asked once for each new inner source address."""
+
+    def send_frame(ident: Ident, frame: bytes) -> None:
+        """Carry a frame to a node that has no direct path yet: by the ring, or later, when its session is up."""
+
+    def unsealed(endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
+        """A sealed datagram that the plane has opened and that is no frame."""
+
+    def path_seen(session: ISession, endpoint: Endpoint) -> None:
+        """An authentic frame came from an endpoint other than the adjacency's."""

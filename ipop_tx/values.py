@@ -1,0 +1,84 @@
+"""The values that every floor shares: idents, endpoints, peers, networks. Immutable, no behaviour beyond reading and writing themselves."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ipop_tx.errors import LocalMisuse
+
+Ident = bytes
+"""A node's place on the ring: 20 bytes, big-endian, compared as an unsigned integer."""
+
+IDENT_BYTES = 20
+IDENT_BITS = 160
+
+
+class Endpoint(NamedTuple):
+    """An address that a transport can reach, written `udp:198.51.100.7:4500` or `udp:[2001:db8::7]:4500`."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read the written form.
+
+        Raises `LocalMisuse` when `text` is not `SCHEME:HOST:PORT` with an IP address (or a `.onion` name) as host.
+        """
+        scheme, _, rest = text.partition(":")
+        host, _, port = rest.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if bracketed else host
+        good = scheme.isalnum() and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+        if good and not host.endswith(".onion"):
+            try:
+                good = (ipaddress.ip_address(host).version == 6) == bracketed
+            except ValueError:
+                good = False
+        if not good:
+            raise LocalMisuse(f"{text!r} is not an endpoint", "write it as udp:198.51.100.7:4500 or udp:[2001:db8::7]:4500")
+        return cls(scheme, host, int(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}:{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who stands at the other end of a session, as its certificate proves it.
+
+    `guest` is true for somebody who proved only that it holds an invitation's key: no member yet,
+    allowed to ask for admission and nothing else; its `ident` is then the hash of that key.
+    """
+
+    ident: Ident
+    name: str
+    guest: bool = False
+    admits: bool = False
+    public_key: bytes = b""
+    """Uncompressed SEC 1 point of the P-256 key, 65 bytes."""
+    not_after: int = 0
+    """Seconds since the Unix epoch at which the certificate ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What all members know of their network; signed, because it stands in the authority's certificate."""
+
+    name: str
+    ident: bytes
+    """SHA-256 of the authority's public key, cut to 20 bytes."""
+    pool: ipaddress.IPv4Network
+    prefix: ipaddress.IPv6Network
+    """A /48 of the unique local range (RFC 4193); a node's address is this prefix and the first 80 bits of its ident."""
+    shards: int = 32
+    """Into how many parts the key space of the DHT is divided; fixed for the life of a network."""
+
+
+def short(ident: Ident) -> str:
+    """The first eight hex digits of an ident, for people."""
+    return ident[:4].hex()
