@@ -1,0 +1,41 @@
+# Two commands need nothing but a Debian machine with make: `make demo` and `make test`.
+# Progress goes to stderr; stdout belongs to the command itself.
+.PHONY: help setup demo test lint news
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+
+help:
+	@printf '%s\n' \
+	  'make demo [ARGS="--check --json --keep"]   several real nodes on this machine, in sites behind NATs (as root)' \
+	  'make test [ARGS="tests.test_config"]       the tests' \
+	  'make lint                                  ruff and mypy --strict' \
+	  'make bench-NAME [ARGS=...]                 one of benchmarks/' \
+	  'make setup                                 only what the others need: Debian packages and .venv' \
+	  'make news                                  what the next release would announce'
+
+setup:
+	@tools/setup
+
+demo:
+	@tools/setup
+	@$(PYTHON) -m ipop_tx.lab.demo $(ARGS)
+
+# Words with a dash are options of trial, the others say what to run.
+test:
+	@tools/setup
+	@$(PYTHON) -m twisted.trial $(filter -%,$(ARGS)) $(or $(filter-out -%,$(ARGS)),tests)
+
+lint:
+	@tools/setup
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench-%:
+	@tools/setup
+	@$(PYTHON) -m benchmarks.$(subst -,_,$*) $(ARGS)
+
+news:
+	@tools/setup
+	@.venv/bin/towncrier build --draft
