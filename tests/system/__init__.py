@@ -1,0 +1,1 @@
+"""Tests of real daemons in a lab; they need root."""
