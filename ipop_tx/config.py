@@ -1,0 +1,341 @@
+"""Reads node.toml into frozen values, or says in one line which file, key and value is wrong and what mends it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from ipop_tx.errors import ConfigError, LocalMisuse
+from ipop_tx.values import Endpoint, Network
+
+DEFAULT_PATH = Path("/etc/ipop/node.toml")
+DEFAULT_SOCKET = Path("/run/ipop/control.sock")
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+MTU_LEAST, MTU_MOST = 1280, 9000  # IPv6 asks for 1280 (RFC 8200, section 5)
+_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its closing zero: unix(7)
+_INTERFACE_NAME_BYTES = 15  # IFNAMSIZ holds 16 with its closing zero: netdevice(7)
+
+
+class NodeSection(msgspec.Struct, frozen=True):
+    """`[node]`: who this node is and whom it asks first."""
+
+    state: Path
+    """Directory of key, certificate, lease and replicas; written by `ipop network create` and `ipop join`."""
+    bootstrap: tuple[Endpoint, ...] = ()
+
+
+class ListenSection(msgspec.Struct, frozen=True):
+    """`[listen]`: where other nodes reach this one."""
+
+    udp: Endpoint = Endpoint("udp", "0.0.0.0", 4500)
+    """Host and port to bind; port 0 lets the system choose."""
+    advertise: tuple[Endpoint, ...] = ()
+
+
+class TapSection(msgspec.Struct, frozen=True):
+    """`[tap]`: the network interface that programs see."""
+
+    enabled: bool = True
+    name: str = "ipop0"
+    mtu: int = 1300
+    """Largest IP packet, in bytes."""
+
+
+class LeaseSection(msgspec.Struct, frozen=True):
+    """`[lease]`: the IPv4 address of this node."""
+
+    address: ipaddress.IPv4Address | None = None
+    """A wish; None takes the one held before, or the first free one."""
+    hours: float = 24
+
+
+class ControlSection(msgspec.Struct, frozen=True):
+    """`[control]`: how `ipop` talks to the daemon."""
+
+    socket: Path = DEFAULT_SOCKET
+
+
+class LogSection(msgspec.Struct, frozen=True):
+    """`[log]`: what the daemon writes about itself."""
+
+    level: str = "info"
+
+
+class NetworkSection(msgspec.Struct, frozen=True):
+    """`[network]`: a guard against starting with the state of another network."""
+
+    name: str | None = None
+
+
+class Config(msgspec.Struct, frozen=True):
+    """All of node.toml, checked. `path` is the file it came from, for messages."""
+
+    path: Path
+    node: NodeSection
+    listen: ListenSection = ListenSection()
+    tap: TapSection = TapSection()
+    lease: LeaseSection = LeaseSection()
+    control: ControlSection = ControlSection()
+    log: LogSection = LogSection()
+    network: NetworkSection = NetworkSection()
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "node": NodeSection,
+    "listen": ListenSection,
+    "tap": TapSection,
+    "lease": LeaseSection,
+    "control": ControlSection,
+    "log": LogSection,
+    "network": NetworkSection,
+}
+
+
+class _Wrong(Exception):
+    """A value is no good: (what is wrong, the mend)."""
+
+
+# One reader a key: the value as TOML gives it, and the directory that relative paths start from.
+_Reader = Callable[[Any, Path], Any]
+
+
+def _text(value: Any, _: Path) -> str:
+    if not isinstance(value, str):
+        raise _Wrong(f"is {_kind(value)}, not a string", "put it in quotes")
+    if not value or not value.isprintable() or value.strip() != value:
+        raise _Wrong("is empty, or begins or ends with a space, or has characters that cannot be printed", "write a plain word")
+    return value
+
+
+def _flag(value: Any, _: Path) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong(f"is {_kind(value)}, not a truth value", "write true or false, without quotes")
+    return value
+
+
+def _path(value: Any, base: Path) -> Path:
+    return base / Path(_text(value, base)).expanduser()
+
+
+def _socket_path(value: Any, base: Path) -> Path:
+    path = _path(value, base)
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise _Wrong(f"is longer than the {_SOCKET_PATH_BYTES} bytes that a unix socket's path may have", "choose a shorter path")
+    return path
+
+
+def _endpoint(value: Any, base: Path) -> Endpoint:
+    try:
+        return Endpoint.parse(_text(value, base))
+    except LocalMisuse as error:
+        raise _Wrong("is not an endpoint", error.mend) from None
+
+
+def _endpoints(value: Any, base: Path) -> tuple[Endpoint, ...]:
+    mend = 'write ["udp:198.51.100.7:4500"]'
+    if not isinstance(value, list):
+        raise _Wrong(f"is {_kind(value)}, not a list of endpoints", mend)
+    found: list[Endpoint] = []
+    for item in value:
+        try:
+            endpoint = _endpoint(item, base)
+        except _Wrong as wrong:
+            raise _Wrong(f"{_shown(item)} {wrong.args[0]}", wrong.args[1]) from None
+        if endpoint in found:
+            raise _Wrong(f"names {endpoint} twice", "name each endpoint once")
+        found.append(endpoint)
+    return tuple(found)
+
+
+def _bind_address(value: Any, base: Path) -> Endpoint:
+    host, _, port = _text(value, base).rpartition(":")
+    mend = 'write "0.0.0.0:4500" or "[::]:4500"'
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    try:
+        good = (ipaddress.ip_address(host).version == 6) == bracketed
+    except ValueError:
+        good = False
+    if not good or not (port.isascii() and port.isdigit()):
+        raise _Wrong("is not an IP address and a port", mend)
+    if int(port) > 65535:
+        raise _Wrong(f"has the port {port}", "choose one from 0 (any) to 65535")
+    return Endpoint("udp", host, int(port))
+
+
+def _interface_name(value: Any, base: Path) -> str:
+    name = _text(value, base)
+    bad = name in (".", "..") or any(c in "/:%" or c.isspace() for c in name)
+    if bad or len(name.encode()) > _INTERFACE_NAME_BYTES:
+        raise _Wrong("cannot be an interface's name", f"use 1 to {_INTERFACE_NAME_BYTES} letters and digits")
+    return name
+
+
+def _mtu(value: Any, _: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _Wrong(f"is {_kind(value)}, not a whole number", "write a number of bytes, without quotes")
+    if not MTU_LEAST <= value <= MTU_MOST:
+        raise _Wrong("is out of range", f"choose {MTU_LEAST} to {MTU_MOST} bytes")
+    return value
+
+
+def _hours(value: Any, _: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _Wrong(f"is {_kind(value)}, not a number", "write a number of hours, without quotes")
+    if not 0.01 <= value <= 8760:
+        raise _Wrong("is out of range", "choose 0.01 to 8760 hours")
+    return float(value)
+
+
+def _address(value: Any, base: Path) -> ipaddress.IPv4Address:
+    try:
+        return ipaddress.IPv4Address(_text(value, base))
+    except ipaddress.AddressValueError:
+        raise _Wrong("is not an IPv4 address", 'write one of the network\'s pool, as "10.128.0.7", or leave the key out') from None
+
+
+def _level(value: Any, base: Path) -> str:
+    if _text(value, base) not in LOG_LEVELS:
+        raise _Wrong("is not a level", f"choose one of {', '.join(LOG_LEVELS)}")
+    return str(value)
+
+
+_READERS: dict[str, _Reader] = {
+    "node.state": _path,
+    "node.bootstrap": _endpoints,
+    "listen.udp": _bind_address,
+    "listen.advertise": _endpoints,
+    "tap.enabled": _flag,
+    "tap.name": _interface_name,
+    "tap.mtu": _mtu,
+    "lease.address": _address,
+    "lease.hours": _hours,
+    "control.socket": _socket_path,
+    "log.level": _level,
+    "network.name": _text,
+}
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a node.toml. Relative paths in it start from its directory.
+
+    Raises `ConfigError`, whose text is one line: file, key, value, what is wrong, the mend.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file", "name the node's file with --config; conf/node.toml is a model") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", "check its kind and permissions") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    return parse_config(text, path)
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """Check the text of a node.toml; `path` is what messages name and what relative paths start from."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}", "correct that line") from None
+    for name, value in tree.items():
+        if name not in _SECTIONS:
+            _unknown(path, name, value, _SECTIONS)
+        if not isinstance(value, dict):
+            _refuse(path, name, value, "is no section", f"write [{name}] on a line of its own and its keys below")
+    base = path.absolute().parent
+    sections = {name: _section(path, base, name, tree[name]) for name in _SECTIONS if name in tree and name != "node"}
+    return Config(path=path, node=_node(path, base, tree.get("node", {})), **sections)
+
+
+def _node(path: Path, base: Path, table: Mapping[str, Any]) -> NodeSection:
+    if "state" not in table:
+        raise ConfigError(f"{path}: node.state is missing", 'name the directory of the node\'s keys: [node] state = "/var/lib/ipop"')
+    section = _section(path, base, "node", table)
+    assert isinstance(section, NodeSection)
+    return section
+
+
+def _section(path: Path, base: Path, name: str, table: Mapping[str, Any]) -> Any:
+    kind = _SECTIONS[name]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        full = f"{name}.{key}"
+        if key not in kind.__struct_fields__:
+            _unknown(path, full, value, [f"{name}.{known}" for known in kind.__struct_fields__])
+        try:
+            values[key] = _READERS[full](value, base)
+        except _Wrong as wrong:
+            _refuse(path, full, value, *wrong.args)
+    return kind(**values)
+
+
+def check_against(config: Config, network: Network, host_ranges: Iterable[IPNetwork] = ()) -> None:
+    """Check what can be checked only once the network is known; `host_ranges` are what this machine reaches without it.
+
+    Raises `ConfigError`. A default route among the ranges does not count.
+    """
+    path, wanted = config.path, config.network.name
+    if wanted is not None and wanted != network.name:
+        _refuse(path, "network.name", wanted, f"but {config.node.state} belongs to {network.name}", "correct node.state or network.name")
+    named = [("node.bootstrap", e) for e in config.node.bootstrap] + [("listen.advertise", e) for e in config.listen.advertise]
+    for key, endpoint in [*named, ("listen.udp", config.listen.udp)]:
+        inside = _range_of(endpoint.host, network)
+        if inside is not None:
+            mend = "name an address that is reached without the overlay"
+            _refuse(path, key, str(endpoint), f"lies in the range {inside} of the network {network.name} itself", mend)
+    lease = config.lease.address
+    if lease is not None and (lease not in network.pool or lease in (network.pool[0], network.pool[-1])):
+        _refuse(
+            path, "lease.address", str(lease), f"is no node's address in {network.pool}, the pool of {network.name}", "wish for another"
+        )
+    for reached in host_ranges:
+        ours = network.pool if reached.version == 4 else network.prefix
+        if reached.prefixlen and reached.overlaps(ours):
+            what = f"the range {ours} of the network {network.name} overlaps {reached}, which this machine reaches otherwise"
+            _refuse(path, "node.state", str(config.node.state), what, "make a network with another --pool, or remove that route")
+
+
+def _range_of(host: str, network: Network) -> IPNetwork | None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # an onion name lies in no range
+        return None
+    return next((r for r in (network.pool, network.prefix) if address.version == r.version and address in r), None)
+
+
+def _unknown(path: Path, key: str, value: Any, known: Iterable[str]) -> NoReturn:
+    import difflib
+
+    names = list(known)
+    elsewhere = [other for other in _READERS if other.endswith("." + key.rpartition(".")[2])]
+    near = elsewhere or difflib.get_close_matches(key, names, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+    _refuse(path, key, value, "there is no such key", mend)
+
+
+def _refuse(path: Path, key: str, value: Any, wrong: str, mend: str) -> NoReturn:
+    raise ConfigError(f"{path}: {key} = {_shown(value)}: {wrong}", mend)
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML would write it, on one line of bearable length."""
+    import json
+
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "a list", dict: "a section"}
+    return kinds.get(type(value), "a date or time")

@@ -1,0 +1,188 @@
+"""node.toml: every key is explained, every mistake is one line that names file, key, value and the mend."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import TestCase
+
+from ipop_tx import config
+from ipop_tx.config import Config, check_against, load_config, parse_config
+from ipop_tx.errors import ConfigError
+from ipop_tx.values import Endpoint, Network
+
+MODEL = Path(__file__).parent.parent / "conf" / "node.toml"
+SECTIONS = [name for name in Config.__struct_fields__ if name != "path"]
+NETWORK = Network("lab", b"n" * 20, IPv4Network("10.128.0.0/16"), IPv6Network("fd00:1:2::/48"))
+
+
+def read(text: str) -> Config:
+    return parse_config(text, Path("/etc/n.toml"))
+
+
+def with_state(text: str) -> str:
+    """`text` with the one key that every configuration needs."""
+    return text if "[node]" in text else f'[node]\nstate = "/s"\n{text}'
+
+
+class Model(TestCase):
+    """conf/node.toml is the documentation of the keys."""
+
+    def test_equals_the_defaults(self) -> None:
+        loaded = load_config(MODEL)
+        for name in SECTIONS:
+            default = config._SECTIONS[name](Path("/var/lib/ipop")) if name == "node" else config._SECTIONS[name]()
+            self.assertEqual(getattr(loaded, name), default)
+
+    def test_names_every_key(self) -> None:
+        section, named = "", set()
+        for line in MODEL.read_text().splitlines():
+            if header := re.fullmatch(r"\[(\w+)\]", line):
+                section = header[1]
+            elif key := re.match(r"(?:# )?(\w+) = ", line):
+                named.add(f"{section}.{key[1]}")
+        every = {f"{name}.{key}" for name in SECTIONS for key in config._SECTIONS[name].__struct_fields__}
+        self.assertEqual(named, every)
+        self.assertEqual(every, set(config._READERS))
+
+    def test_examples_in_comments_load(self) -> None:
+        loaded = read(re.sub(r"(?m)^# (\w+ = )", r"\1", MODEL.read_text()))
+        self.assertEqual((str(loaded.lease.address), loaded.network.name), ("10.128.0.7", "lab"))
+
+
+class Values(TestCase):
+    """What a correct file gives."""
+
+    def test_full(self) -> None:
+        loaded = read(
+            '[node]\nstate = "st"\nbootstrap = ["udp:[2001:db8::7]:1"]\n[listen]\nudp = "[::]:0"\n'
+            "[lease]\nhours = 1\n[tap]\nenabled = false\n"
+        )
+        self.assertEqual(loaded.node.state, Path("/etc/st"))
+        self.assertEqual(loaded.node.bootstrap, (Endpoint("udp", "2001:db8::7", 1),))
+        self.assertEqual(loaded.listen.udp, Endpoint("udp", "::", 0))
+        self.assertEqual(loaded.lease.hours, 1.0)
+        self.assertFalse(loaded.tap.enabled)
+
+    def test_frozen(self) -> None:
+        with self.assertRaises(AttributeError):
+            read(with_state("")).tap.mtu = 1400  # type: ignore[misc]
+
+
+# (file, what the one line must hold)
+MISTAKES = [
+    ("", ["node.state is missing", "/var/lib/ipop"]),
+    ('[nod]\nstate = "/s"', ['nod = {"state": "/s"}', "no such key", "did you mean node?"]),
+    ("[tap]\nmut = 1400", ["tap.mut = 1400", "no such key", "did you mean tap.mtu?"]),
+    ("[tap]\nzzzz = 1400", ["tap.zzzz = 1400", "known are tap.enabled, tap.name, tap.mtu"]),
+    ("[log]\nmtu = 1400", ["log.mtu = 1400", "did you mean tap.mtu?"]),
+    ('[tap]\nmtu = "1400"', ['tap.mtu = "1400"', "is a string, not a whole number"]),
+    ("[tap]\nmtu = true", ["tap.mtu = true", "is a truth value"]),
+    ("[tap]\nmtu = 1279", ["tap.mtu = 1279", "out of range", "1280 to 9000"]),
+    ("[tap]\nmtu = 9001", ["tap.mtu = 9001", "out of range"]),
+    ("[tap]\nmtu = 1400.0", ["tap.mtu = 1400.0", "not a whole number"]),
+    ('[tap]\nname = "a-name-that-is-too-long"', ["tap.name", "cannot be an interface's name"]),
+    ('[tap]\nname = "a/b"', ["tap.name", "cannot be an interface's name"]),
+    ('[tap]\nname = ""', ["tap.name", "is empty"]),
+    ('[tap]\nenabled = "yes"', ["tap.enabled", "write true or false"]),
+    ('[listen]\nudp = "4500"', ['listen.udp = "4500"', "not an IP address and a port"]),
+    ('[listen]\nudp = "::1:4500"', ["listen.udp", "[::]:4500"]),
+    ('[listen]\nudp = "0.0.0.0:70000"', ["listen.udp", "has the port 70000"]),
+    ('[listen]\nudp = "0.0.0.0:-1"', ["listen.udp", "not an IP address and a port"]),
+    ('[listen]\nudp = ["0.0.0.0:1"]', ["listen.udp", "is a list, not a string"]),
+    ('[listen]\nadvertise = "udp:192.0.2.1:1"', ["listen.advertise", "not a list of endpoints"]),
+    ('[listen]\nadvertise = ["udp:192.0.2.1:1", "udp:192.0.2.1:1"]', ["listen.advertise", "names udp:192.0.2.1:1 twice"]),
+    ('[node]\nstate = "/s"\nbootstrap = ["192.0.2.1:1"]', ["node.bootstrap", '"192.0.2.1:1" is not an endpoint', "udp:198.51.100.7:4500"]),
+    ('[node]\nstate = "/s"\nbootstrap = [7]', ["node.bootstrap", "7 is a number"]),
+    ("[node]\nstate = 1979-05-27", ["node.state", "is a date or time"]),
+    ('[lease]\naddress = "10.128.0.300"', ["lease.address", "is not an IPv4 address"]),
+    ("[lease]\nhours = nan", ["lease.hours", "out of range"]),
+    ("[lease]\nhours = 0", ["lease.hours", "out of range"]),
+    ('[log]\nlevel = "loud"', ['log.level = "loud"', "choose one of debug, info"]),
+    ("[control]\nsocket = '/" + "s" * 200 + "'", ["control.socket", "107 bytes"]),
+    ('[network]\nname = "a\\nb"', ["network.name", "cannot be printed"]),
+    ("tap = 3", ["tap = 3", "write [tap] on a line of its own"]),
+    ("[tap]\nmtu = = 3", ["is not TOML", "line 4"]),
+    ("[tap]\nmtu = 1300\nmtu = 1300", ["is not TOML", "line 5"]),
+]
+
+
+class Mistakes(TestCase):
+    """Each is one line, begins with the file and ends with the mend."""
+
+    def test_sentences(self) -> None:
+        for text, needles in MISTAKES:
+            wrong = self.assertRaises(ConfigError, read, with_state(text) if text and "[nod" not in text else text)
+            line = str(wrong)
+            self.assertTrue(line.startswith("/etc/n.toml: "), line)
+            self.assertNotIn("\n", line)
+            self.assertTrue(wrong.mend, line)
+            for needle in needles:
+                self.assertIn(needle, line)
+            self.assertEqual(wrong.exit_status, 2)
+
+    def test_files_that_cannot_be_read(self) -> None:
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        latin = directory / "latin.toml"
+        latin.write_bytes(b"# caf\xe9\n")
+        for path, needle in [(directory / "none.toml", "no such file"), (directory, "cannot be read"), (latin, "not UTF-8")]:
+            line = str(self.assertRaises(ConfigError, load_config, path))
+            self.assertIn(f"{path}: ", line)
+            self.assertIn(needle, line)
+
+    @settings(deadline=None)
+    @given(st.recursive(st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)))
+    def test_any_value_is_taken_or_refused_in_one_line(self, value: object) -> None:
+        for key in config._READERS:
+            section, name = key.split(".")
+            try:
+                config._section(Path("/n"), Path("/"), section, {name: value, **({"state": "/s"} if section == "node" != name else {})})
+            except ConfigError as wrong:
+                self.assertEqual(len(str(wrong).splitlines()), 1)
+            except TypeError:
+                self.assertEqual(section, "node")  # state itself is missing
+
+
+class Ranges(TestCase):
+    """Nothing may lie in the overlay's own ranges, and the machine must not reach them otherwise."""
+
+    def refused(self, text: str, *ranges: str) -> str:
+        return str(self.assertRaises(ConfigError, check_against, read(with_state(text)), NETWORK, [ip_network(r) for r in ranges]))
+
+    def test_endpoints_inside_the_overlay(self) -> None:
+        for text in [
+            '[node]\nstate = "/s"\nbootstrap = ["udp:10.128.7.7:1"]',
+            '[listen]\nadvertise = ["udp:[fd00:1:2::9]:1"]',
+            '[listen]\nudp = "10.128.0.1:4500"',
+        ]:
+            self.assertIn("lies in the range", self.refused(text))
+
+    def test_wish_outside_the_pool(self) -> None:
+        for address in ["10.129.0.1", "10.128.0.0", "10.128.255.255"]:
+            self.assertIn("is no node's address in 10.128.0.0/16", self.refused(f'[lease]\naddress = "{address}"'))
+
+    def test_machine_reaches_the_pool_otherwise(self) -> None:
+        for reached in ["10.128.3.0/24", "10.0.0.0/8", "fd00::/16"]:
+            self.assertIn(f"overlaps {reached}", self.refused("", "192.168.0.0/16", reached))
+
+    def test_other_network(self) -> None:
+        self.assertIn("belongs to lab", self.refused('[network]\nname = "home"'))
+
+    def test_good(self) -> None:
+        text = '[node]\nstate = "/s"\nbootstrap = ["udp:192.0.2.1:1"]\n[lease]\naddress = "10.128.0.7"\n[network]\nname = "lab"\n'
+        check_against(read(text), NETWORK, [ip_network(r) for r in ["0.0.0.0/0", "::/0", "10.127.0.0/16", "2001:db8::/32"]])
+
+
+class Shape(TestCase):
+    """The values are typed and frozen all the way down."""
+
+    def test_every_section_is_frozen(self) -> None:
+        for kind in [Config, *config._SECTIONS.values()]:
+            self.assertTrue(issubclass(kind, msgspec.Struct))
+            self.assertTrue(kind.__struct_config__.frozen)
