@@ -1,0 +1,3 @@
+"""Twisted services: what runs in the daemon."""
+
+from __future__ import annotations
