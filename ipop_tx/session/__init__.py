@@ -1,0 +1,3 @@
+"""The keys of one link: a handshake that proves the peer, then sealed datagrams."""
+
+from __future__ import annotations
