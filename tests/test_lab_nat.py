@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from itertools import product
+from socket import SOCK_STREAM, socket
 
 from twisted.trial import unittest
 
-from ipop_tx.errors import IpopError
-from ipop_tx.lab import Filtering, Host, Lab, Mapping, Nat, Site, netns
+from ipop_tx.errors import EnvironmentProblem
+from ipop_tx.lab import Filtering, Host, Lab, Mapping, Nat, Site
 from ipop_tx.lab.probe import classify
-
-
-def why_not() -> str:
-    """Why tests that need the lab cannot run here; empty when they can."""
-    try:
-        netns.require_root_and()
-    except IpopError as error:
-        return str(error)
-    return ""
+from tests.system import why_not
 
 
 class NatTests(unittest.SynchronousTestCase):
     """One site whose router changes its kind, and two public hosts."""
 
-    skip = why_not() or None
+    skip = why_not()
 
     def setUp(self) -> None:
         lab = Lab("nat")
@@ -61,7 +54,12 @@ class NatTests(unittest.SynchronousTestCase):
     def test_blocked_udp(self) -> None:
         """Where only the web is allowed, no datagram leaves and a connection to port 443 does."""
         self.site.set_nat(Nat.UDP_BLOCKED)
-        self.assertRaises(IpopError, classify, self.inner, self.one, self.other)
+        self.assertRaises(EnvironmentProblem, classify, self.inner, self.one, self.other, 0.5)
+        with self.one.socket(SOCK_STREAM) as web, self.inner.socket(SOCK_STREAM) as browser:
+            web.bind((self.one.address, 443))
+            web.listen()
+            browser.settimeout(5)
+            browser.connect((self.one.address, 443))
 
     def test_double_nat_is_the_stricter(self) -> None:
         """Behind two routers the stricter mapping and filtering rule."""
@@ -84,9 +82,9 @@ class NatTests(unittest.SynchronousTestCase):
                 beside.sendto(b"hairpin", outer)
                 self.assertEqual(self._hears(inside), expected)
 
-    def _hears(self, inside: object) -> bool:
+    def _hears(self, inside: socket) -> bool:
         try:
-            inside.recvfrom(16)  # type: ignore[attr-defined]
+            inside.recvfrom(16)
         except TimeoutError:
             return False
         return True

@@ -79,10 +79,18 @@ def present(namespaces: Iterable[str]) -> list[str]:
 def members(namespaces: Iterable[str]) -> list[int]:
     """The pids of all processes, but this one, that live in any of `namespaces`."""
     wanted = {(NAMED / namespace).stat().st_ino for namespace in present(namespaces)}
-    found = []
-    for entry in os.listdir("/proc") if wanted else ():
-        # A process may end between being listed and being looked at.
-        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            if entry.isdigit() and int(entry) != os.getpid() and os.stat(f"/proc/{entry}/ns/net").st_ino in wanted:
-                found.append(int(entry))
-    return found
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()] if wanted else []
+    return [pid for pid in pids if pid != os.getpid() and _place(pid) in wanted]
+
+
+def lives_in(pid: int, namespace: str) -> bool:
+    """Whether a process has entered `namespace`."""
+    return _place(pid) == (NAMED / namespace).stat().st_ino
+
+
+def _place(pid: int) -> int:
+    """What tells a process's network namespace from others; 0 when the process is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0

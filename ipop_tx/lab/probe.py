@@ -11,23 +11,24 @@ from ipop_tx.lab.topology import Host
 
 PATIENCE = 5.0
 """Seconds to wait for what must come."""
-GRACE = 0.05
+GRACE = 0.25
 """Seconds to wait for what should not come, after something that was sent later has come."""
 
 Address = tuple[str, int]
 
 
-def classify(inner: Host, one: Host, other: Host) -> tuple[Mapping, Filtering]:
-    """What the NAT before `inner` does, seen from two public hosts."""
+def classify(inner: Host, one: Host, other: Host, patience: float = PATIENCE) -> tuple[Mapping, Filtering]:
+    """What the NAT before `inner` does, seen from two public hosts. Raises `EnvironmentProblem` when no datagram gets through."""
     with ExitStack() as stack:
-        probe = _Probe(inner, one, other, stack)
+        probe = _Probe(inner, one, other, stack, patience)
         return probe.mapping(), probe.filtering()
 
 
 class _Probe:
     """Three outer sockets: two ports of one host, one port of another."""
 
-    def __init__(self, inner: Host, one: Host, other: Host, stack: ExitStack) -> None:
+    def __init__(self, inner: Host, one: Host, other: Host, stack: ExitStack, patience: float) -> None:
+        self._patience = patience
         self._stack = stack
         self._inner = inner
         self._first, self._other_port, self._other_host = (self._open(host) for host in (one, one, other))
@@ -35,7 +36,7 @@ class _Probe:
     def _open(self, host: Host) -> socket.socket:
         made = self._stack.enter_context(host.socket())
         made.bind((host.address, 0))
-        made.settimeout(PATIENCE)
+        made.settimeout(self._patience)
         return made
 
     def mapping(self) -> Mapping:
@@ -53,7 +54,7 @@ class _Probe:
         outer = _outer(inside, self._first)
         for sender in (self._other_host, self._other_port, self._first):  # the last one is let in by every NAT
             sender.sendto(b"in", outer)
-        heard = _listen(inside, self._first.getsockname())
+        heard = _listen(inside, self._first.getsockname(), 3)
         if self._other_host.getsockname() in heard:
             return Filtering.ENDPOINT_INDEPENDENT
         return Filtering.ADDRESS_DEPENDENT if self._other_port.getsockname() in heard else Filtering.PORT_DEPENDENT
@@ -68,10 +69,10 @@ def _outer(inside: socket.socket, target: socket.socket) -> Address:
     return address
 
 
-def _listen(inside: socket.socket, last: Address) -> set[Address]:
-    """The senders of all that comes in, until `last` was heard and a little longer."""
+def _listen(inside: socket.socket, last: Address, most: int) -> set[Address]:
+    """The senders of all that comes in, until `last` was heard and a little longer, or until there are `most`."""
     heard: set[Address] = set()
-    while True:
+    while len(heard) < most:
         try:
             heard.add(inside.recvfrom(16)[1])
         except TimeoutError:
@@ -80,3 +81,4 @@ def _listen(inside: socket.socket, last: Address) -> set[Address]:
             return heard
         if last in heard:
             inside.settimeout(GRACE)
+    return heard

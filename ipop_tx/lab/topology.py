@@ -32,6 +32,7 @@ from ipop_tx.lab import netns
 from ipop_tx.lab.nat import Kind, Nat, ruleset
 from ipop_tx.lab.process import Process
 from ipop_tx.lab.registry import Record, clean, started
+from ipop_tx.lab.waiting import wait_for
 
 CORE = "192.0.2.1"
 """The internet's own router, everybody's next hop."""
@@ -72,7 +73,10 @@ class Host:
     def start(self, argv: Sequence[str], log: str | None = None, environment: Mapping[str, str] | None = None) -> Process:
         """Start a program here in the background; its output goes to `log` in the host's directory."""
         path = self.directory / (log or f"{Path(argv[0]).name}.log")
-        return Process(["ip", "netns", "exec", self.namespace, *argv], path, environment)
+        process = Process(["ip", "netns", "exec", self.namespace, *argv], path, environment)
+        # Until it has entered the namespace nobody could tell whose it is.
+        wait_for(f"start of {argv[0]}", 10, lambda: process.returncode is not None or netns.lives_in(process.pid, self.namespace), 0.001)
+        return process
 
     def socket(self, kind: socket.SocketKind = socket.SOCK_DGRAM, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
         """A socket of this very process that lives on this host."""
