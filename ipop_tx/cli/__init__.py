@@ -1,0 +1,3 @@
+"""The `ipop` command and what `twistd ipop` calls."""
+
+from __future__ import annotations

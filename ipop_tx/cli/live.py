@@ -1,0 +1,106 @@
+"""The commands that ask a running daemon: status, ping, invite, leave."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import click
+
+from ipop_tx.cli.daemon import Daemon, daemon_options
+from ipop_tx.errors import Unreachable
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+
+
+class Duration(click.ParamType):
+    """A length of time such as 90s, 30m, 1h or 2d; gives whole seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        match = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value))
+        if match is None or not int(match[1]):
+            self.fail(f"{value!r} is not a duration such as 30m, 1h or 2d", param, ctx)
+        return int(match[1]) * _UNITS[match[2]]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="All that the daemon tells, as one JSON object.")
+@daemon_options
+def status(daemon: Daemon, as_json: bool) -> None:
+    """Show this node, a row per peer, and what is not well."""
+    value = daemon.get("/status")
+    if as_json:
+        click.echo(json.dumps(value))
+        return
+    from ipop_tx.cli.tables import print_status
+
+    print_status(value)
+
+
+@click.command()
+@click.argument("target")
+@click.option("-c", "--count", type=click.IntRange(1), default=10, show_default=True, help="Probes at most.")
+@click.option("--until-direct/--all", default=True, show_default=True, help="Stop at the first answer by a direct path.")
+@click.option("--interval", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds between probes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end.")
+@daemon_options
+def ping(daemon: Daemon, target: str, count: int, until_direct: bool, interval: float, as_json: bool) -> None:
+    """Ask another node, by name or address, whether it hears us, and say which path its answer took."""
+    answers: list[dict[str, Any]] = []
+    sent = 0
+    for sent in range(1, count + 1):
+        started = time.monotonic()
+        answer = _probe(daemon, target, quiet=as_json)
+        if answer is not None:
+            answers.append(answer)
+            if not as_json:
+                click.echo(f"{answer['name']} ({answer['address']}) answered in {answer['rtt_ms']:.1f} ms: {answer['path']}")
+            if until_direct and answer["direct"]:
+                break
+        if sent < count:
+            time.sleep(max(0.0, interval - (time.monotonic() - started)))
+    direct = any(answer["direct"] for answer in answers)
+    if as_json:
+        click.echo(json.dumps({"target": target, "sent": sent, "received": len(answers), "direct": direct, "answers": answers}))
+    if not answers:
+        raise Unreachable(f"{target} answered none of {sent} probes", "see 'ipop status' for the state of the ring")
+    if not direct and not as_json:
+        click.echo("no direct path yet; answers come by relay", err=True)
+
+
+def _probe(daemon: Daemon, target: str, quiet: bool) -> dict[str, Any] | None:
+    try:
+        answer: dict[str, Any] = daemon.post("/ping", {"target": target})
+    except Unreachable as error:
+        if not quiet:
+            click.echo(f"no answer: {error}")
+        return None
+    return answer
+
+
+@click.command()
+@click.option("--expires", type=Duration(), default="1h", show_default=True, help="For how long it may be used: 30m, 1h, 2d.")
+@click.option("--name", help="The name of the node that it admits.")
+@click.option("--appoint", is_flag=True, help="Whoever joins by it may invite others.")
+@daemon_options
+def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool) -> None:
+    """Print an invitation: one line that admits one machine, once."""
+    answer = daemon.post("/invite", {"expires_s": expires, "name": name, "appoints": appoint})
+    until = answer.get("expires")
+    if isinstance(until, (int, float)):
+        until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(until))
+    click.echo(f"Admits one machine, once, until {until}. Keep it secret. There:  ipop join TOKEN", err=True)
+    click.echo(answer["token"])
+
+
+@click.command()
+@daemon_options
+def leave(daemon: Daemon) -> None:
+    """Hand this node's part of the ring over, give its address back and stop the daemon."""
+    daemon.post("/leave")
+    click.echo("left the network; the node's keys are kept, so it may come back")

@@ -1,0 +1,173 @@
+"""The commands that make a network and bring machines into it: network create, join, request, sign, install."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipop_tx.config import DEFAULT_PATH, load_config
+from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
+
+DEFAULT_STATE = Path("/var/lib/ipop")
+
+_PATH = click.Path(path_type=Path)
+state_option = click.option(
+    "--state", type=_PATH, help=f"Directory of the node's keys.  [default: what the config says, else {DEFAULT_STATE}]"
+)
+config_option = click.option(
+    "--config", type=_PATH, help=f"The node.toml to use; written if it does not exist.  [default without --state: {DEFAULT_PATH}]"
+)
+
+
+class Pool(click.ParamType):
+    """An IPv4 range such as 10.128.0.0/16."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network:
+        """Read it."""
+        try:
+            return IPv4Network(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not an IPv4 range such as 10.128.0.0/16 ({error})", param, ctx)
+
+
+def host_name() -> str:
+    """A node name made of this machine's: letters, digits and dashes."""
+    first = socket.gethostname().partition(".")[0].lower()
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in first).strip("-") or "node"
+
+
+@click.group()
+def network() -> None:
+    """Make a network."""
+
+
+@network.command()
+@click.argument("name")
+@click.option("--pool", type=Pool(), default="10.128.0.0/16", show_default=True, help="The IPv4 addresses of its nodes.")
+@click.option("--name", "node", help="The name of this, the first node.  [default: the machine's]")
+@state_option
+@config_option
+def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, config: Path | None) -> None:
+    """Make the network NAME with this machine as its first node and authority."""
+    from ipop_tx.identity.authority import create_network
+
+    config, state = _places(config, state)
+    created = create_network(state, name, pool, node or host_name())
+    click.echo(f"network {created.name}: pool {created.pool}, prefix {created.prefix}")
+    click.echo(f"{state} holds its authority key: keep a copy in a safe place", err=True)
+    _finish(config, state, ())
+
+
+@click.command()
+@click.argument("token")
+@click.option("--name", help="A name for this node, if the invitation gives none.  [default: the machine's]")
+@state_option
+@config_option
+def join(token: str, name: str | None, state: Path | None, config: Path | None) -> None:
+    """Join a network by the invitation TOKEN, as 'ipop invite' printed it; '-' reads it from stdin."""
+    from ipop_tx.services.enrolment import join as enrol
+
+    config, state = _places(config, state)
+    if token == "-":
+        token = click.get_text_stream("stdin").readline()
+    joined = enrol(token.strip(), state, name or host_name())
+    click.echo(f"joined {joined.network} as {joined.name} ({joined.ident[:8]})")
+    _finish(config, state, joined.bootstrap)
+
+
+@click.command()
+@click.option("--name", help="A name for this node.  [default: the machine's]")
+@state_option
+@config_option
+def request(name: str | None, state: Path | None, config: Path | None) -> None:
+    """Make this node's key and print a request to be signed by 'ipop sign' on an admitting machine."""
+    from ipop_tx.identity.authority import make_request
+
+    _, state = _places(config, state)
+    click.echo(make_request(state, name or host_name()), nl=False)
+
+
+@click.command()
+@click.argument("file", type=click.File("r"))
+@click.option("--appoint", is_flag=True, help="The node may admit others.")
+@state_option
+@config_option
+def sign(file: Any, appoint: bool, state: Path | None, config: Path | None) -> None:
+    """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there."""
+    from ipop_tx.identity.authority import sign_request
+
+    _, state = _places(config, state)
+    click.echo(sign_request(state, file.read(), appoint), nl=False)
+
+
+@click.command()
+@click.argument("file", type=click.File("r"))
+@click.option("--bootstrap", multiple=True, help="A member's endpoint, as udp:198.51.100.7:4500, for a node.toml that is written.")
+@state_option
+@config_option
+def install(file: Any, bootstrap: tuple[str, ...], state: Path | None, config: Path | None) -> None:
+    """Install what 'ipop sign' printed, in FILE ('-' is stdin): this machine is then a member."""
+    from ipop_tx.identity.authority import install_certificates
+
+    config, state = _places(config, state)
+    identity = install_certificates(state, file.read())
+    click.echo(f"a member of {identity.network.name} as {identity.name} ({identity.ident.hex()[:8]})")
+    _finish(config, state, bootstrap)
+
+
+def _places(config: Path | None, state: Path | None) -> tuple[Path | None, Path]:
+    """(node.toml to use or write, or None for none; directory of the state)."""
+    if config is None and state is None:
+        config = DEFAULT_PATH
+    if config is None or not config.exists():
+        return config, (state or DEFAULT_STATE).absolute()
+    configured = load_config(config).node.state
+    if state is not None and state.absolute() != configured:
+        raise LocalMisuse(f"--state {state} is not the node.state of {config}, which is {configured}", "leave one of the two options out")
+    return config, configured
+
+
+def _finish(config: Path | None, state: Path, bootstrap: Sequence[str]) -> None:
+    """Write the node.toml that is missing, and say what comes next. stderr: stdout is for scripts."""
+    if config is None:
+        click.echo(f"next, with a node.toml that has  node.state = {json.dumps(str(state))}:  twistd ipop --config FILE", err=True)
+        if bootstrap:
+            click.echo(f"and  node.bootstrap = {json.dumps(list(bootstrap))}", err=True)
+        return
+    if config.exists():
+        _remind(config, bootstrap)
+    else:
+        _write_config(config, state, bootstrap)
+        click.echo(f"wrote {config}", err=True)
+    option = "" if config == DEFAULT_PATH else f" --config {config}"
+    click.echo(f"next:  twistd ipop{option}", err=True)
+
+
+def _remind(config: Path, bootstrap: Sequence[str]) -> None:
+    known = {str(endpoint) for endpoint in load_config(config).node.bootstrap}
+    if bootstrap and not known:
+        click.echo(f"add to {config}, below [node]:  bootstrap = {json.dumps(list(bootstrap))}", err=True)
+
+
+def _write_config(config: Path, state: Path, bootstrap: Sequence[str]) -> None:
+    text = (
+        "# Written by ipop. conf/node.toml of ipop_tx explains every key.\n"
+        f"[node]\nstate = {json.dumps(str(state), ensure_ascii=False)}\nbootstrap = {json.dumps(list(bootstrap))}\n"
+    )
+    try:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as file:
+            file.write(text)
+    except PermissionError:
+        raise PermissionProblem(f"{config} cannot be written", "run as root, or name another file with --config") from None
+    except OSError as error:
+        raise EnvironmentProblem(f"{config} cannot be written: {error.strerror}", "name another file with --config") from None

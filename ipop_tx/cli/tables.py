@@ -1,0 +1,84 @@
+"""What `ipop status` looks like: self, peers, health, within 80 columns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def print_status(status: Mapping[str, Any], console: Console | None = None) -> None:
+    """Write the daemon's status, as GET /status gives it."""
+    console = console or Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    _print_self(console, status["self"])
+    peers = status.get("peers", [])
+    if peers:
+        console.print()
+        console.print(_peers(peers))
+    else:
+        console.print("no peers yet")
+    for sentence in status.get("health", []):
+        console.print(Text(f"warning: {sentence}", style="yellow"))
+
+
+def _print_self(console: Console, me: Mapping[str, Any]) -> None:
+    ring = me.get("ring") or {}
+    addresses = "  ".join(str(a) for a in (me.get("address") or "no address yet", me.get("ipv6")) if a)
+    console.print(Text.assemble((str(me["name"]), "bold"), f"  {addresses}"))
+    about = [f"network {me['network']}", f"up {duration(me.get('uptime_s', 0))}"]
+    if me.get("tap"):
+        about.append(f"{me['tap']} mtu {me.get('mtu')}")
+    if ring.get("nodes_estimate"):
+        about.append(f"ring of about {ring['nodes_estimate']}")
+    console.print(Text(", ".join(about)))
+    if me.get("endpoints"):
+        console.print(Text("reached at " + ", ".join(bare(e) for e in me["endpoints"])))
+
+
+def _peers(peers: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("address", "name", "path"):
+        table.add_column(column, overflow="fold", no_wrap=column == "address")
+    for column in ("rtt", "tx", "rx"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for peer in peers:
+        path = str(peer.get("path", ""))
+        style = "green" if path.startswith("direct") else "dim" if path == "idle" else "yellow"
+        table.add_row(
+            Text(str(peer.get("address") or "-")),
+            Text(str(peer.get("name", "-"))),
+            Text(bare(path), style=style),
+            "-" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.1f}ms",
+            size(peer.get("tx_bytes", 0)),
+            size(peer.get("rx_bytes", 0)),
+        )
+    return table
+
+
+def bare(path: str) -> str:
+    """A path or endpoint without the scheme that nearly all have."""
+    return path.replace("udp:", "", 1)
+
+
+def size(count: float) -> str:
+    """Bytes in at most five characters: 0B, 999B, 1.5k, 27M, 3.1G."""
+    if count < 1000:
+        return f"{count:.0f}B"
+    for unit in "kMGT":
+        count /= 1000
+        if count < 999.5:
+            break
+    return f"{count:.1f}{unit}" if count < 9.95 else f"{count:.0f}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time by its two greatest units: 42 s, 3 min 5 s, 2 h 7 min, 5 d 3 h."""
+    whole = int(seconds)
+    for unit, length, lesser, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= length:
+            return f"{whole // length} {unit} {whole % length // part} {lesser}"
+    return f"{whole} s"

@@ -1,0 +1,48 @@
+"""What `twistd ipop` calls: read the configuration, build the node, or say in one line why not."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from twisted.python import usage
+
+from ipop_tx.config import DEFAULT_PATH, load_config
+from ipop_tx.errors import IpopError
+
+if TYPE_CHECKING:
+    from twisted.application.service import IService
+
+
+class Options(usage.Options):
+    """The options of `twistd ipop`."""
+
+    synopsis = "[--config FILE]"
+    longdesc = "Runs one node of a private IP network. conf/node.toml explains the configuration."
+    optParameters = [["config", "c", str(DEFAULT_PATH), "The node's configuration, a node.toml."]]  # noqa: RUF012 twisted's way
+
+
+def makeService(options: Options) -> IService:  # noqa: N802 twisted's name
+    """The node that `--config` describes. Nothing on the system is touched before it starts."""
+    try:
+        from ipop_tx.app import make_node
+
+        node = make_node(load_config(options["config"]))
+    except IpopError as error:
+        _say(error)
+        raise SystemExit(error.exit_status) from None
+    sys.excepthook = _one_line
+    return node
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What ends twistd: starting a service may still find the port taken or rights missing. A sentence serves better than a traceback."""
+    if isinstance(error, IpopError):
+        _say(error)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _say(error: IpopError) -> None:
+    print(f"ipop: {error}", file=sys.stderr, flush=True)
