@@ -15,17 +15,12 @@ from ipop_tx.errors import Unreachable
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
 
 
-class Duration(click.ParamType):
-    """A length of time such as 90s, 30m, 1h or 2d; gives whole seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        match = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value))
-        if match is None or not int(match[1]):
-            self.fail(f"{value!r} is not a duration such as 30m, 1h or 2d", param, ctx)
-        return int(match[1]) * _UNITS[match[2]]
+def duration(text: str) -> int:
+    """Read a length of time such as 90s, 30m, 1h or 2d: whole seconds."""
+    match = re.fullmatch(r"([1-9]\d{0,8})([smhd]?)", text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a duration such as 30m, 1h or 2d")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 @click.command()
@@ -84,7 +79,7 @@ def _probe(daemon: Daemon, target: str, quiet: bool) -> dict[str, Any] | None:
 
 
 @click.command()
-@click.option("--expires", type=Duration(), default="1h", show_default=True, help="For how long it may be used: 30m, 1h, 2d.")
+@click.option("--expires", type=duration, default="1h", show_default=True, help="For how long it may be used: 30m, 1h, 2d.")
 @click.option("--name", help="The name of the node that it admits.")
 @click.option("--appoint", is_flag=True, help="Whoever joins by it may invite others.")
 @daemon_options

@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except IpopError as error:
         _fail(str(error), error.exit_status)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "ipop"
         _fail(f"{_sentence(error.format_message())}: see '{command} --help'", 2)

@@ -26,17 +26,12 @@ config_option = click.option(
 )
 
 
-class Pool(click.ParamType):
-    """An IPv4 range such as 10.128.0.0/16."""
-
-    name = "range"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network:
-        """Read it."""
-        try:
-            return IPv4Network(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not an IPv4 range such as 10.128.0.0/16 ({error})", param, ctx)
+def pool_range(text: str) -> IPv4Network:
+    """Read an IPv4 range such as 10.128.0.0/16."""
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not an IPv4 range such as 10.128.0.0/16 ({error})") from None
 
 
 def host_name() -> str:
@@ -52,7 +47,9 @@ def network() -> None:
 
 @network.command()
 @click.argument("name")
-@click.option("--pool", type=Pool(), default="10.128.0.0/16", show_default=True, help="The IPv4 addresses of its nodes.")
+@click.option(
+    "--pool", type=pool_range, metavar="RANGE", default="10.128.0.0/16", show_default=True, help="The IPv4 addresses of its nodes."
+)
 @click.option("--name", "node", help="The name of this, the first node.  [default: the machine's]")
 @state_option
 @config_option

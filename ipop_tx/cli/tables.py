@@ -68,10 +68,10 @@ def size(count: float) -> str:
     """Bytes in at most five characters: 0B, 999B, 1.5k, 27M, 3.1G."""
     if count < 1000:
         return f"{count:.0f}B"
-    for unit in "kMGT":
-        count /= 1000
-        if count < 999.5:
-            break
+    units = iter("kMGT")
+    unit = "B"
+    while count >= 999.5 and unit != "T":
+        count, unit = count / 1000, next(units)
     return f"{count:.1f}{unit}" if count < 9.95 else f"{count:.0f}{unit}"
 
 

@@ -23,7 +23,7 @@ class Options(usage.Options):
     optParameters = [["config", "c", str(DEFAULT_PATH), "The node's configuration, a node.toml."]]  # noqa: RUF012 twisted's way
 
 
-def makeService(options: Options) -> IService:  # noqa: N802 twisted's name
+def makeService(options: Options) -> IService:
     """The node that `--config` describes. Nothing on the system is touched before it starts."""
     try:
         from ipop_tx.app import make_node
