@@ -14,7 +14,7 @@ EVERY = 0.02
 """Seconds between two looks."""
 
 
-def wait_for(what: str, seconds: float, look: Callable[[], T], every: float = EVERY) -> T:
+def wait_for(what: str, seconds: float, look: Callable[[], T | None], every: float = EVERY) -> T:
     """Look until the answer is true-ish and give it. Raises `Unreachable` naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (answer := look()):
