@@ -64,14 +64,14 @@ def set_up(interface: str, mac: bytes, mtu: int) -> None:
 
 
 def change_addresses(interface: str, add: list[IPv4Interface | IPv6Interface], remove: list[IPv4Interface | IPv6Interface]) -> None:
-    """Add, then remove, so that a change of address never leaves the interface without one."""
+    """Remove, then add: the kernel would take a second IPv4 address of one range away together with the first."""
 
     def steps(netlink: Any, index: int) -> None:
+        for one in remove:
+            _tolerating(errno.EADDRNOTAVAIL, netlink.addr, "del", index, one)
         for one in add:
             flags = {"flags": _IFA_F_NODAD} if one.version == 6 else {}
             _tolerating(errno.EEXIST, netlink.addr, "add", index, one, **flags)
-        for one in remove:
-            _tolerating(errno.EADDRNOTAVAIL, netlink.addr, "del", index, one)
 
     _run(interface, steps)
 
