@@ -26,9 +26,10 @@ class Options(usage.Options):
 def makeService(options: Options) -> IService:
     """The node that `--config` describes. Nothing on the system is touched before it starts."""
     try:
-        from ipop_tx.app import make_node
+        config = load_config(options["config"])
+        from ipop_tx.app import make_node  # late: a wrong configuration is told before the daemon is even imported
 
-        node = make_node(load_config(options["config"]))
+        node = make_node(config)
     except IpopError as error:
         _say(error)
         raise SystemExit(error.exit_status) from None
