@@ -1,0 +1,44 @@
+"""Signatures on what nodes write to the DHT: ECDSA P-256, checked against the ident that key and salt give."""
+
+from __future__ import annotations
+
+from zope.interface import implementer
+
+from ipop_tx.identity.keys import (
+    COMPRESSED_BYTES,
+    SALT_BYTES,
+    PrivateKey,
+    compressed_point_of,
+    ident_of,
+    key_of_point,
+    point_of,
+    sign,
+    signed_by,
+)
+from ipop_tx.interfaces import IRecordSigner
+from ipop_tx.values import Ident
+
+
+@implementer(IRecordSigner)
+class RecordSigner:
+    """Signs for one node. `signer` is its compressed public point (33 bytes) and its salt (16 bytes)."""
+
+    def __init__(self, private_key: PrivateKey, salt: bytes) -> None:
+        self._key = private_key
+        public = private_key.public_key()
+        self.signer = compressed_point_of(public) + salt
+        self.ident = ident_of(point_of(public), salt)
+
+    def sign(self, data: bytes) -> bytes:
+        """A signature by this node's key, in DER."""
+        return sign(self._key, data)
+
+    def verify(self, signer: bytes, data: bytes, signature: bytes) -> Ident | None:
+        """The ident whose key made `signature` over `data`, or None when it is not good."""
+        if len(signer) != COMPRESSED_BYTES + SALT_BYTES:
+            return None
+        try:
+            key = key_of_point(signer[:COMPRESSED_BYTES])
+        except ValueError:
+            return None
+        return ident_of(point_of(key), signer[COMPRESSED_BYTES:]) if signed_by(key, data, signature) else None
