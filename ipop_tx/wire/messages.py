@@ -96,10 +96,11 @@ class Notify(_Message, frozen=True, tag=21):
 
 
 class Neighbours(_Message, frozen=True, tag=22):
-    """A node's view of its surroundings."""
+    """A node's view of its surroundings; `joined` is false while it has no place on the ring."""
 
     predecessor: Ident | None
     successors: Neighbourhood
+    joined: bool
 
 
 class Lookup(_Message, frozen=True, tag=23):
@@ -128,6 +129,12 @@ class Leaving(_Message, frozen=True, tag=25):
 
 class Done(_Message, frozen=True, tag=26):
     """Understood."""
+
+
+class Suggest(_Message, frozen=True, tag=27):
+    """There is a node that may be nearer to you than the one you have. Answered by `Done`."""
+
+    ident: Ident
 
 
 # --- registers: between a client and the coordinator ----------------------------------------------
@@ -186,6 +193,14 @@ class WhoKeeps(_Message, frozen=True, tag=46):
     """Which view of the shard do you know? Answered by `Redirect`."""
 
     shard: Count
+
+
+class Peek(_Message, frozen=True, tag=47):
+    """What have you accepted for `key`? Binds nobody. Answered by `Promise` or `Stale`."""
+
+    shard: Count
+    number: Count
+    key: Key
 
 
 # --- registers: between replicas --------------------------------------------------------------------
@@ -306,6 +321,14 @@ class Install(_Message, frozen=True, tag=62):
     final: bool
 
 
+class Retire(_Message, frozen=True, tag=63):
+    """The view after `number` is open at a majority of `members`: whoever is not among them may forget the shard. Answered by `Done`."""
+
+    shard: Count
+    number: Count
+    members: Members
+
+
 # --- admission ------------------------------------------------------------------------------------
 
 
@@ -347,15 +370,18 @@ Ask = (
     | Notify
     | Lookup
     | Leaving
+    | Suggest
     | Read
     | Write
     | WhoKeeps
+    | Peek
     | Prepare
     | Accept
     | Seal
     | Succeed
     | Fetch
     | Install
+    | Retire
     | Enrol
 )
 Answer = (

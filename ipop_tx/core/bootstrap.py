@@ -1,0 +1,99 @@
+"""How a node finds its ring: at the start, and again whenever it has lost it.
+
+A node that reaches nobody becomes a ring of one after a while; it goes on knocking, and rings that meet grow together. That is harmless, because what must
+be unique (registers) hangs on majorities and not on the ring.
+"""
+
+from __future__ import annotations
+
+from ipop_tx.core.link import Link
+from ipop_tx.core.links import Links
+from ipop_tx.core.ring import Ring
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import quorum
+from ipop_tx.errors import IpopError
+from ipop_tx.values import Endpoint, Ident
+
+ALONE_AFTER = 8.0
+"""Seconds of knocking in vain after which a node becomes a ring of one."""
+RETRY = 1.0
+KNOCK_AGAIN = 30.0
+"""Seconds between knocks of a joined node on a remembered endpoint that it has no link to."""
+AGENT_FOR = 15.0
+"""Seconds after joining for which our contact is still named as the way to us; the ring may not know us yet."""
+
+
+class Bootstrap:
+    """Knocks on endpoints, joins through whoever answers, keeps knocking."""
+
+    def __init__(self, links: Links, ring: Ring, runtime: Runtime) -> None:
+        self.endpoints: list[Endpoint] = []
+        self.contact: Ident | None = None
+        self.problem = ""
+        """Why we are not on the ring, in a sentence; empty once we are."""
+        self._joined_at = 0.0
+        self._links = links
+        self._ring = ring
+        self._runtime = runtime
+
+    def agent(self) -> Ident | None:
+        """The member through which others reach us, while we have no settled place on the ring."""
+        contact = self._links.by_ident.get(self.contact) if self.contact else None
+        settled = self._ring.joined and self._runtime.now - self._joined_at > AGENT_FOR
+        return contact.ident if contact is not None and contact.is_direct and not settled else None
+
+    async def run(self, endpoints: tuple[Endpoint, ...], first: bool) -> None:
+        """Join; returns once this node has its place. `first`: there is no other node yet, so do not wait for one."""
+        self.remember(endpoints)
+        begun = self._runtime.now
+        if first:
+            self._ring.found()
+        while not self._ring.joined:
+            await self._knock()
+            for link in self._links:
+                if await self._join_through(link):
+                    break
+            else:
+                if self._runtime.now - begun > ALONE_AFTER:
+                    self._ring.found()
+                    break
+                await self._runtime.sleep(RETRY)
+        self.problem = ""
+        self._runtime.background(self._keep_knocking())
+
+    def remember(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Endpoints to knock on, in this order, behind those known already."""
+        self.endpoints = list(dict.fromkeys([*self.endpoints, *endpoints]))[:64]
+
+    async def _join_through(self, link: Link) -> bool:
+        self.contact = link.ident
+        try:
+            await self._ring.join(link.ident)
+        except IpopError as error:
+            self.problem = f"not on the ring yet: {error}"
+            return False
+        self._joined_at = self._runtime.now
+        return True
+
+    async def _knock(self) -> None:
+        """Try all endpoints at once; come back with the first link, or when all have failed."""
+        if not self.endpoints:
+            self.problem = "no member is known to join through: put an endpoint into node.bootstrap"
+            return
+        if self._links.by_ident:
+            return
+        attempts = [self._links.connect_endpoint(endpoint) for endpoint in self.endpoints]
+        linked = await quorum(attempts, lambda links: len(links) > 0)
+        if not linked:
+            named = ", ".join(str(endpoint) for endpoint in self.endpoints[:3])
+            self.problem = f"no member answers at {named}: check that one runs there and that UDP passes"
+
+    async def _keep_knocking(self) -> None:
+        while not self._ring.leaving:
+            alone = not self._links.by_ident
+            await self._runtime.sleep(self._runtime.spread(RETRY * 5 if alone else KNOCK_AGAIN))
+            linked = {endpoint for link in self._links for endpoint in link.direct}
+            missing = [endpoint for endpoint in self.endpoints if endpoint not in linked]
+            if missing and not self._ring.leaving:
+                endpoint = missing[self._runtime.rng.randrange(len(missing))]
+                await quorum([self._links.connect_endpoint(endpoint)], lambda links: True)

@@ -1,0 +1,144 @@
+"""What a node can be asked to do: the arguments of `Node.submit`. Each gives a core future of the type that its docstring names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ipop_tx.values import Endpoint, Ident
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Find the ring through any of these endpoints and take our place; alone if nobody is there. Future of None, when joined."""
+
+    bootstrap: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reachable:
+    """These are the endpoints under which this machine itself knows that it can be reached. Future of None."""
+
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLease:
+    """Claim an address and keep it renewed. Future of None, at once; see `LeaseGained`."""
+
+    held: bytes | None
+    wish: bytes | None
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease:
+    """Give the address back. Future of None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimLease:
+    """Claim an address now. Future of its 4 bytes."""
+
+    wish: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RenewLease:
+    """Renew the lease now. Future of its 4 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Future of a `Record` or None."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Future of the `Record` written."""
+
+    key: bytes
+    value: bytes
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompareAndSet:
+    """Future of the `Record` written."""
+
+    key: bytes
+    version: int
+    value: bytes
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Future of None."""
+
+    key: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Who owns a key of the ring. Future of `Found`."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Who owns an overlay address or a name. Future of an `Owner` or None."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """A link to a member, over the ring if need be. Future of the `Link`."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """One round trip to a member on whatever path its link uses. Future of seconds."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class Punch:
+    """Try now for a direct path to a linked member. Future of None."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A member seems silent: test its path now. Future of None, at once."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class PathSeen:
+    """The forwarding plane heard a member from another endpoint than its path's. Future of None."""
+
+    ident: Ident
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send a request to a member. Future of the answer."""
+
+    ident: Ident
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Hand over what we keep, tell the neighbours, close all links. Future of None."""

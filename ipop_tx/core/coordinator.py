@@ -1,0 +1,163 @@
+"""The proposer's side of a register: any open member of a shard's view can run an operation for a client.
+
+CASPaxos (Rystsov 2018): prepare at a majority, apply the change to the newest accepted value, accept at a majority. A read
+that finds one and the same accepted ballot at a majority is done in one round trip; any other read completes what it found.
+
+Expiry is decided here, by the least age that a majority reports: a register counts as empty only when every replica that we asked
+has held the record for longer than its time to live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ipop_tx.core.ident import shard_of
+from ipop_tx.core.link import Link
+from ipop_tx.core.replica import Replicas, Shard
+from ipop_tx.core.rpc import Rpc
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import Future, quorum, settled
+from ipop_tx.errors import Unavailable
+from ipop_tx.values import Ident
+from ipop_tx.wire import messages as m
+
+ATTEMPTS = 12
+"""Rounds that an operation tries before it reports that no majority is to be had."""
+REPLICA_DEADLINE = 3.0
+"""Seconds that a replica is given to answer."""
+
+Change = Callable[[m.Record | None], m.Record | None]
+"""From the live record to the record to write; None leaves the register as it is."""
+
+
+class Coordinator:
+    """Runs reads and writes on the registers of this node's open shards."""
+
+    def __init__(self, replicas: Replicas, rpc: Rpc, runtime: Runtime) -> None:
+        self.on_lagging: Callable[[int, Ident], None] = lambda shard, member: None
+        self._replicas = replicas
+        self._rpc = rpc
+        self._runtime = runtime
+        self._round = 0
+        self._acceptor: dict[type, Callable[[Any], m.Answer]] = {
+            m.Peek: replicas.peek,
+            m.Prepare: replicas.prepare,
+            m.Accept: replicas.accept,
+            m.Seal: replicas.seal,
+            m.Succeed: replicas.succeed,
+            m.Fetch: replicas.fetch,
+            m.Retire: replicas.retire,
+        }
+        for kind, answer in self._acceptor.items():
+            rpc.serve(kind, _answering(answer))
+        rpc.serve(m.Install, lambda link, body: replicas.install(link.ident, body))
+
+    def shard(self, key: bytes) -> Shard | None:
+        """The shard of a key, if this node may coordinate on it."""
+        shard = self._replicas.shards.get(shard_of(key, self._replicas.count))
+        return shard if shard is not None and shard.open and self._replicas.ident in shard.members else None
+
+    async def read(self, key: bytes) -> m.Record | None:
+        """The live record. Raises `Unavailable`."""
+        return (await self._operate(key, lambda record: None))[1]
+
+    async def write(self, key: bytes, change: Change) -> tuple[bool, m.Record | None]:
+        """Apply `change` to the live record: (whether it was written, the record afterwards). Raises `Unavailable`."""
+        return await self._operate(key, change)
+
+    async def _operate(self, key: bytes, change: Change) -> tuple[bool, m.Record | None]:
+        most = 0
+        shard = self.shard(key)
+        for attempt in range(ATTEMPTS):
+            shard = self.shard(key)
+            if shard is None:
+                break
+            seen = await self._peek(shard, key)
+            most = max(most, len(seen))
+            if len(seen) >= majority(shard.members):
+                live = self._live(seen)
+                wanted = change(live)
+                if wanted is None and len({promise.accepted for promise in seen}) == 1:
+                    return False, live
+                done = await self._propose(shard, key, change)
+                if done is not None:
+                    return done
+            await self._runtime.sleep((0.02 + 0.05 * attempt) * self._runtime.rng.random() + (0.3 if not seen else 0.0))
+        members = shard.members if shard else ()
+        raise Unavailable(most, majority(members), len(members))
+
+    async def _peek(self, shard: Shard, key: bytes) -> list[m.Promise]:
+        answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise)
+        return [answer for answer in answers if isinstance(answer, m.Promise)]
+
+    async def _propose(self, shard: Shard, key: bytes, change: Change) -> tuple[bool, m.Record | None] | None:
+        """One ballot. None when it lost or found no majority."""
+        self._round += 1
+        ballot = m.Ballot(self._round, self._replicas.ident)
+        answers = await self._ask(shard, m.Prepare(shard.index, shard.number, key, ballot), m.Promise)
+        promises = [answer for answer in answers if isinstance(answer, m.Promise)]
+        self._learn_rounds(answers)
+        if len(promises) < majority(shard.members):
+            return None
+        live = self._live(promises)
+        wanted = change(live)
+        newest = max(promises, key=lambda promise: promise.accepted)
+        record, age = (newest.record, self._age(promises, newest)) if wanted is None else (wanted, 0)
+        accept = m.Accept(shard.index, shard.number, key, ballot, record, age)
+        answers = await self._ask(shard, accept, m.Done)
+        self._learn_rounds(answers)
+        if sum(isinstance(answer, m.Done) for answer in answers) < majority(shard.members):
+            return None
+        return (False, live) if wanted is None else (True, wanted)
+
+    def _live(self, promises: list[m.Promise]) -> m.Record | None:
+        """The newest accepted record, unless it is deleted or expired."""
+        newest = max(promises, key=lambda promise: promise.accepted)
+        if newest.record is None or not newest.record.value:
+            return None
+        return newest.record if self._age(promises, newest) <= newest.record.ttl * 1000 else None
+
+    def _age(self, promises: list[m.Promise], newest: m.Promise) -> int:
+        return min(promise.age_ms for promise in promises if promise.accepted == newest.accepted)
+
+    def _learn_rounds(self, answers: list[m.Answer]) -> None:
+        for answer in answers:
+            ballot = answer.promised if isinstance(answer, m.Refused) else answer.accepted if isinstance(answer, m.Promise) else m.NO_BALLOT
+            self._round = max(self._round, ballot.round)
+
+    async def _ask(self, shard: Shard, body: m.Ask, good: type) -> list[m.Answer]:
+        """Ask all members; come back with a majority of good answers, or when no more can come."""
+        needed = majority(shard.members)
+        futures = [self.ask_member(member, body) for member in shard.members]
+        for member, future in zip(shard.members, futures, strict=True):
+            future.then(lambda done, member=member: self._note_stale(shard, member, done))  # type: ignore[misc]
+        return await quorum(futures, lambda answers: sum(isinstance(answer, good) for answer in answers) >= needed)
+
+    def ask_member(self, member: Ident, body: m.Ask) -> Future[m.Answer]:
+        """Ask one member of a view, ourselves without any detour."""
+        if member == self._replicas.ident:
+            return settled(self._answer_ourselves(body))
+        return self._rpc.call(member, body, REPLICA_DEADLINE)
+
+    def _answer_ourselves(self, body: Any) -> m.Answer:
+        if isinstance(body, m.Install):
+            return self._replicas.install(self._replicas.ident, body)
+        return self._acceptor[type(body)](body)
+
+    def _note_stale(self, shard: Shard, member: Ident, done: Future[m.Answer]) -> None:
+        if done.error is not None or not isinstance(answer := done.result(), m.Stale):
+            return
+        if answer.number < shard.number or (answer.number == shard.number and answer.closed and shard.open):
+            self.on_lagging(shard.index, member)
+        else:
+            self._replicas.learn(answer.shard, answer.number, answer.members)
+
+
+def majority(members: tuple[Ident, ...]) -> int:
+    """How many of a view's members must agree."""
+    return len(members) // 2 + 1
+
+
+def _answering(answer: Callable[[Any], m.Answer]) -> Callable[[Link, Any], m.Answer]:
+    return lambda link, body: answer(body)

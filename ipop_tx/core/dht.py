@@ -1,0 +1,233 @@
+"""Registers as a client sees them, wherever they are kept; and the door at which clients of other nodes knock.
+
+A client asks a member of the register's shard to run the operation: itself if it is one, else a member that it remembers, else the ring's
+owner of the shard, who knows or can ask around. A write is signed once and repeated as it is, so repeating it through another
+coordinator after a lost answer cannot apply it twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from ipop_tx.core.coordinator import Change, Coordinator
+from ipop_tx.core.ident import shard_of
+from ipop_tx.core.link import Link
+from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.replica import Replicas
+from ipop_tx.core.ring import Ring
+from ipop_tx.core.rpc import Rpc, unexpected
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import Conflict, IpopError, LocalMisuse, Unavailable, Unreachable
+from ipop_tx.interfaces import IRecordSigner
+from ipop_tx.values import Ident, Network
+from ipop_tx.wire import messages as m
+
+PATIENCE = 15.0
+"""Seconds until an operation is given up."""
+OPERATION_DEADLINE = 8.0
+"""Seconds that one coordinator is given."""
+
+
+def key_of(kind: str, network: bytes, name: bytes) -> bytes:
+    """The key of a register: SHA-256 over the parts, each with its length, cut to 160 bits."""
+    digest = hashlib.sha256()
+    for part in (kind.encode(), network, name):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()[:20]
+
+
+class RegisterSigner:
+    """Signs and checks records: network, key, version, time to live and value are all under the signature."""
+
+    def __init__(self, network: Network, signer: IRecordSigner) -> None:
+        self._network = network
+        self._signer = signer
+
+    def record(self, key: bytes, version: int, ttl: float, value: bytes) -> m.Record:
+        """A signed record of this node."""
+        unsigned = m.Record(self._signer.ident, version, max(1, int(ttl)), value, self._signer.signer, b"")
+        return msgspec.structs.replace(unsigned, signature=self._signer.sign(self._text(key, unsigned)))
+
+    def authentic(self, key: bytes, record: m.Record) -> bool:
+        """Whether the record's owner signed it for this key in this network."""
+        unsigned = msgspec.structs.replace(record, signature=b"")
+        return self._signer.verify(record.signer, self._text(key, unsigned), record.signature) == record.owner
+
+    def _text(self, key: bytes, unsigned: m.Record) -> bytes:
+        return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
+
+
+class Dht:
+    """`get`, `create`, `compare_and_set`, `delete`."""
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        coordinator: Coordinator,
+        ring: Ring,
+        lookups: Lookups,
+        rpc: Rpc,
+        runtime: Runtime,
+        signer: RegisterSigner,
+    ) -> None:
+        self._replicas = replicas
+        self._coordinator = coordinator
+        self._ring = ring
+        self._lookups = lookups
+        self._rpc = rpc
+        self._runtime = runtime
+        self._signer = signer
+        self._ident = replicas.ident
+        rpc.serve(m.Read, self._serve_read)
+        rpc.serve(m.Write, self._serve_write)
+        rpc.serve(m.WhoKeeps, self._serve_who_keeps)
+
+    # --- client ------------------------------------------------------------------------------
+
+    async def get(self, key: bytes) -> m.Record | None:
+        """The live record. Raises `Unavailable` or `Unreachable`."""
+        return (await self._operate(key, m.Read(key))).record
+
+    async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
+        """Fill an empty register. Raises `Conflict`, with what is there in its sentence."""
+        return await self._write(key, 0, self._signer.record(key, 1, ttl, _checked(value)))
+
+    async def compare_and_set(self, key: bytes, version: int, value: bytes, ttl: float) -> m.Record:
+        """Replace our version `version`. Raises `Conflict`."""
+        return await self._write(key, version, self._signer.record(key, version + 1, ttl, _checked(value)))
+
+    async def delete(self, key: bytes, version: int) -> None:
+        """Empty our register. Raises `Conflict`."""
+        await self._write(key, version, self._signer.record(key, version + 1, 3600, b""))
+
+    async def _write(self, key: bytes, expected: int, record: m.Record) -> m.Record:
+        current = await self._operate(key, m.Write(key, expected, record))
+        if current.won:
+            return record
+        found = current.record
+        if found is None:
+            raise Conflict("the register is empty", "create it")
+        raise Conflict(f"the register is held by {found.owner.hex()[:8]} in version {found.version}", version=found.version)
+
+    async def _operate(self, key: bytes, body: m.Read | m.Write) -> m.Current:
+        deadline = self._runtime.now + PATIENCE
+        error: IpopError = Unreachable("the node is not on the ring yet", "wait until it has joined")
+        pause = 0.1
+        while self._runtime.now < deadline:
+            try:
+                async for answer in self._answers(key, body):
+                    if isinstance(answer, m.Current):
+                        return answer
+                    if isinstance(answer, m.NoMajority):
+                        error = Unavailable(answer.reached, answer.needed, answer.replicas)
+            except IpopError as problem:
+                error = problem if not isinstance(error, Unavailable) else error
+            await self._runtime.sleep(self._runtime.spread(pause))
+            pause = min(1.0, pause * 1.5)
+        raise error
+
+    async def _answers(self, key: bytes, body: m.Read | m.Write) -> AsyncIterator[m.Answer]:
+        """The answers of one coordinator after the other."""
+        if self._coordinator.shard(key) is not None:
+            yield await self._run(key, body)
+        index = shard_of(key, self._replicas.count)
+        asked: set[Ident] = {self._ident}
+        known = self._replicas.known.get(index)
+        to_ask = list(known.members) if known else []
+        if not to_ask:
+            to_ask = [(await self._lookups.find(self._replicas.start_of(index))).owner]
+        while to_ask:
+            member = to_ask.pop(0)
+            if member in asked:
+                continue
+            asked.add(member)
+            try:
+                answer = await self._rpc.call(member, body, OPERATION_DEADLINE)
+            except Unreachable:
+                continue
+            if isinstance(answer, m.Redirect):
+                self._replicas.learn(index, answer.number, answer.members)
+                to_ask.extend(answer.members)
+            else:
+                yield answer
+        self._replicas.known.pop(index, None)
+
+    # --- coordinator's door ------------------------------------------------------------------
+
+    async def _serve_read(self, link: Link, body: m.Read) -> m.Answer:
+        if self._coordinator.shard(body.key) is None:
+            return await self._redirect(body.key)
+        return await self._run(body.key, body)
+
+    async def _serve_write(self, link: Link, body: m.Write) -> m.Answer:
+        if body.record.owner != link.ident or not self._signer.authentic(body.key, body.record):
+            self._runtime.count("record_forged")
+            raise LocalMisuse("a record is written only by its owner, with its owner's signature")
+        if self._coordinator.shard(body.key) is None:
+            return await self._redirect(body.key)
+        return await self._run(body.key, body)
+
+    async def _run(self, key: bytes, body: m.Read | m.Write) -> m.Answer:
+        try:
+            if isinstance(body, m.Read):
+                return m.Current(True, await self._coordinator.read(key))
+            won, record = await self._coordinator.write(key, change_of(body))
+        except Unavailable as error:
+            return m.NoMajority(error.reached, error.needed, error.replicas)
+        return m.Current(won or record == body.record or _was_deleted(body, record), record)
+
+    async def _redirect(self, key: bytes) -> m.Answer:
+        index = shard_of(key, self._replicas.count)
+        if index not in self._replicas.known:
+            await self._ask_around(index)
+        return self._known(index)
+
+    async def _ask_around(self, index: int) -> None:
+        """A new owner of a shard's beginning learns from the nodes after it who keeps the shard."""
+        for neighbour in list(self._ring.successors[:4]):
+            try:
+                answer = await self._rpc.call(neighbour, m.WhoKeeps(index), 2.0)
+            except IpopError:
+                continue
+            if isinstance(answer, m.Redirect):
+                self._replicas.learn(index, answer.number, answer.members)
+            else:
+                raise unexpected(answer)
+
+    def _serve_who_keeps(self, link: Link, body: m.WhoKeeps) -> m.Answer:
+        return self._known(body.shard)
+
+    def _known(self, index: int) -> m.Redirect:
+        shard = self._replicas.shards.get(index)
+        if shard is not None:
+            return m.Redirect(index, shard.number, shard.members)
+        return self._replicas.known.get(index) or m.Redirect(index, 0, ())
+
+
+def change_of(body: m.Write) -> Change:
+    """What a write does to the live record. It leaves alone what it does not expect, and what it has written before."""
+
+    def change(live: m.Record | None) -> m.Record | None:
+        record = body.record
+        if live == record:
+            return None
+        if body.expected == 0:
+            return record if live is None else None
+        matches = live is not None and live.version == body.expected and live.owner == record.owner
+        return record if matches and record.version == body.expected + 1 else None
+
+    return change
+
+
+def _was_deleted(body: m.Write, live: m.Record | None) -> bool:
+    """A deletion that finds the register empty has been carried out already, by us or by time."""
+    return not body.record.value and live is None
+
+
+def _checked(value: bytes) -> bytes:
+    if not 0 < len(value) <= m.MAX_VALUE:
+        raise LocalMisuse(f"a register's value has 1 to {m.MAX_VALUE} bytes, not {len(value)}")
+    return value

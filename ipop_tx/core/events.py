@@ -1,0 +1,92 @@
+"""What a node tells its driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ipop_tx.values import Ident
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A link to a member is up; its session and path are to be had from `Node.link`."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """A link has another session or another active path."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """A link is gone; `reason` is for the log."""
+
+    ident: Ident
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRejected:
+    """A handshake ended in refusal; `reason` is a sentence."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameReceived:
+    """An Ethernet frame from a member, unsealed, its source not checked yet."""
+
+    ident: Ident
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """This node has its place on the ring."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingChanged:
+    """The neighbours on the ring are others than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Peers see us at other endpoints than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGained:
+    """This node holds an address now (4 bytes)."""
+
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """This node holds its address no longer; `reason` is a sentence."""
+
+    address: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolRequested:
+    """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
+
+    request: Any
+    sender: Ident
+    reply: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A bug in ourselves: the traceback, for the log."""
+
+    text: str

@@ -1,0 +1,104 @@
+"""A link: the secure association of two nodes, with its sessions and the paths that carry it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ipop_tx.errors import LocalMisuse
+from ipop_tx.interfaces import ISession
+from ipop_tx.values import Endpoint, Ident, Peer
+
+KEY_LIFE = 180.0
+"""Seconds from the birth of a session until its keys are dead."""
+
+
+class Route(NamedTuple):
+    """A path over the ring: to `destination`, by way of `agent` if that is not on the ring itself."""
+
+    destination: Ident
+    agent: Ident | None = None
+
+
+PathKey = Endpoint | Route
+
+
+@dataclass(slots=True)
+class Keyed:
+    """A session in use. `confirmed`: the peer has shown that it holds the keys too."""
+
+    session: ISession
+    born: float
+    confirmed: bool
+
+
+@dataclass(slots=True)
+class DirectPath:
+    """A direct path whose far end answered our challenge."""
+
+    rtt: float
+    answered: float
+
+
+class Link:
+    """One peer, its sessions, its paths. Owned and changed by `Links` alone."""
+
+    __slots__ = ("active", "active_since", "alarm", "direct", "first_hop", "ident", "initiated", "peer", "route", "rtt", "sessions", "since", "up")
+
+    def __init__(self, peer: Peer, now: float, initiated: bool) -> None:
+        self.ident = peer.ident
+        self.peer = peer
+        self.since = now
+        self.initiated = initiated
+        self.up = True
+        self.sessions: list[Keyed] = []
+        self.direct: dict[Endpoint, DirectPath] = {}
+        self.route = Route(peer.ident)
+        self.first_hop: Ident | None = None
+        """The member that took our last relayed datagram."""
+        self.active: PathKey = self.route
+        self.active_since = now
+        self.rtt = 0.0
+        """Smoothed round trip of the active path in seconds; 0.0 while unmeasured."""
+        self.alarm = False
+        """Whether the active path is being doubted just now."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the active path is direct."""
+        return not isinstance(self.active, Route)
+
+    @property
+    def session(self) -> ISession:
+        """The session to seal with: the preferred one that the peer has confirmed, else the preferred one."""
+        for keyed in self.sessions:
+            if keyed.confirmed:
+                return keyed.session
+        if not self.sessions:
+            raise LocalMisuse("the link has no session")
+        return self.sessions[0].session
+
+    def add_session(self, session: ISession, now: float) -> None:
+        """Put a new session first, unless it crossed with one of the same moment whose tag is greater."""
+        crossed = bool(self.sessions) and now - self.sessions[0].born < 5.0
+        at = 1 if crossed and self.sessions[0].session.tag > session.tag else 0
+        self.sessions.insert(at, Keyed(session, now, session.initiated))
+
+    def confirm(self, session: ISession) -> bool:
+        """The peer used `session`; True when that changes which session we send with."""
+        before = self.session
+        for keyed in self.sessions:
+            if keyed.session is session:
+                keyed.confirmed = True
+        return self.session is not before
+
+    def retire(self, now: float) -> list[ISession]:
+        """Take out the sessions whose keys are dead, and all but the first three."""
+        keep = [keyed for keyed in self.sessions if now - keyed.born < KEY_LIFE][:3]
+        gone = [keyed.session for keyed in self.sessions if keyed not in keep]
+        self.sessions = keep
+        return gone
+
+    def measured(self, rtt: float) -> None:
+        """Take a round trip of the active path into the smoothed value (RFC 6298's weights)."""
+        self.rtt = rtt if self.rtt == 0.0 else 0.875 * self.rtt + 0.125 * rtt

@@ -1,0 +1,264 @@
+"""All links of a node: how they come up, carry messages and end.
+
+A link is made by a handshake on any path: to an endpoint (`connect_endpoint`) or over the ring (`connect`). What its sessions
+unseal is handed on by kind. Which path is active is the business of `Paths`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from ipop_tx.core.events import FrameReceived, LinkChanged, LinkDown, LinkUp, PeerRejected
+from ipop_tx.core.fragments import Reassembly, split
+from ipop_tx.core.handshakes import Handshake, Handshakes, describe
+from ipop_tx.core.link import KEY_LIFE, Link, PathKey, Route
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import Future, failed, settled
+from ipop_tx.errors import BadDatagram, BadMessage, IpopError, LocalMisuse, PeerRefused, Unreachable
+from ipop_tx.interfaces import ISession, ISessionFactory
+from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire import messages as m
+from ipop_tx.wire.datagram import CONTROL, FRAME, RELAY, Form, form_of, receiver_index
+
+REKEY_AFTER = 120.0
+"""Seconds after which the initiator of a session makes a fresh one; the other side waits ten seconds longer."""
+FRAMES_WAITING = 64
+"""Frames kept for a node while its session is being made."""
+
+
+class Relaying(Protocol):
+    """What carries datagrams over the ring."""
+
+    def originate(self, route: Route, datagram: bytes) -> None:
+        """Send a datagram of ours over the ring."""
+
+    def received(self, link: Link, payload: bytes) -> None:
+        """A relayed datagram arrived on a link."""
+
+
+class Links:
+    """The links of one node, by ident and by receiver index."""
+
+    def __init__(self, ident: Ident, runtime: Runtime, factory: ISessionFactory) -> None:
+        self.ident = ident
+        self.by_ident: dict[Ident, Link] = {}
+        self.guests: dict[Ident, Link] = {}
+        self.relaying: Relaying
+        self.on_control: Callable[[Link, PathKey, m.Message], None]
+        self.on_path: Callable[[Link, PathKey], None]
+        self.on_up: list[Callable[[Link], None]] = []
+        self.on_down: list[Callable[[Link], None]] = []
+        self._runtime = runtime
+        self._by_index: dict[int, tuple[Link, ISession]] = {}
+        self._connecting: dict[Ident, Future[Link]] = {}
+        self._waiting: dict[Ident, deque[bytes]] = {}
+        self._reassembly = Reassembly(runtime)
+        self._handshakes = Handshakes(runtime, factory, self.send_datagram, self._adopt, self._handshake_refused)
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(list(self.by_ident.values()))
+
+    # --- out ---------------------------------------------------------------------------------
+
+    def send_datagram(self, path: PathKey, datagram: bytes) -> None:
+        """Put a finished datagram on a path."""
+        if isinstance(path, Route):
+            self.relaying.originate(path, datagram)
+        else:
+            self._runtime.transmissions.append((path, datagram))
+
+    def send_message(self, link: Link, message: m.Message, path: PathKey | None = None) -> None:
+        """Seal a control message and send it by `path`, or by the link's active one. In pieces, if it is long."""
+        session = link.session
+        for part in split(m.encode(message), self._runtime):
+            self.send_datagram(path or link.active, session.protect(CONTROL, part))
+
+    def send_frame(self, ident: Ident, frame: bytes) -> None:
+        """Carry a frame to a member. It waits for the link if there is none yet; only the newest few wait."""
+        link = self.by_ident.get(ident)
+        if link is not None:
+            self.send_datagram(link.active, link.session.protect(FRAME, frame))
+            return
+        waiting = self._waiting.setdefault(ident, deque(maxlen=FRAMES_WAITING))
+        waiting.append(frame)
+        if len(waiting) == 1:
+            self.connect(ident).then(lambda done: self._release_frames(ident, done))
+
+    def _release_frames(self, ident: Ident, done: Future[Link]) -> None:
+        frames = self._waiting.pop(ident, deque())
+        if done.error is not None:
+            self._runtime.count("frames_unreachable", len(frames))
+            return
+        for frame in frames:
+            self.send_frame(ident, frame)
+
+    # --- in ----------------------------------------------------------------------------------
+
+    def receive(self, path: PathKey, datagram: bytes) -> None:
+        """A datagram from a transport or out of a relayed one."""
+        form = form_of(datagram)
+        if form is Form.HANDSHAKE:
+            self._handshakes.receive(path, datagram)
+        elif form is Form.SEALED:
+            self._receive_sealed(path, datagram)
+        else:
+            self._runtime.count("datagram_unknown")
+
+    def _receive_sealed(self, path: PathKey, datagram: bytes) -> None:
+        entry = self._by_index.get(receiver_index(datagram))
+        if entry is None:
+            self._runtime.count("index_unknown")
+            return
+        link, session = entry
+        try:
+            kind, payload = session.unprotect(datagram)
+        except BadDatagram:
+            self._runtime.count("datagram_forged")
+            return
+        self.unsealed(path, link, session, kind, payload)
+
+    def of_session(self, session: ISession) -> Link | None:
+        """The link that a session belongs to."""
+        entry = self._by_index.get(session.local_index)
+        return entry[0] if entry else None
+
+    def unsealed(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
+        """What a session of `link` unsealed, by whichever plane."""
+        if link.confirm(session):
+            self._runtime.emit(LinkChanged(link.ident))
+        if isinstance(path, Route):
+            link.route = path
+            if isinstance(link.active, Route):
+                link.active = path
+        if kind == CONTROL:
+            self._control(path, link, payload)
+        elif link.peer.guest:
+            self._runtime.count("guest_overreach")
+        elif kind == FRAME:
+            self._runtime.emit(FrameReceived(link.ident, payload))
+        elif kind == RELAY:
+            self.relaying.received(link, payload)
+        else:
+            self._runtime.count("kind_unknown")
+
+    def _control(self, path: PathKey, link: Link, payload: bytes) -> None:
+        try:
+            message = m.decode(payload)
+            if isinstance(message, m.Fragment):
+                whole = self._reassembly.add(link.ident, message)
+                if whole is None:
+                    return
+                message = m.decode(whole)
+        except BadMessage:
+            self._runtime.count("message_bad")
+            return
+        if isinstance(message, m.Close):
+            self.drop(link, message.reason, tell=False)
+        else:
+            self.on_control(link, path, message)
+
+    # --- life --------------------------------------------------------------------------------
+
+    def connect(self, ident: Ident) -> Future[Link]:
+        """The link to a member, made over the ring if there is none. Fails with `Unreachable` or `PeerRefused`."""
+        if ident == self.ident:
+            return failed(LocalMisuse("a node has no link to itself"))
+        link = self.by_ident.get(ident)
+        if link is not None:
+            return settled(link)
+        pending = self._connecting.get(ident)
+        if pending is None:
+            pending = self._connecting[ident] = Future()
+            self._handshakes.begin(Route(ident), ident).then(lambda done: self._connected(ident, done))
+        return pending
+
+    def _connected(self, ident: Ident, done: Future[Link]) -> None:
+        pending = self._connecting.pop(ident, None)
+        if pending is not None:
+            pending.fail(done.error) if done.error else pending.succeed(done.result())
+
+    def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
+        """The link to whichever member answers at an endpoint."""
+        for link in self.by_ident.values():
+            if endpoint in link.direct:
+                return settled(link)
+        return self._handshakes.begin(endpoint, None)
+
+    def rekey(self, link: Link) -> Future[Link]:
+        """Make a fresh session on the active path; the old one goes on until the new one is confirmed."""
+        return self._handshakes.begin(link.active, link.ident)
+
+    def _adopt(self, handshake: Handshake) -> Link:
+        session, peer = handshake.session, handshake.session.peer
+        assert peer is not None
+        if peer.ident == self.ident:
+            raise LocalMisuse(f"{describe(handshake.path)} is this node itself")
+        if handshake.expect is not None and peer.ident != handshake.expect:
+            raise PeerRefused(f"somebody else answered for {handshake.expect.hex()[:8]}")
+        if session.local_index in self._by_index:
+            raise Unreachable("two sessions drew the same index", "it is tried again")
+        table = self.guests if peer.guest else self.by_ident
+        link = table.get(peer.ident)
+        fresh = link is None
+        if link is None:
+            link = table[peer.ident] = Link(peer, self._runtime.now, session.initiated)
+            link.active = handshake.path
+        link.peer = peer
+        link.add_session(session, self._runtime.now)
+        self._by_index[session.local_index] = (link, session)
+        self._forget_sessions(link)
+        self._came_up(link, handshake.path, fresh)
+        self._runtime.after(REKEY_AFTER + (0.0 if session.initiated else 10.0), lambda: self._rekey_due(link, session))
+        return link
+
+    def _came_up(self, link: Link, path: PathKey, fresh: bool) -> None:
+        self.on_path(link, path)
+        if link.peer.guest:
+            self._runtime.after(60.0, lambda: self.drop(link, "a guest's time is up"))
+        elif fresh:
+            self._runtime.emit(LinkUp(link.ident))
+            pending = self._connecting.pop(link.ident, None)
+            if pending is not None:
+                pending.succeed(link)
+            for hook in self.on_up:
+                hook(link)
+        else:
+            self._runtime.emit(LinkChanged(link.ident))
+
+    def _rekey_due(self, link: Link, session: ISession) -> None:
+        if not link.up or link.peer.guest or link.sessions[0].session is not session:
+            return
+        if self._runtime.now - link.sessions[0].born > KEY_LIFE - 5.0:
+            self.drop(link, "its keys are too old and no fresh ones could be made")
+            return
+        self.rekey(link)
+        self._runtime.after(10.0, lambda: self._rekey_due(link, session))
+
+    def _forget_sessions(self, link: Link) -> None:
+        for session in link.retire(self._runtime.now):
+            self._by_index.pop(session.local_index, None)
+            session.close()
+
+    def drop(self, link: Link, reason: str, tell: bool = True) -> None:
+        """End a link. Its sessions are forgotten at once."""
+        if not link.up:
+            return
+        if tell:
+            self.send_message(link, m.Close(reason[:200]))
+        link.up = False
+        (self.guests if link.peer.guest else self.by_ident).pop(link.ident, None)
+        for keyed in link.sessions:
+            self._by_index.pop(keyed.session.local_index, None)
+            keyed.session.close()
+        if link.peer.guest:
+            return
+        self._runtime.emit(LinkDown(link.ident, reason))
+        for hook in self.on_down:
+            hook(link)
+
+    def _handshake_refused(self, handshake: Handshake, error: IpopError) -> None:
+        if not isinstance(error, Unreachable):
+            self._runtime.emit(PeerRejected(describe(handshake.path), str(error)))
+        self._runtime.count("handshake_failed")

@@ -1,0 +1,102 @@
+"""Who owns a key? The question goes from node to node, greedily, and the answer comes back the same way.
+
+Each hop asks the next by an ordinary request, which repeats itself when it is lost; when the next hop is dead, the hop before it tries
+another, so a look-up survives what a fire-and-forget message would not.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ipop_tx.core.ident import apart, within
+from ipop_tx.core.link import Link
+from ipop_tx.core.links import Links
+from ipop_tx.core.rpc import Rpc, unexpected
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import IpopError, Unreachable
+from ipop_tx.values import Ident
+from ipop_tx.wire import messages as m
+
+MAX_HOPS = 40
+DETOURS = 3
+"""Next hops tried at each node before it gives up."""
+
+
+class Place(Protocol):
+    """What look-ups need to know of the ring."""
+
+    joined: bool
+    predecessor: Ident | None
+    successors: list[Ident]
+
+    def owns(self, key: bytes) -> bool:
+        """Whether the key is ours."""
+
+
+class Lookups:
+    """Asks, answers and passes on."""
+
+    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime) -> None:
+        self.ring: Place
+        self._ident = links.ident
+        self._links = links
+        self._rpc = rpc
+        self._runtime = runtime
+        rpc.serve(m.Lookup, lambda link, body: self._resolve(body, link.ident))
+
+    async def find(self, key: bytes) -> m.Found:
+        """The owner of a key. Raises `Unreachable`."""
+        return await self._resolve(m.Lookup(key, MAX_HOPS), None)
+
+    async def ask(self, contact: Ident, key: bytes, exclude: Ident | None = None) -> m.Found:
+        """The same, through a given member."""
+        return _found(await self._rpc.call(contact, m.Lookup(key, MAX_HOPS, exclude)))
+
+    async def _resolve(self, question: m.Lookup, asker: Ident | None) -> m.Found:
+        if self._is_owner(question):
+            successors = tuple(ident for ident in self.ring.successors if ident != question.exclude)
+            return m.Found(self._ident, successors, 0)
+        if question.ttl == 0:
+            raise Unreachable("the look-up went round in circles", "the ring is healing; try again")
+        passed_on = m.Lookup(question.key, question.ttl - 1, question.exclude)
+        tried: set[Ident] = {self._ident}
+        if asker is not None:
+            tried.add(asker)
+        if question.exclude is not None:
+            tried.add(question.exclude)
+        for _ in range(DETOURS):
+            hop = self._next_hop(question.key, tried)
+            if hop is None:
+                break
+            tried.add(hop.ident)
+            try:
+                found = _found(await self._rpc.on_link(hop, passed_on))
+            except IpopError:
+                continue
+            return m.Found(found.owner, found.successors, found.hops + 1)
+        raise Unreachable("nobody on the ring could say who owns a key", "the ring is healing; try again")
+
+    def _is_owner(self, question: m.Lookup) -> bool:
+        if not self.ring.joined:
+            return False
+        if question.exclude is not None and self.ring.predecessor == question.exclude:
+            return question.key == question.exclude or within(question.exclude, question.key, self._ident)
+        return self.ring.owns(question.key)
+
+    def _next_hop(self, key: bytes, tried: set[Ident]) -> Link | None:
+        """The link nearest to the key; where we precede the owner ourselves, our successor."""
+        successor = next((ident for ident in self.ring.successors if ident not in tried), None)
+        if successor is not None and within(self._ident, key, successor):
+            link = self._links.by_ident.get(successor)
+            if link is not None:
+                return link
+        candidates = [link for link in self._links if link.ident not in tried]
+        if not candidates:
+            return None
+        return min(candidates, key=lambda link: apart(link.ident, key))
+
+
+def _found(answer: m.Answer) -> m.Found:
+    if not isinstance(answer, m.Found):
+        raise unexpected(answer)
+    return answer

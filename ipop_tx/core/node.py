@@ -1,0 +1,240 @@
+"""The control plane of one node, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from zope.interface import implementer
+
+from ipop_tx.core import commands as c
+from ipop_tx.core.bootstrap import Bootstrap
+from ipop_tx.core.coordinator import Coordinator
+from ipop_tx.core.dht import Dht, RegisterSigner
+from ipop_tx.core.events import EnrolRequested
+from ipop_tx.core.lease import Leases
+from ipop_tx.core.link import Link, PathKey
+from ipop_tx.core.links import Links
+from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.paths import Paths
+from ipop_tx.core.relay import Relay
+from ipop_tx.core.replica import Replicas
+from ipop_tx.core.resolver import Resolver
+from ipop_tx.core.ring import Ring
+from ipop_tx.core.rpc import Rpc
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import Future, settled, spawn
+from ipop_tx.core.views import Views
+from ipop_tx.errors import IpopError, LocalMisuse
+from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
+from ipop_tx.values import Endpoint, Ident, Network, Peer
+from ipop_tx.wire import messages as m
+
+
+@implementer(INode)
+class Node:
+    """One node without its sockets, clock and disk.
+
+    The driver's contract. Inputs: `receive_datagram`, `receive_unsealed` (what a forwarding plane opened itself), `submit`,
+    `handle_timeout`; each takes `now`, seconds of one monotonic clock that never goes back. After every input, in this order:
+
+    1. take events from `poll_event` until it gives None;
+    2. commit the replica store;
+    3. send what `poll_transmit` gives until it gives None;
+    4. arrange for `handle_timeout` at `poll_timeout`, replacing the earlier arrangement.
+
+    Nothing blocks; nothing happens between inputs. The same inputs and the same generator give the same outputs.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        network: Network,
+        rng: Random,
+        sessions: ISessionFactory,
+        signer: IRecordSigner,
+        store: IReplicaStore,
+        flags: int = 0,
+    ) -> None:
+        self.peer = peer
+        self.ident = peer.ident
+        self.network = network
+        self.flags = flags
+        # Build everything ...
+        self.runtime = Runtime(rng)
+        register_signer = RegisterSigner(network, signer)
+        self.links = Links(peer.ident, self.runtime, sessions)
+        self.paths = Paths(self.links, self.runtime, network)
+        self.relay = Relay(self.links, self.runtime)
+        self.rpc = Rpc(self.links, self.runtime)
+        self.lookups = Lookups(self.links, self.rpc, self.runtime)
+        self.ring = Ring(self.links, self.rpc, self.lookups, self.paths, self.runtime)
+        self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
+        self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
+        self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
+        self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
+        self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.rpc, self.runtime, register_signer)
+        self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
+        self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
+        self.peer_hellos: dict[Ident, m.Hello] = {}
+        # ... then wire everything.
+        self.links.on_control = self._control
+        self.links.on_up.append(self._greet_if_ours)
+        self.links.on_down.append(lambda link: self.peer_hellos.pop(link.ident, None))
+        self.paths.ask = self.rpc.on_link
+        self.rpc.suspect = self.paths.suspect
+        self.relay.agent = self.bootstrap.agent
+        self.rpc.serve(m.Hello, self._greeted)
+        self.rpc.serve(m.Offer, self._offered)
+        self.rpc.serve(m.Enrol, self._enrol, guests=True)
+        self._commands: dict[type, Callable[[Any], Future[Any]]] = {
+            c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
+            c.Reachable: self._reachable,
+            c.KeepLease: lambda x: settled(self.leases.start(x.held, x.wish, x.ttl)),
+            c.ClaimLease: lambda x: spawn(self.leases.claim()),
+            c.RenewLease: lambda x: spawn(self.leases.renew()),
+            c.ReleaseLease: lambda x: spawn(self.leases.release()),
+            c.Get: lambda x: spawn(self.dht.get(x.key)),
+            c.Create: lambda x: spawn(self.dht.create(x.key, x.value, x.ttl)),
+            c.CompareAndSet: lambda x: spawn(self.dht.compare_and_set(x.key, x.version, x.value, x.ttl)),
+            c.Delete: lambda x: spawn(self.dht.delete(x.key, x.version)),
+            c.Lookup: lambda x: spawn(self.lookups.find(x.key)),
+            c.Resolve: lambda x: self.resolver.resolve(x.target),
+            c.Connect: lambda x: self.links.connect(x.ident),
+            c.Ping: lambda x: spawn(self._ping(x.ident)),
+            c.Punch: lambda x: spawn(self._punch(x.ident)),
+            c.Suspect: lambda x: settled(self.paths.suspect(x.ident)),
+            c.PathSeen: self._path_seen,
+            c.Ask: lambda x: self.rpc.call(x.ident, x.body),
+            c.Leave: lambda x: spawn(self._leave()),
+        }
+
+    # --- inputs ------------------------------------------------------------------------------
+
+    def receive_datagram(self, now: float, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        """One datagram from a transport."""
+        self.runtime.now = now
+        self.links.receive(endpoint, bytes(datagram))
+
+    def receive_unsealed(self, now: float, endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
+        """What a forwarding plane unsealed with a session of ours and did not deliver itself."""
+        self.runtime.now = now
+        link = self.links.of_session(session)
+        if link is not None:
+            self.links.unsealed(endpoint, link, session, kind, payload)
+
+    def send_frame(self, now: float, ident: Ident, frame: bytes) -> None:
+        """Carry an Ethernet frame to a member: at once over its link, or when there is one."""
+        self.runtime.now = now
+        self.links.send_frame(ident, frame)
+
+    def submit(self, now: float, command: object) -> Future[Any]:
+        """Ask for something: one of `ipop_tx.core.commands`."""
+        self.runtime.now = now
+        return self._commands[type(command)](command)
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due at `now`."""
+        self.runtime.now = now
+        self.runtime.run_due()
+
+    # --- outputs -----------------------------------------------------------------------------
+
+    def poll_transmit(self) -> tuple[Endpoint, bytes] | None:
+        """The next datagram to send."""
+        return self.runtime.transmissions.popleft() if self.runtime.transmissions else None
+
+    def poll_event(self) -> object | None:
+        """The next event: one of `ipop_tx.core.events`."""
+        return self.runtime.events.popleft() if self.runtime.events else None
+
+    def poll_timeout(self) -> float | None:
+        """When to call `handle_timeout`."""
+        return self.runtime.deadline()
+
+    def link(self, ident: Ident) -> Link | None:
+        """The link to a member, if it is up."""
+        return self.links.by_ident.get(ident)
+
+    # --- messages ----------------------------------------------------------------------------
+
+    def _control(self, link: Link, path: PathKey, message: m.Message) -> None:
+        if isinstance(message, m.PathChallenge):
+            self.paths.challenged(link, path, message)
+        elif isinstance(message, m.PathResponse):
+            self.paths.responded(link, path, message)
+        elif isinstance(message, m.Request):
+            self.rpc.requested(link, message)
+        elif isinstance(message, m.Reply):
+            self.rpc.replied(link, message)
+
+    def hello(self) -> m.Hello:
+        """What we tell of ourselves on a new link."""
+        return m.Hello(self.flags, self.paths.offer(), self.leases.address or b"")
+
+    def _greet_if_ours(self, link: Link) -> None:
+        if link.initiated:
+            self.runtime.background(self._greet(link))
+
+    async def _greet(self, link: Link) -> None:
+        answer = await self.rpc.on_link(link, self.hello())
+        if isinstance(answer, m.Hello):
+            self._take_hello(link, answer)
+
+    def _greeted(self, link: Link, body: m.Hello) -> m.Hello:
+        self._take_hello(link, body)
+        return self.hello()
+
+    def _take_hello(self, link: Link, body: m.Hello) -> None:
+        self.peer_hellos[link.ident] = body
+        self.paths.try_candidates(link, body.candidates)
+
+    def _offered(self, link: Link, body: m.Offer) -> m.Offer:
+        self.paths.try_candidates(link, body.candidates)
+        return m.Offer(self.paths.offer())
+
+    def _enrol(self, link: Link, body: m.Enrol) -> Future[m.Answer]:
+        """A guest asks for admission, or a member passes on what a guest asked it. The driver decides."""
+        reply: Future[m.Answer] = Future()
+        if link.peer.guest and body.guest != link.ident:
+            raise LocalMisuse("an invitation is used by whoever proved its key", "run ipop join again")
+        self.runtime.emit(EnrolRequested(body, link.ident, reply))
+        return reply
+
+    # --- commands ----------------------------------------------------------------------------
+
+    def _is_first(self) -> bool:
+        """Whether this node alone keeps the whole DHT: the founder of a network that nobody has joined yet."""
+        shards = self.replicas.shards
+        return len(shards) == self.network.shards and all(shard.members == (self.ident,) for shard in shards.values())
+
+    def _reachable(self, command: c.Reachable) -> Future[None]:
+        changed = self.paths.facts.local != list(command.endpoints)
+        self.paths.facts.local = list(command.endpoints)
+        if changed:
+            for link in self.links:
+                self.runtime.background(self.paths.punch(link))
+        return settled(None)
+
+    def _path_seen(self, command: c.PathSeen) -> Future[None]:
+        link = self.links.by_ident.get(command.ident)
+        if link is not None:
+            self.paths.heard(link, command.endpoint)
+        return settled(None)
+
+    async def _ping(self, ident: Ident) -> float:
+        link = await self.links.connect(ident)
+        return await self.paths.challenge(link, link.active, 2.0)
+
+    async def _punch(self, ident: Ident) -> None:
+        await self.paths.punch(await self.links.connect(ident))
+
+    async def _leave(self) -> None:
+        try:
+            await self.views.leave()
+            await self.ring.leave()
+        except IpopError:
+            self.runtime.count("leave_incomplete")
+        for link in self.links:
+            self.links.drop(link, "the node leaves")

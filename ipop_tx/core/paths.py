@@ -1,0 +1,278 @@
+"""Which path carries a link, and whether it still does.
+
+One mechanism serves liveness, round-trip times and traversal: the *path challenge*, a random token sent on a path and
+answered on it. An endpoint becomes a direct path only when our own challenge to it was answered; so nobody can aim us at a
+third party with more than the challenges themselves, whose number is bounded.
+
+Of several direct paths the end with the greater ident chooses by round trip; the other follows the path on which it hears
+its peer, so that both use one path and they never swap for ever.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ipop_tx.core.events import LinkChanged, Observed
+from ipop_tx.core.link import DirectPath, Link, PathKey, Route
+from ipop_tx.core.links import Links
+from ipop_tx.core.runtime import Runtime, Timer
+from ipop_tx.core.tasks import Future
+from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
+from ipop_tx.values import Endpoint, Ident, Network
+from ipop_tx.wire import messages as m
+
+KEEPALIVE = 15.0
+"""Seconds between challenges on a link; under the shortest usual life of a NAT mapping."""
+NEIGHBOUR_KEEPALIVE = 5.0
+"""The same for neighbours on the ring, whose death must be noticed sooner."""
+PROBE_WAIT = 0.5
+"""Least seconds to wait for the answer to a challenge; thrice the round trip if that is more, half as long again each time."""
+PROBE_TRIES = 3
+ROUNDS = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0)
+"""When the candidates of a peer are challenged, in seconds after they became known."""
+CANDIDATES = 8
+"""Most endpoints offered to a peer, and most that we challenge for one peer at once."""
+RETRY_DIRECT = 60.0
+"""Seconds between attempts to turn a relayed link into a direct one."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    link: Link
+    path: PathKey
+    sent: float
+    answered: Future[float]
+    timer: Timer
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The endpoint under which a peer saw us, and when."""
+
+    endpoint: Endpoint
+    at: float
+
+
+@dataclass(slots=True)
+class Facts:
+    """What this node knows of its own reachability."""
+
+    local: list[Endpoint] = field(default_factory=list)
+    seen: dict[Ident, _Seen] = field(default_factory=dict)
+
+    def candidates(self) -> list[Endpoint]:
+        """What to offer: our own endpoints, then those that peers saw, most witnesses first."""
+        witnesses: dict[Endpoint, int] = {}
+        for seen in self.seen.values():
+            witnesses[seen.endpoint] = witnesses.get(seen.endpoint, 0) + 1
+        observed = sorted(witnesses, key=lambda endpoint: (-witnesses[endpoint], endpoint))
+        return list(dict.fromkeys([*self.local[: CANDIDATES // 2], *observed, *self.local]))[:CANDIDATES]
+
+
+class Paths:
+    """Challenges, keep-alive, fall-back and upgrade of the paths of all links."""
+
+    def __init__(self, links: Links, runtime: Runtime, network: Network) -> None:
+        self.facts = Facts()
+        self.neighbours: frozenset[Ident] = frozenset()
+        self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
+        """Sends a request on a link: `Rpc.on_link`."""
+        self._links = links
+        self._runtime = runtime
+        self._network = network
+        self._pending: dict[int, _Pending] = {}
+        links.on_path = self.proven
+        links.on_up.append(self._link_up)
+
+    # --- challenges --------------------------------------------------------------------------
+
+    def challenge(self, link: Link, path: PathKey, wait: float) -> Future[float]:
+        """Send one challenge; the future gives the round trip in seconds or fails with `Unreachable` after `wait`."""
+        token = self._runtime.rng.getrandbits(62)
+        answered: Future[float] = Future()
+        timer = self._runtime.after(wait, lambda: self._unanswered(token))
+        self._pending[token] = _Pending(link, path, self._runtime.now, answered, timer)
+        self._links.send_message(link, m.PathChallenge(token), path)
+        return answered
+
+    def _unanswered(self, token: int) -> None:
+        pending = self._pending.pop(token, None)
+        if pending is not None:
+            pending.answered.fail(Unreachable("no answer to a path challenge"))
+
+    def challenged(self, link: Link, path: PathKey, message: m.PathChallenge) -> None:
+        """Answer on the path it came by; an endpoint that we do not know yet is challenged back."""
+        observed = "" if isinstance(path, Route) else str(path)
+        self._links.send_message(link, m.PathResponse(message.token, observed), path)
+        self.heard(link, path)
+
+    def responded(self, link: Link, path: PathKey, message: m.PathResponse) -> None:
+        """An answer: the path that we challenged is proven."""
+        pending = self._pending.get(message.token)
+        if pending is None or pending.link is not link:
+            self._runtime.count("response_unexpected")
+            return
+        del self._pending[message.token]
+        pending.timer.cancel()
+        rtt = self._runtime.now - pending.sent
+        if pending.path == link.active:
+            link.measured(rtt)
+            link.alarm = False
+        if isinstance(pending.path, Endpoint):
+            self._direct_answered(link, pending.path, rtt)
+            if message.observed and path == pending.path:
+                self._observe(link.ident, message.observed)
+        pending.answered.succeed(rtt)
+
+    def _observe(self, witness: Ident, text: str) -> None:
+        try:
+            endpoint = Endpoint.parse(text)
+        except LocalMisuse:
+            self._runtime.count("observed_bad")
+            return
+        before = self.facts.candidates()
+        self.facts.seen[witness] = _Seen(endpoint, self._runtime.now)
+        if self.facts.candidates() != before:
+            self._runtime.emit(Observed())
+
+    # --- choice ------------------------------------------------------------------------------
+
+    def proven(self, link: Link, path: PathKey) -> None:
+        """A handshake went through on `path`, which proves it as an answered challenge does."""
+        if isinstance(path, Endpoint):
+            link.direct.setdefault(path, DirectPath(0.0, self._runtime.now))
+            if not link.is_direct or link.active not in link.direct:
+                self._activate(link, path)
+
+    def _direct_answered(self, link: Link, endpoint: Endpoint, rtt: float) -> None:
+        known = link.direct.get(endpoint)
+        smoothed = rtt if known is None or known.rtt == 0.0 else 0.875 * known.rtt + 0.125 * rtt
+        link.direct[endpoint] = DirectPath(smoothed, self._runtime.now)
+        if not link.is_direct:
+            self._activate(link, endpoint)
+        elif self._links.ident > link.ident:
+            best = min(link.direct, key=lambda candidate: link.direct[candidate].rtt)
+            active = link.direct.get(link.active) if isinstance(link.active, Endpoint) else None
+            if active is None or link.direct[best].rtt < 0.8 * active.rtt:
+                self._activate(link, best)
+
+    def _activate(self, link: Link, path: PathKey) -> None:
+        if link.active == path:
+            return
+        link.active, link.active_since = path, self._runtime.now
+        link.rtt = link.direct[path].rtt if isinstance(path, Endpoint) else 0.0
+        link.alarm = False
+        self._runtime.emit(LinkChanged(link.ident))
+
+    def heard(self, link: Link, path: PathKey) -> None:
+        """Something authentic came by `path`. Never a reason to trust it, often one to test it."""
+        if isinstance(path, Route) or link.peer.guest or path == link.active:
+            return
+        if path in link.direct:
+            if self._links.ident < link.ident:
+                self._activate(link, path)
+        elif not any(pending.link is link and pending.path == path for pending in self._pending.values()):
+            self.challenge(link, path, 2.0)
+
+    # --- liveness ----------------------------------------------------------------------------
+
+    def _link_up(self, link: Link) -> None:
+        self._runtime.background(self._keep(link))
+        self._runtime.background(self._keep_upgrading(link))
+
+    async def _keep(self, link: Link) -> None:
+        while link.up:
+            await self.probe(link)
+            near = link.ident in self.neighbours
+            await self._runtime.sleep(self._runtime.spread(NEIGHBOUR_KEEPALIVE if near else KEEPALIVE))
+
+    async def probe(self, link: Link) -> None:
+        """Make sure that the active path carries; fall back to another, and drop the link when none does."""
+        while link.up:
+            path = link.active
+            if await self._answers(link, path) or not link.up:
+                return
+            if path == link.active:
+                self._fall_back(link, path)
+
+    def suspect(self, ident: Ident) -> None:
+        """Something went unanswered: test the link now."""
+        link = self._links.by_ident.get(ident)
+        if link is not None and not link.alarm:
+            link.alarm = True
+            self._runtime.background(self.probe(link))
+
+    async def _answers(self, link: Link, path: PathKey) -> bool:
+        wait = max(PROBE_WAIT, 3 * link.rtt)
+        for _ in range(PROBE_TRIES):
+            if not link.up or path != link.active:
+                return True
+            try:
+                await self.challenge(link, path, wait)
+                return True
+            except Unreachable:
+                wait *= 1.5
+        return False
+
+    def _fall_back(self, link: Link, dead: PathKey) -> None:
+        if isinstance(dead, Route):
+            self._links.drop(link, "no answer", tell=False)
+            return
+        link.direct.pop(dead, None)
+        others = sorted(link.direct, key=lambda endpoint: link.direct[endpoint].rtt)
+        self._activate(link, others[0] if others else Route(link.ident))
+        if not others:
+            self._runtime.background(self.punch(link))
+
+    # --- upgrade -----------------------------------------------------------------------------
+
+    async def _keep_upgrading(self, link: Link) -> None:
+        while link.up:
+            await self._runtime.sleep(self._runtime.spread(RETRY_DIRECT))
+            if link.up and not link.is_direct:
+                await self.punch(link)
+
+    async def punch(self, link: Link) -> None:
+        """Tell the peer our candidates; its answer makes both ends challenge each other at the same time."""
+        try:
+            answer = await self.ask(link, m.Offer(self.offer()))
+        except IpopError:
+            return
+        if isinstance(answer, m.Offer):
+            self.try_candidates(link, answer.candidates)
+
+    def offer(self) -> tuple[str, ...]:
+        """Our candidates, written out."""
+        return tuple(str(endpoint) for endpoint in self.facts.candidates())
+
+    def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
+        """Challenge a peer's endpoints, paced, until one answers."""
+        endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self._admissible(text))]
+        if endpoints and not link.is_direct:
+            self._runtime.background(self._challenge_all(link, endpoints))
+
+    async def _challenge_all(self, link: Link, endpoints: list[Endpoint]) -> None:
+        begun = self._runtime.now
+        for moment in ROUNDS:
+            await self._runtime.sleep(max(0.0, begun + moment - self._runtime.now))
+            if not link.up or link.is_direct:
+                return
+            for endpoint in endpoints:
+                self.challenge(link, endpoint, 3.0)
+
+    def _admissible(self, text: str) -> Endpoint | None:
+        """The endpoint, if it is one that a datagram of ours may go to."""
+        try:
+            endpoint = Endpoint.parse(text)
+            address = ipaddress.ip_address(endpoint.host)
+        except (LocalMisuse, ValueError):
+            return None
+        schemes = {local.scheme for local in self.facts.local}
+        loopback = any(ipaddress.ip_address(local.host).is_loopback for local in self.facts.local)
+        inner = address in (self._network.pool if address.version == 4 else self._network.prefix)
+        silly = address.is_multicast or address.is_unspecified or address.is_link_local or (address.is_loopback and not loopback)
+        if endpoint.scheme not in schemes or inner or silly or endpoint in self.facts.local:
+            return None
+        return endpoint

@@ -1,0 +1,89 @@
+"""Datagrams that travel over the ring, sealed end to end, from member to member along direct paths.
+
+Each hop is greedy: the neighbour nearest to the destination, the shorter way round. A neighbour that is itself reached only
+through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (a ring that
+is just healing, pairs that cannot reach each other) one step back is allowed; the ttl bounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ipop_tx.core.ident import apart
+from ipop_tx.core.link import Link, Route
+from ipop_tx.core.links import Links
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import BadMessage
+from ipop_tx.values import Ident
+from ipop_tx.wire.datagram import RELAY
+from ipop_tx.wire.relay import MAX_VIA, Relayed
+
+
+class Relay:
+    """Sends our own datagrams over the ring and passes on those of others."""
+
+    def __init__(self, links: Links, runtime: Runtime) -> None:
+        self.agent: Callable[[], Ident | None] = lambda: None
+        """The member through which others reach us while we have no place on the ring."""
+        self._links = links
+        self._runtime = runtime
+        links.relaying = self
+
+    def originate(self, route: Route, datagram: bytes) -> None:
+        """Send a datagram of ours to `route.destination`."""
+        via = (route.agent,) if route.agent and route.agent != self._links.ident else ()
+        relayed = Relayed(route.destination, self._links.ident, bytes(datagram), agent=self.agent(), via=via)
+        hop = self._forward(relayed, None)
+        link = self._links.by_ident.get(route.destination)
+        if hop is not None and link is not None:
+            link.first_hop = hop.ident
+
+    def received(self, link: Link, payload: bytes) -> None:
+        """A relayed datagram came by `link`: for us, or to be passed on."""
+        try:
+            relayed = Relayed.decode(payload)
+        except BadMessage:
+            self._runtime.count("relay_bad")
+            return
+        via = relayed.via[1:] if relayed.via and relayed.via[0] == self._links.ident else relayed.via
+        if not via and relayed.destination == self._links.ident:
+            if relayed.source != self._links.ident:
+                self._links.receive(Route(relayed.source, relayed.agent), relayed.datagram)
+        elif relayed.ttl <= 1:
+            self._runtime.count("relay_ttl")
+        else:
+            self._runtime.count("relayed")
+            self._forward(relayed.next(via), link)
+
+    def _forward(self, relayed: Relayed, came_by: Link | None) -> Link | None:
+        target = relayed.via[0] if relayed.via else relayed.destination
+        via = relayed.via
+        hop = self._direct(target)
+        if hop is None:
+            hop, detour = self._towards(target, came_by)
+            if detour is not None and len(via) < MAX_VIA:
+                via = (detour, *via)
+        if hop is None:
+            self._runtime.count("relay_no_route")
+            return None
+        payload = Relayed(relayed.destination, relayed.source, relayed.datagram, relayed.ttl, relayed.agent, via).encode()
+        self._links.send_datagram(hop.active, hop.session.protect(RELAY, payload))
+        return hop
+
+    def _direct(self, ident: Ident | None) -> Link | None:
+        link = self._links.by_ident.get(ident) if ident else None
+        return link if link is not None and link.is_direct else None
+
+    def _towards(self, target: Ident, came_by: Link | None) -> tuple[Link | None, Ident | None]:
+        """The link to send to, and the neighbour to pass first when that one is reached through the link."""
+        nearest = sorted((link for link in self._links if link is not came_by), key=lambda link: apart(link.ident, target))
+        here = apart(self._links.ident, target)
+        for link in nearest:
+            if apart(link.ident, target) >= here:
+                break
+            if link.is_direct:
+                return link, None
+            relay = self._direct(link.route.agent) or self._direct(link.first_hop)
+            if relay is not None and relay is not came_by:
+                return relay, link.ident
+        return next((link for link in nearest if link.is_direct), None), None

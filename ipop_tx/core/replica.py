@@ -1,0 +1,293 @@
+"""What one node keeps of the DHT: its shards, their views, and the acceptor's side of the registers.
+
+Every method answers from what is on disk (or will be, before the answer leaves: the driver commits first) and changes it in
+one step; there is nothing here to wait for. The proposer's side is in `coordinator`, the change of views in `views`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ipop_tx.core.ident import shard_start
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import StateError
+from ipop_tx.interfaces import IReplicaStore
+from ipop_tx.values import Ident
+from ipop_tx.wire import messages as m
+
+REPLICAS = 5
+"""Members of a view, where the network has that many nodes."""
+PAGE_BYTES = 8000
+"""Rough size of one part of a hand-over."""
+VIEW_ROW = b""
+
+
+@dataclass(slots=True)
+class CellState:
+    """One register as an acceptor: its promise, what it accepted, and when (on our clock)."""
+
+    promised: m.Ballot = m.NO_BALLOT
+    accepted: m.Ballot = m.NO_BALLOT
+    record: m.Record | None = None
+    since: float = 0.0
+
+
+@dataclass(slots=True)
+class Shard:
+    """A part of the key space of which this node keeps a copy, in view `number`."""
+
+    index: int
+    number: int
+    members: tuple[Ident, ...]
+    sealed: m.Ballot = m.NO_BALLOT
+    """Promise for the decision on the next view; while it is not `NO_BALLOT`, no register accepts anything."""
+    successor_ballot: m.Ballot = m.NO_BALLOT
+    successor: tuple[Ident, ...] = ()
+    sealed_since: float = 0.0
+    cells: dict[bytes, CellState] = field(default_factory=dict)
+
+    @property
+    def open(self) -> bool:
+        """Whether registers may be read and written."""
+        return self.sealed == m.NO_BALLOT
+
+
+class ViewRow(msgspec.Struct, frozen=True, array_like=True):
+    """A shard's view as it lies on disk."""
+
+    number: int
+    members: tuple[bytes, ...]
+    sealed: m.Ballot
+    successor_ballot: m.Ballot
+    successor: tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """Parts of a view that is being installed."""
+
+    number: int
+    parts: dict[int, tuple[m.Cell, ...]] = field(default_factory=dict)
+    last: int | None = None
+
+
+def genesis(ident: Ident, shards: int) -> Iterable[tuple[int, bytes, bytes]]:
+    """The rows with which a new network's only node begins: view 1 of every shard, with itself as member."""
+    view = msgspec.msgpack.encode(ViewRow(1, (ident,), m.NO_BALLOT, m.NO_BALLOT, ()))
+    return [(index, VIEW_ROW, view) for index in range(shards)]
+
+
+class Replicas:
+    """All shards of this node, answering the requests of coordinators and of those who change views."""
+
+    def __init__(self, ident: Ident, shards: int, store: IReplicaStore, runtime: Runtime, authentic: Callable[[bytes, m.Record], bool]) -> None:
+        self.ident = ident
+        self.count = shards
+        self.shards: dict[int, Shard] = {}
+        self.known: dict[int, m.Redirect] = {}
+        """The newest view that we have heard of, of shards that others keep."""
+        self.on_view: Callable[[], None] = lambda: None
+        self._store = store
+        self._runtime = runtime
+        self._authentic = authentic
+        self._arriving: dict[tuple[Ident, int], _Arriving] = {}
+        self._load()
+
+    def start_of(self, index: int) -> Ident:
+        """The first ident of a shard."""
+        return shard_start(index, self.count)
+
+    # --- disk --------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        cells: list[tuple[int, bytes, bytes]] = []
+        try:
+            for index, key, value in self._store.load():
+                if key == VIEW_ROW:
+                    row = msgspec.msgpack.decode(value, type=ViewRow)
+                    self.shards[index] = Shard(index, row.number, row.members, row.sealed, row.successor_ballot, row.successor)
+                else:
+                    cells.append((index, key, value))
+            for index, key, value in cells:
+                cell = msgspec.msgpack.decode(value, type=m.Cell)
+                since = self._runtime.now - cell.age_ms / 1000
+                self.shards[index].cells[key] = CellState(cell.promised, cell.accepted, cell.record, since)
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise StateError(f"the stored registers are damaged ({error})", "restore replicas.db, or remove it to rejoin as an empty replica") from None
+
+    def _put_view(self, shard: Shard) -> None:
+        row = ViewRow(shard.number, shard.members, shard.sealed, shard.successor_ballot, shard.successor)
+        self._store.put(shard.index, VIEW_ROW, msgspec.msgpack.encode(row))
+
+    def _put_cell(self, shard: Shard, key: bytes, cell: CellState) -> None:
+        self._store.put(shard.index, key, m.encode(self._cell(key, cell)))
+
+    def _cell(self, key: bytes, cell: CellState) -> m.Cell:
+        return m.Cell(key, cell.promised, cell.accepted, cell.record, self._age_ms(cell))
+
+    def _age_ms(self, cell: CellState) -> int:
+        return max(0, int((self._runtime.now - cell.since) * 1000)) if cell.record is not None else 0
+
+    def drop(self, shard: Shard) -> None:
+        """Forget a shard that others keep now."""
+        for key in shard.cells:
+            self._store.delete(shard.index, key)
+        self._store.delete(shard.index, VIEW_ROW)
+        del self.shards[shard.index]
+        self.on_view()
+
+    # --- acceptor ----------------------------------------------------------------------------
+
+    def stale(self, index: int) -> m.Stale:
+        """What we know of a shard's view, for somebody who named another."""
+        shard = self.shards.get(index)
+        if shard is not None:
+            return m.Stale(index, shard.number, shard.members, not shard.open)
+        known = self.known.get(index)
+        return m.Stale(index, known.number, known.members, False) if known else m.Stale(index, 0, (), False)
+
+    def _open(self, index: int, number: int) -> Shard | None:
+        shard = self.shards.get(index)
+        return shard if shard is not None and shard.number == number and shard.open else None
+
+    def peek(self, body: m.Peek) -> m.Answer:
+        """What we accepted; binds nobody."""
+        shard = self._open(body.shard, body.number)
+        if shard is None:
+            return self.stale(body.shard)
+        cell = shard.cells.get(body.key) or CellState()
+        return m.Promise(cell.accepted, cell.record, self._age_ms(cell))
+
+    def prepare(self, body: m.Prepare) -> m.Answer:
+        """Phase 1: promise, unless a higher ballot has our promise."""
+        shard = self._open(body.shard, body.number)
+        if shard is None:
+            return self.stale(body.shard)
+        cell = shard.cells.get(body.key) or CellState()
+        if body.ballot < cell.promised:
+            return m.Refused(cell.promised)
+        cell.promised = body.ballot
+        shard.cells[body.key] = cell
+        self._put_cell(shard, body.key, cell)
+        return m.Promise(cell.accepted, cell.record, self._age_ms(cell))
+
+    def accept(self, body: m.Accept) -> m.Answer:
+        """Phase 2: accept, unless a higher ballot has our promise. A record with a bad signature is never accepted."""
+        shard = self._open(body.shard, body.number)
+        if shard is None:
+            return self.stale(body.shard)
+        cell = shard.cells.get(body.key) or CellState()
+        if body.ballot < cell.promised:
+            return m.Refused(cell.promised)
+        if body.record is not None and not self._authentic(body.key, body.record):
+            self._runtime.count("record_forged")
+            return m.Failed("BadMessage", "the record's signature is not its owner's", "")
+        cell.promised = cell.accepted = body.ballot
+        cell.record = body.record
+        cell.since = self._runtime.now - body.age_ms / 1000
+        shard.cells[body.key] = cell
+        self._put_cell(shard, body.key, cell)
+        return m.Done()
+
+    # --- change of view ----------------------------------------------------------------------
+
+    def seal(self, body: m.Seal) -> m.Answer:
+        """Stop accepting in this view; promise for the decision on the next."""
+        shard = self.shards.get(body.shard)
+        if shard is None or shard.number != body.number:
+            return self.stale(body.shard)
+        if body.ballot < shard.sealed:
+            return m.Refused(shard.sealed)
+        if shard.open:
+            shard.sealed_since = self._runtime.now
+        shard.sealed = body.ballot
+        self._put_view(shard)
+        return m.Sealed(shard.successor_ballot, shard.successor, len(shard.cells))
+
+    def succeed(self, body: m.Succeed) -> m.Answer:
+        """Accept a proposal for the next view's members."""
+        shard = self.shards.get(body.shard)
+        if shard is None or shard.number != body.number:
+            return self.stale(body.shard)
+        if body.ballot < shard.sealed:
+            return m.Refused(shard.sealed)
+        shard.sealed = shard.successor_ballot = body.ballot
+        shard.successor = body.members
+        self._put_view(shard)
+        return m.Done()
+
+    def fetch(self, body: m.Fetch) -> m.Answer:
+        """A page of what a sealed view holds here."""
+        shard = self.shards.get(body.shard)
+        if shard is None or shard.number != body.number or shard.open:
+            return self.stale(body.shard)
+        keys = sorted(key for key in shard.cells if key > body.after)
+        cells = page([self._cell(key, shard.cells[key]) for key in keys])
+        return m.Page(cells, len(cells) < len(keys))
+
+    def install(self, sender: Ident, body: m.Install) -> m.Answer:
+        """Part of a view that begins; with all parts here it is open."""
+        shard = self.shards.get(body.shard)
+        if shard is not None and shard.number >= body.number:
+            return m.Done() if shard.number == body.number else self.stale(body.shard)
+        if self.ident not in body.members:
+            return self.stale(body.shard)
+        arriving = self._arriving.get((sender, body.shard))
+        if arriving is None or arriving.number != body.number:
+            arriving = self._arriving[sender, body.shard] = _Arriving(body.number)
+        arriving.parts[body.part] = body.cells
+        if body.final:
+            arriving.last = body.part
+        if arriving.last is not None and len(arriving.parts) > arriving.last:
+            del self._arriving[sender, body.shard]
+            self._begin(body, arriving)
+        return m.Done()
+
+    def _begin(self, body: m.Install, arriving: _Arriving) -> None:
+        old = self.shards.get(body.shard)
+        shard = Shard(body.shard, body.number, body.members)
+        for cell in (cell for part in arriving.parts.values() for cell in part):
+            shard.cells[cell.key] = CellState(cell.promised, cell.accepted, cell.record, self._runtime.now - cell.age_ms / 1000)
+        for key in old.cells if old else ():
+            if key not in shard.cells:
+                self._store.delete(body.shard, key)
+        self.shards[body.shard] = shard
+        self.known.pop(body.shard, None)
+        self._put_view(shard)
+        for key, state in shard.cells.items():
+            self._put_cell(shard, key, state)
+        self.on_view()
+
+    def learn(self, index: int, number: int, members: tuple[Ident, ...]) -> None:
+        """Somebody named a view; remember the newest, and give up a copy that it has left behind."""
+        shard = self.shards.get(index)
+        if shard is not None:
+            if number > shard.number and self.ident not in members and members:
+                self.drop(shard)
+            else:
+                return
+        known = self.known.get(index)
+        if members and (known is None or number > known.number):
+            self.known[index] = m.Redirect(index, number, members)
+
+    def retire(self, body: m.Retire) -> m.Answer:
+        """The next view works; whoever is not in it may forget the shard."""
+        shard = self.shards.get(body.shard)
+        if shard is None or (shard.number == body.number and not shard.open):
+            self.learn(body.shard, body.number + 1, body.members)
+        return m.Done()
+
+
+def page(cells: list[m.Cell]) -> tuple[m.Cell, ...]:
+    """As many cells from the front as fit one part."""
+    taken: list[m.Cell] = []
+    room = PAGE_BYTES
+    for cell in cells[:64]:
+        room -= 120 + (len(cell.record.value) + 200 if cell.record else 0)
+        if taken and room < 0:
+            break
+        taken.append(cell)
+    return tuple(taken)

@@ -1,0 +1,321 @@
+"""A node's place on the ring: predecessor, successors, fingers.
+
+Chord (Stoica et al. 2001) with the corrections of Zave ("Reasoning about identifier spaces", 2017): a list of successors
+that is never empty once joined, joining in two steps, and *rectify* in place of notify: a predecessor is replaced only by a nearer
+node that is alive, or when it is dead. Here alive means: has a link.
+
+Links carry both ways and every linked node is considered as a neighbour, so two rings that touch anywhere grow together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ipop_tx.core.events import Joined, RingChanged
+from ipop_tx.core.ident import clockwise, offset, strictly_within, within
+from ipop_tx.core.link import Link
+from ipop_tx.core.links import Links
+from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.paths import Paths
+from ipop_tx.core.rpc import Rpc, unexpected
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import IpopError
+from ipop_tx.values import IDENT_BITS, Ident
+from ipop_tx.wire import messages as m
+
+SUCCESSORS = 8
+"""Length of the successor list."""
+STABILISE = 10.0
+"""Seconds between stabilisations of a calm ring; after a change it is a tenth."""
+FINGERS_EVERY = 30.0
+
+
+class Ring:
+    """Joins, stabilises, rectifies, leaves; owns predecessor, successor list and fingers."""
+
+    def __init__(self, links: Links, rpc: Rpc, lookups: Lookups, paths: Paths, runtime: Runtime) -> None:
+        self.ident = links.ident
+        self.predecessor: Ident | None = None
+        self.successors: list[Ident] = []
+        self.fingers: list[Ident] = []
+        self.joined = False
+        self.leaving = False
+        self._links = links
+        self._rpc = rpc
+        self._lookups = lookups
+        self._paths = paths
+        self._runtime = runtime
+        self._unsettled = 5
+        """Quick stabilisations still to come after the last change."""
+        self._stabilising = False
+        lookups.ring = self
+        links.on_down.append(self._link_down)
+        links.on_up.append(self._link_up)
+        rpc.serve(m.GetNeighbours, lambda link, body: self.neighbours())
+        rpc.serve(m.Notify, self._notified)
+        rpc.serve(m.Leaving, self._neighbour_leaves)
+        rpc.serve(m.Suggest, self._suggested)
+
+    # --- what others ask ---------------------------------------------------------------------
+
+    def neighbours(self) -> m.Neighbours:
+        """Our surroundings, as told to others."""
+        return m.Neighbours(self.predecessor, tuple(self.successors), self.joined)
+
+    def owns(self, key: bytes) -> bool:
+        """Whether `key` lies between our predecessor and us; while we look for a predecessor, the nearest linked node before us."""
+        if not self.joined:
+            return False
+        before = self.predecessor or min(self._links.by_ident, key=lambda ident: clockwise(ident, self.ident), default=None)
+        return before is None or within(before, key, self.ident)
+
+    def around(self) -> list[Ident]:
+        """This node and its successors, in ring order: who keeps what this node owns."""
+        return [self.ident, *self.successors]
+
+    def estimate(self) -> int:
+        """How many nodes the ring has, judged by how dense it is here."""
+        known = [*self.successors]
+        if not known:
+            return 1
+        arc = clockwise(self.ident, known[-1])
+        return max(len(known) + 1, round(len(known) * (1 << IDENT_BITS) / arc)) if arc else len(known) + 1
+
+    # --- life --------------------------------------------------------------------------------
+
+    def found(self) -> None:
+        """Be a ring of one: the first node of a network, or one that finds nobody."""
+        self._become_member()
+
+    async def join(self, contact: Ident) -> None:
+        """Find our place through a linked member and take it. Raises `Unreachable` when the ring does not answer."""
+        found = await self._lookups.ask(contact, self.ident, exclude=self.ident)
+        await self._links.connect(found.owner)
+        for ident in (found.owner, *found.successors):
+            self._insert_successor(ident)
+        self._become_member()
+        await self._stabilise()
+
+    def _become_member(self) -> None:
+        if self.joined:
+            return
+        self.joined = True
+        self._runtime.emit(Joined())
+        self._runtime.background(self._stabilise_for_ever())
+        self._runtime.background(self._mend_fingers_for_ever())
+
+    async def leave(self) -> None:
+        """Tell the neighbours who takes our place."""
+        self.leaving, self.joined = True, False
+        message = m.Leaving(self.predecessor, tuple(self.successors))
+        for ident in dict.fromkeys([*self.successors[:1], *([self.predecessor] if self.predecessor else [])]):
+            try:
+                await self._rpc.call(ident, message, 2.0)
+            except IpopError:
+                self._runtime.count("leave_untold")
+
+    def _neighbour_leaves(self, link: Link, body: m.Leaving) -> m.Done:
+        self._forget(link.ident)
+        for ident in (*body.successors, *([body.predecessor] if body.predecessor else [])):
+            if ident != link.ident:
+                self._suggest(ident)
+        return m.Done()
+
+    # --- stabilise and rectify ---------------------------------------------------------------
+
+    async def _stabilise_for_ever(self) -> None:
+        while not self.leaving:
+            await self._stabilise()
+            quick = self._unsettled > 0
+            self._unsettled = max(0, self._unsettled - 1)
+            await self._runtime.sleep(self._runtime.spread(STABILISE / 10 if quick else STABILISE))
+
+    async def _stabilise(self) -> None:
+        """Ask the successor for its surroundings, take a nearer one if it knows one, then present ourselves."""
+        if self._stabilising or not self.joined:
+            return
+        self._stabilising = True
+        try:
+            for _ in range(SUCCESSORS):
+                if not self.successors:
+                    return
+                if await self._stabilise_with(self.successors[0]):
+                    return
+        finally:
+            self._stabilising = False
+
+    async def _stabilise_with(self, successor: Ident) -> bool:
+        """True when `successor` answered and is still our first."""
+        try:
+            answer = await self._rpc.call(successor, m.Notify(), 4.0)
+            if not isinstance(answer, m.Neighbours):
+                raise unexpected(answer)
+        except IpopError:
+            self._forget(successor)
+            return False
+        if not answer.joined:
+            self._forget(successor)
+            return False
+        nearer = answer.predecessor
+        if nearer and nearer != self.ident and strictly_within(self.ident, nearer, successor):
+            try:
+                await self._links.connect(nearer)
+            except IpopError:
+                self._runtime.count("nearer_unreachable")
+            else:
+                self._insert_successor(nearer)
+                return False
+        self._adopt_list(successor, answer.successors)
+        return True
+
+    def _adopt_list(self, successor: Ident, theirs: tuple[Ident, ...]) -> None:
+        """Our list is our successor and the head of its list; nothing behind ourselves."""
+        fresh = [successor]
+        for ident in theirs:
+            if ident == self.ident or ident in fresh:
+                break
+            fresh.append(ident)
+        fresh = fresh[:SUCCESSORS]
+        if fresh != self.successors:
+            self.successors = fresh
+            self._changed()
+        for ident in fresh:
+            if ident not in self._links.by_ident:
+                self._runtime.background(self._keep_or_forget(ident))
+
+    async def _keep_or_forget(self, ident: Ident) -> None:
+        try:
+            await self._links.connect(ident)
+        except IpopError:
+            self._forget(ident)
+
+    def _notified(self, link: Link, body: m.Notify) -> m.Neighbours:
+        """Rectify: the asker believes that it precedes us. It learns whom we had before."""
+        answer = self.neighbours()
+        self._consider_predecessor(link.ident)
+        return answer
+
+    def _consider_predecessor(self, ident: Ident) -> None:
+        if not self.joined or ident == self.ident:
+            return
+        old = self.predecessor
+        if old is not None and old in self._links.by_ident and not strictly_within(old, ident, self.ident):
+            return
+        if old == ident:
+            return
+        self.predecessor = ident
+        self._changed()
+        if not self.successors:
+            self._insert_successor(ident)
+        if old is not None and old in self._links.by_ident:
+            self._runtime.background(self._rpc_done(old, m.Suggest(ident)))
+
+    async def _rpc_done(self, ident: Ident, body: m.Ask) -> None:
+        await self._rpc.call(ident, body)
+
+    # --- candidates --------------------------------------------------------------------------
+
+    def _link_up(self, link: Link) -> None:
+        """Every linked member may be a neighbour; whether it is on the ring shows when we ask it."""
+        if self.joined and self._fits(link.ident):
+            self._runtime.background(self._consider(link))
+
+    def _fits(self, ident: Ident) -> bool:
+        nearer_before = self.predecessor is None or strictly_within(self.predecessor, ident, self.ident)
+        nearer_after = len(self.successors) < SUCCESSORS or strictly_within(self.ident, ident, self.successors[-1])
+        return nearer_before or nearer_after
+
+    async def _consider(self, link: Link) -> None:
+        answer = await self._rpc.on_link(link, m.GetNeighbours())
+        if not isinstance(answer, m.Neighbours) or not answer.joined or not self.joined:
+            return
+        self._insert_successor(link.ident)
+        self._consider_predecessor(link.ident)
+
+    def _suggested(self, link: Link, body: m.Suggest) -> m.Done:
+        self._suggest(body.ident)
+        return m.Done()
+
+    def _suggest(self, ident: Ident) -> None:
+        """Somebody named a node that may be near."""
+        if ident != self.ident and self.joined and self._fits(ident) and ident not in self._links.by_ident:
+            self._runtime.background(self._try(ident))
+
+    async def _try(self, ident: Ident) -> None:
+        await self._links.connect(ident)
+
+    def _insert_successor(self, ident: Ident) -> None:
+        if ident == self.ident or ident in self.successors:
+            return
+        ordered = sorted([*self.successors, ident], key=lambda other: clockwise(self.ident, other))[:SUCCESSORS]
+        if ordered != self.successors:
+            self.successors = ordered
+            self._changed()
+
+    def _link_down(self, link: Link) -> None:
+        self._forget(link.ident)
+
+    def _forget(self, ident: Ident) -> None:
+        changed = False
+        if ident in self.successors:
+            self.successors.remove(ident)
+            changed = True
+        if ident == self.predecessor:
+            self.predecessor = None
+            changed = True
+        if ident in self.fingers:
+            self.fingers.remove(ident)
+        if changed:
+            self._refill()
+            self._changed()
+
+    def _refill(self) -> None:
+        """An empty list is filled from whoever is linked, nearest first, so that a ring is never left for want of patience."""
+        if self.successors or not self.joined:
+            return
+        linked = sorted((link.ident for link in self._links), key=lambda ident: clockwise(self.ident, ident))
+        self.successors = linked[:SUCCESSORS]
+
+    def _changed(self) -> None:
+        self._unsettled = 5
+        near = [*self.successors[:2], *([self.predecessor] if self.predecessor else [])]
+        self._paths.neighbours = frozenset(near)
+        self._runtime.emit(RingChanged())
+        if self.joined:
+            self._runtime.after(0.05, lambda: self._runtime.background(self._stabilise()))
+
+    # --- fingers -----------------------------------------------------------------------------
+
+    async def _mend_fingers_for_ever(self) -> None:
+        await self._runtime.sleep(self._runtime.spread(2.0))
+        while not self.leaving:
+            await self._mend_fingers()
+            await self._runtime.sleep(self._runtime.spread(FINGERS_EVERY))
+
+    async def _mend_fingers(self) -> None:
+        """One look-up for each power of two that reaches beyond the successor list."""
+        fresh: list[Ident] = []
+        for target in self._finger_targets():
+            try:
+                found = await self._lookups.find(target)
+                if found.owner != self.ident and found.owner not in fresh:
+                    await self._links.connect(found.owner)
+                    fresh.append(found.owner)
+            except IpopError:
+                self._runtime.count("finger_missing")
+        self.fingers = fresh
+
+    def _finger_targets(self) -> Iterable[Ident]:
+        if not self.successors:
+            return
+        reach = clockwise(self.ident, self.successors[-1])
+        for power in range(IDENT_BITS - 1, 0, -1):
+            if 1 << power <= reach:
+                return
+            yield offset(self.ident, 1 << power)
+
+    # --- for reports -------------------------------------------------------------------------
+
+    def needed(self, ident: Ident) -> bool:
+        """Whether the ring wants the link to this node kept."""
+        return ident == self.predecessor or ident in self.successors or ident in self.fingers

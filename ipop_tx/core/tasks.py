@@ -1,0 +1,120 @@
+"""Futures and coroutines without an event loop.
+
+A coroutine awaits `Future`s and is resumed inside the call that settles them, so a run is a deterministic function of its
+inputs. There is no scheduler: whoever settles a future runs what waited for it, first come first served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Future(Generic[T]):
+    """A result that is not there yet. Settled once; later settling is ignored, so a late reply and a timeout may race."""
+
+    __slots__ = ("_callbacks", "_error", "_value", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[Future[T]], None]] = []
+
+    def succeed(self, value: T) -> None:
+        """Settle with a result."""
+        self._settle(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        """Settle with an error."""
+        self._settle(None, error)
+
+    def _settle(self, value: T | None, error: BaseException | None) -> None:
+        if self.done:
+            return
+        self.done, self._value, self._error = True, value, error
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def result(self) -> T:
+        """The result; raises the error. Only of a settled future."""
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with, if it did."""
+        return self._error
+
+    def then(self, callback: Callable[[Future[T]], None]) -> None:
+        """Call `callback` with this future once it is settled, at once if it is."""
+        if self.done:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    def __await__(self) -> Generator[Future[T], None, T]:
+        if not self.done:
+            yield self
+        return self.result()
+
+
+def spawn(work: Coroutine[Future[Any], None, T]) -> Future[T]:
+    """Start a coroutine; it runs until its first unsettled future. Gives the future of its result."""
+    outcome: Future[T] = Future()
+
+    def step(_: object = None) -> None:
+        while True:
+            try:
+                waiting = work.send(None)
+            except StopIteration as stop:
+                outcome.succeed(stop.value)
+                return
+            except Exception as error:
+                outcome.fail(error)
+                return
+            if not waiting.done:
+                waiting.then(step)
+                return
+
+    step()
+    return outcome
+
+
+def quorum(futures: Sequence[Future[T]], enough: Callable[[list[T]], bool]) -> Future[list[T]]:
+    """The successful results so far, as soon as `enough` says so or all are settled. Never fails."""
+    outcome: Future[list[T]] = Future()
+    results: list[T] = []
+    left = len(futures)
+
+    def settled(future: Future[T]) -> None:
+        nonlocal left
+        left -= 1
+        if future.error is None:
+            results.append(future.result())
+        if not outcome.done and (left == 0 or enough(results)):
+            outcome.succeed(list(results))
+
+    if not futures:
+        outcome.succeed([])
+    for future in futures:
+        future.then(settled)
+    return outcome
+
+
+def failed(error: BaseException) -> Future[Any]:
+    """A future that has failed already."""
+    future: Future[Any] = Future()
+    future.fail(error)
+    return future
+
+
+def settled(value: T) -> Future[T]:
+    """A future that has succeeded already."""
+    future: Future[T] = Future()
+    future.succeed(value)
+    return future

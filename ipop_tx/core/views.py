@@ -1,0 +1,223 @@
+"""Who keeps a shard, as nodes come and go.
+
+The members of a view are to be the first nodes at or after the shard's beginning. The first of them that lives, its *steward*,
+compares and, where they differ, changes the view by a stop sign:
+
+1. *seal* the view at a majority: nothing is accepted in it any more;
+2. *succeed*: one Paxos decision among its members on who is next (a majority answers for it, so there is never a second one);
+3. collect from that majority every promise and accepted value, and *install* them at a majority of the next view, which is thereby open.
+
+Promises travel too: a ballot that was promised in one view cannot be undercut in the next. Members that miss the installation
+are simply replicas that have not heard anything yet; the steward keeps sending it to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ipop_tx.core.coordinator import Coordinator, majority
+from ipop_tx.core.links import Links
+from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page
+from ipop_tx.core.ring import Ring
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import Future, quorum
+from ipop_tx.errors import IpopError
+from ipop_tx.values import Ident
+from ipop_tx.wire import messages as m
+
+PERIOD = 3.0
+"""Seconds between looks at all shards of this node."""
+UNFINISHED = 4.0
+"""Seconds after which a sealed view is taken up by whoever is first among its living members."""
+
+
+class Views:
+    """Keeps the views of this node's shards in step with the ring."""
+
+    def __init__(self, replicas: Replicas, coordinator: Coordinator, ring: Ring, lookups: Lookups, links: Links, runtime: Runtime) -> None:
+        self._replicas = replicas
+        self._coordinator = coordinator
+        self._ring = ring
+        self._lookups = lookups
+        self._links = links
+        self._runtime = runtime
+        self._changing: set[int] = set()
+        self._lagging: dict[int, set[Ident]] = {}
+        self._round = 0
+        self._checking = False
+        coordinator.on_lagging = lambda shard, member: self._lagging.setdefault(shard, set()).add(member)
+        runtime.background(self._check_for_ever())
+
+    async def _check_for_ever(self) -> None:
+        while not self._ring.leaving:
+            await self._runtime.sleep(self._runtime.spread(PERIOD))
+            await self.check()
+
+    async def check(self) -> None:
+        """Look at every shard that this node keeps; change the views that want it."""
+        if self._checking or not self._ring.joined:
+            return
+        self._checking = True
+        try:
+            for shard in list(self._replicas.shards.values()):
+                if shard.index not in self._changing and (self._is_steward(shard) or self._abandoned(shard)):
+                    await self._check_shard(shard)
+        finally:
+            self._checking = False
+
+    def _is_steward(self, shard: Shard) -> bool:
+        living = [member for member in shard.members if member == self._replicas.ident or member in self._links.by_ident]
+        return bool(living) and living[0] == self._replicas.ident
+
+    def _abandoned(self, shard: Shard) -> bool:
+        """Whether the view has been sealed for so long that its turn has come to us; each member waits longer than the one before it."""
+        rank = shard.members.index(self._replicas.ident) if self._replicas.ident in shard.members else len(shard.members)
+        return not shard.open and self._runtime.now - shard.sealed_since > UNFINISHED * (1 + rank)
+
+    async def _check_shard(self, shard: Shard) -> None:
+        if not shard.open and self._runtime.now - shard.sealed_since < UNFINISHED:
+            return
+        try:
+            desired = await self._desired(shard)
+        except IpopError:
+            return
+        lagging = self._lagging.pop(shard.index, set()) & set(self._links.by_ident)
+        current = self._replicas.shards.get(shard.index)
+        if current is shard and (desired != shard.members or not shard.open or lagging):
+            self._changing.add(shard.index)
+            self._runtime.background(self._change_and_note(shard, desired))
+
+    async def _desired(self, shard: Shard) -> tuple[Ident, ...]:
+        start = self._replicas.start_of(shard.index)
+        if self._ring.owns(start):
+            return tuple(self._ring.around()[:REPLICAS])
+        found = await self._lookups.find(start)
+        return (found.owner, *(ident for ident in found.successors if ident != found.owner))[:REPLICAS]
+
+    async def leave(self) -> None:
+        """Hand over every shard that this node keeps, as far as majorities allow."""
+        moves = []
+        for shard in list(self._replicas.shards.values()):
+            others = [ident for ident in self._ring.around() if ident != self._replicas.ident]
+            rest = [member for member in shard.members if member != self._replicas.ident and member in self._links.by_ident]
+            members = tuple(dict.fromkeys([*rest, *others]))[:REPLICAS]
+            if shard.open and members and self._replicas.ident in shard.members:
+                moves.append(self._runtime.background(self._change_and_note(shard, members)))
+        await quorum(moves, lambda done: False)
+
+    async def _change_and_note(self, shard: Shard, desired: tuple[Ident, ...]) -> None:
+        self._changing.add(shard.index)
+        try:
+            await self._change(shard, desired)
+        finally:
+            self._changing.discard(shard.index)
+
+    async def _change(self, shard: Shard, desired: tuple[Ident, ...]) -> None:
+        members, needed = shard.members, majority(shard.members)
+        self._round = max(self._round, shard.sealed.round) + 1
+        ballot = m.Ballot(self._round, self._replicas.ident)
+        sealed = await self._seal(shard, ballot)
+        if len(sealed) < needed:
+            self._runtime.count("view_unchanged")
+            return
+        earlier = max(sealed.values(), key=lambda answer: answer.accepted)
+        chosen = earlier.successor if earlier.accepted != m.NO_BALLOT else desired
+        succeed = m.Succeed(shard.index, shard.number, ballot, chosen)
+        agreed = await quorum([self._coordinator.ask_member(member, succeed) for member in members], _enough(m.Done, needed))
+        if sum(isinstance(answer, m.Done) for answer in agreed) < needed:
+            return
+        cells = await self._collect(shard, list(sealed)[:needed], needed)
+        if cells is not None:
+            await self._install(shard, chosen, cells)
+
+    async def _seal(self, shard: Shard, ballot: m.Ballot) -> dict[Ident, m.Sealed]:
+        """Who sealed, ourselves first if we did."""
+        sealed: dict[Ident, m.Sealed] = {}
+        futures = []
+        for member in sorted(shard.members, key=lambda member: member != self._replicas.ident):
+            future = self._coordinator.ask_member(member, m.Seal(shard.index, shard.number, ballot))
+            future.then(lambda done, member=member: self._note_sealed(member, done, sealed))  # type: ignore[misc]
+            futures.append(future)
+        await quorum(futures, lambda answers: len(sealed) >= majority(shard.members))
+        return dict(sealed)
+
+    def _note_sealed(self, member: Ident, done: Future[m.Answer], sealed: dict[Ident, m.Sealed]) -> None:
+        answer = None if done.error else done.result()
+        if isinstance(answer, m.Sealed):
+            sealed[member] = answer
+        elif isinstance(answer, m.Refused):
+            self._round = max(self._round, answer.promised.round)
+        elif isinstance(answer, m.Stale):
+            self._replicas.learn(answer.shard, answer.number, answer.members)
+
+    async def _collect(self, shard: Shard, sources: list[Ident], needed: int) -> list[m.Cell] | None:
+        """All cells of a majority, merged: the highest promise and the newest accepted value of each key."""
+        merged: dict[bytes, m.Cell] = {}
+        for source in sources:
+            after = b""
+            while True:
+                try:
+                    answer = await self._coordinator.ask_member(source, m.Fetch(shard.index, shard.number, after))
+                except IpopError:
+                    return None
+                if not isinstance(answer, m.Page):
+                    return None
+                for cell in answer.cells:
+                    merged[cell.key] = _merge(merged.get(cell.key), cell)
+                if not answer.more or not answer.cells:
+                    break
+                after = answer.cells[-1].key
+        return [merged[key] for key in sorted(merged)]
+
+    async def _install(self, shard: Shard, members: tuple[Ident, ...], cells: list[m.Cell]) -> None:
+        parts: list[tuple[m.Cell, ...]] = []
+        left = cells
+        while left or not parts:
+            part = page(left)
+            parts.append(part)
+            left = left[len(part) :]
+        number = shard.number + 1
+        messages = [
+            m.Install(shard.index, number, members, part, at, at == len(parts) - 1) for at, part in enumerate(parts)
+        ]
+        needed = majority(members)
+        for _ in range(5):
+            installed = await quorum([self._runtime.background(self._install_at(member, messages)) for member in members], _all_of(len(members)))
+            if sum(installed) >= needed:
+                await self._retire(shard, members)
+                break
+            await self._runtime.sleep(1.0)
+        self._replicas.learn(shard.index, number, members)
+
+    async def _install_at(self, member: Ident, messages: list[m.Install]) -> bool:
+        for message in messages:
+            try:
+                answer = await self._coordinator.ask_member(member, message)
+            except IpopError:
+                self._lagging.setdefault(message.shard, set()).add(member)
+                return False
+            if not isinstance(answer, m.Done):
+                return isinstance(answer, m.Stale) and answer.number > message.number
+        return True
+
+    async def _retire(self, shard: Shard, members: tuple[Ident, ...]) -> None:
+        gone = [member for member in shard.members if member not in members]
+        retire = m.Retire(shard.index, shard.number, members)
+        await quorum([self._coordinator.ask_member(member, retire) for member in gone], lambda answers: False)
+
+
+def _merge(one: m.Cell | None, other: m.Cell) -> m.Cell:
+    if one is None:
+        return other
+    newest = max(one, other, key=lambda cell: cell.accepted)
+    age = min(one.age_ms, other.age_ms) if one.accepted == other.accepted else newest.age_ms
+    return m.Cell(one.key, max(one.promised, other.promised), newest.accepted, newest.record, age)
+
+
+def _enough(kind: type, needed: int) -> Callable[[list[m.Answer]], bool]:
+    return lambda answers: sum(isinstance(answer, kind) for answer in answers) >= needed
+
+
+def _all_of(count: int) -> Callable[[list[bool]], bool]:
+    return lambda answers: len(answers) >= count

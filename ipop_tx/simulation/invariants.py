@@ -1,0 +1,42 @@
+"""What must hold of a ring, checked over all its nodes at once (after Zave 2017)."""
+
+from __future__ import annotations
+
+from ipop_tx.core.ident import strictly_within
+from ipop_tx.simulation.network import SimulatedNet
+from ipop_tx.values import Ident
+
+
+def members(net: SimulatedNet) -> dict[Ident, list[Ident]]:
+    """The successor lists of all nodes that have a place, entries that are down struck out."""
+    up = {machine.ident for machine in net.running() if machine.running.ring.joined}
+    return {
+        machine.ident: [ident for ident in machine.running.ring.successors if ident in up] for machine in net.running() if machine.ident in up
+    }
+
+
+def ring_faults(net: SimulatedNet) -> list[str]:
+    """What is wrong with the ring: empty when it is one ordered ring with every member on it."""
+    lists = members(net)
+    if len(lists) < 2:
+        return []
+    faults = [f"{ident.hex()[:8]} has no living successor" for ident, successors in lists.items() if not successors]
+    if faults:
+        return faults
+    ordered = sorted(lists)
+    for at, ident in enumerate(ordered):
+        expected = ordered[(at + 1) % len(ordered)]
+        if lists[ident][0] != expected:
+            faults.append(f"{ident.hex()[:8]} is followed by {lists[ident][0].hex()[:8]}, not by {expected.hex()[:8]}")
+    return faults
+
+
+def order_faults(net: SimulatedNet) -> list[str]:
+    """Successor lists that are not in ring order or pass their own node."""
+    faults = []
+    for ident, successors in members(net).items():
+        for one, other in zip([ident, *successors], successors, strict=False):
+            if one != ident and not strictly_within(one, other, ident):
+                faults.append(f"the list of {ident.hex()[:8]} is out of order")
+                break
+    return faults

@@ -1,0 +1,187 @@
+"""A net of simulated nodes: datagrams take time and get lost, nodes crash and come back, all decided by one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network
+from math import hypot
+from random import Random
+from typing import Any
+
+from zope.interface import implementer
+
+from ipop_tx.core import commands as c
+from ipop_tx.core.events import Fault
+from ipop_tx.core.node import Node
+from ipop_tx.core.replica import genesis
+from ipop_tx.core.tasks import Future
+from ipop_tx.identity.store import MemoryReplicaStore
+from ipop_tx.interfaces import IRecordSigner
+from ipop_tx.session.plain import PlainSessionFactory
+from ipop_tx.values import Endpoint, Ident, Network, Peer
+
+NETWORK = Network(
+    "simulated", hashlib.sha256(b"simulated").digest()[:20], IPv4Network("10.128.0.0/16"), IPv6Network("fd12:3456:789a::/48"), shards=32
+)
+
+
+@implementer(IRecordSigner)
+class PlainSigner:
+    """Signatures that anybody could forge, of the usual size, for nodes that do not try."""
+
+    def __init__(self, ident: Ident) -> None:
+        self.ident = ident
+        self.signer = ident
+
+    def sign(self, data: bytes) -> bytes:
+        """A digest over signer and data."""
+        return hashlib.sha512(self.ident + data).digest()
+
+    def verify(self, signer: bytes, data: bytes, signature: bytes) -> Ident | None:
+        """The signer, if the digest is right."""
+        return signer if hashlib.sha512(signer + data).digest() == signature else None
+
+
+class SimulatedNode:
+    """One machine: an address, a disk, and a `Node` while it runs."""
+
+    def __init__(self, net: SimulatedNet, number: int, network: Network) -> None:
+        self.net = net
+        self.number = number
+        self.ident: Ident = hashlib.sha256(b"node" + number.to_bytes(8, "big")).digest()[:20]
+        self.peer = Peer(self.ident, f"n{number}")
+        self.endpoint = Endpoint("udp", f"192.0.{number >> 8 & 255}.{number & 255}", 4500 + (number >> 16))
+        self.place = (net.rng.random(), net.rng.random())
+        self.network = network
+        self.store = MemoryReplicaStore()
+        self.node: Node | None = None
+        self.started = 0
+        self._armed: float | None = None
+
+    @property
+    def running(self) -> Node:
+        """The node, which must be running."""
+        assert self.node is not None, f"n{self.number} is down"
+        return self.node
+
+    def start(self, *bootstrap: SimulatedNode) -> Future[None]:
+        """Power on and join through other machines. The future is settled when the node has its place on the ring."""
+        self.started += 1
+        rng = Random(f"{self.net.seed}/{self.number}/{self.started}")
+        self.node = Node(self.peer, self.network, rng, PlainSessionFactory(self.peer, rng), PlainSigner(self.ident), self.store)
+        self.submit(c.Reachable((self.endpoint,)))
+        return self.submit(c.Start(tuple(other.endpoint for other in bootstrap)))
+
+    def crash(self) -> None:
+        """Power off, without a word. The disk stays."""
+        self.node = None
+
+    def submit(self, command: object) -> Future[Any]:
+        """Ask the node for something."""
+        future = self.running.submit(self.net.now, command)
+        self.settle()
+        return future
+
+    def receive(self, source: Endpoint, datagram: bytes) -> None:
+        """A datagram arrives, if the machine is on."""
+        if self.node is not None:
+            self.node.receive_datagram(self.net.now, source, datagram)
+            self.settle()
+
+    def wake(self, moment: float) -> None:
+        """A timer that was armed for `moment`."""
+        if self.node is not None and self._armed == moment:
+            self._armed = None
+            self.node.handle_timeout(self.net.now)
+            self.settle()
+
+    def settle(self) -> None:
+        """The driver's part of the contract of `Node`."""
+        node = self.node
+        if node is None:
+            return
+        while (event := node.poll_event()) is not None:
+            if isinstance(event, Fault):
+                self.net.faults.append(f"n{self.number} at {self.net.now:.3f}: {event.text}")
+            self.net.on_event(self, event)
+        self.store.commit()
+        while (sending := node.poll_transmit()) is not None:
+            self.net.carry(self, *sending)
+        due = node.poll_timeout()
+        if due is not None and (self._armed is None or due < self._armed):
+            self._armed = due
+            self.net.at(due, lambda: self.wake(due))
+
+
+class SimulatedNet:
+    """Machines on a unit square whose distance is their delay; `loss` in 0..1 and `reachable` decide what arrives."""
+
+    def __init__(self, seed: int, loss: float = 0.0, width_s: float = 0.1, network: Network = NETWORK) -> None:
+        self.seed = seed
+        self.rng = Random(f"net/{seed}")
+        self.loss = loss
+        self.width_s = width_s
+        self.network = network
+        self.now = 0.0
+        self.machines: dict[Endpoint, SimulatedNode] = {}
+        self.faults: list[str] = []
+        self.reachable: Callable[[SimulatedNode, SimulatedNode], bool] = lambda one, other: True
+        self.on_event: Callable[[SimulatedNode, object], None] = lambda machine, event: None
+        self.datagrams = 0
+        self.bytes = 0
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = itertools.count()
+
+    def add(self) -> SimulatedNode:
+        """One more machine, switched off."""
+        machine = SimulatedNode(self, len(self.machines), self.network)
+        self.machines[machine.endpoint] = machine
+        return machine
+
+    def founder(self) -> SimulatedNode:
+        """A machine on whose disk the network was created."""
+        machine = self.add()
+        for row in genesis(machine.ident, self.network.shards):
+            machine.store.put(*row)
+        machine.store.commit()
+        return machine
+
+    def at(self, moment: float, call: Callable[[], object]) -> None:
+        """Make `call` at `moment`."""
+        heapq.heappush(self._queue, (max(moment, self.now), next(self._order), call))
+
+    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes) -> None:
+        """Put a datagram on its way."""
+        self.datagrams += 1
+        self.bytes += len(datagram) + 28
+        receiver = self.machines.get(endpoint)
+        if receiver is None or not self.reachable(sender, receiver) or (self.loss and self.rng.random() < self.loss):
+            return
+        (x, y), (u, v) = sender.place, receiver.place
+        delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)
+        self.at(self.now + delay, lambda: receiver.receive(sender.endpoint, datagram))
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """Let time pass, at most until the condition holds; gives whether it does."""
+        end = self.now + seconds
+        if until is not None and until():
+            return True
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, call = heapq.heappop(self._queue)
+            call()
+            if until is not None and until():
+                return True
+        self.now = end
+        return False
+
+    def wait(self, future: Future[Any], seconds: float = 60.0) -> Any:
+        """Let time pass until a future is settled; gives its result or raises its error."""
+        assert self.run(seconds, lambda: future.done), f"not settled within {seconds} simulated seconds"
+        return future.result()
+
+    def running(self) -> list[SimulatedNode]:
+        """The machines that are on."""
+        return [machine for machine in self.machines.values() if machine.node is not None]
