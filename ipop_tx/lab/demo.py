@@ -61,9 +61,7 @@ def _run(lab: Lab, options: argparse.Namespace) -> int:
 def _keep(lab: Lab, demo: Demo, story: Story) -> None:
     lab.keep()
     with story.step("It goes on running"):
-        for hint in demo.hints():
-            story.say(hint)
-        story.say(f"to end it:        {sys.executable} -m ipop_tx.lab clean")
+        story.table(["to", "type"], [*demo.hints(), ("end it", f"{sys.executable} -m ipop_tx.lab clean")])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from itertools import combinations, permutations
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.lab.demo_report import Report
 from ipop_tx.lab.nat import Nat
-from ipop_tx.lab.node import LabNode
+from ipop_tx.lab.node import LabNode, program
 from ipop_tx.lab.story import Story
 from ipop_tx.lab.topology import Host, Lab, Site
 from ipop_tx.lab.traffic import Overlay, Watch, fetch, overlay, unreached
@@ -165,19 +165,21 @@ class Demo:
     def _ipv6(self, node: LabNode) -> str:
         return self._overlay[node.name].ipv6
 
-    def hints(self) -> list[str]:
-        """What a person may do with a demo that was kept, a line each."""
+    def hints(self) -> list[tuple[str, str]]:
+        """What a person may do with a demo that was kept: (what, the command)."""
+        found = [("see logs and files", f"ls {self._lab.scratch}/*")]
         if len(self.nodes) < 2:
-            return [f"logs and files:   {self._lab.scratch}"]
+            return found
         node, other = self.nodes[-1], self.nodes[-2]
-        enter = f"ip netns exec {node.host.namespace}"
+        enter, there = (f"ip netns exec {n.host.namespace}" for n in (node, other))
+        web = self._ipv4(other)
         return [
-            f"a shell on {node.name}:   {enter} bash",
-            f"its status:       {enter} ipop status --socket {node.socket}",
-            f"to another node:  {enter} ping {self._ipv4(other)}",
-            f"a web page there: ip netns exec {other.host.namespace} python3 -m http.server --bind {self._ipv4(other)} 8000",
-            f"a browser here:   {enter} {CHROMIUM} --user-data-dir={node.directory / 'chromium'} http://{self._ipv4(other)}:8000/",
-            f"its log:          {node.host.directory / (node.name + '.log')}",
+            (f"a shell on {node.name}", f"{enter} bash"),
+            ("its status", f"{' '.join(program('ipop'))} status --socket {node.socket}"),
+            ("ping another node", f"{enter} ping {web}"),
+            (f"a web page on {other.name}", f"{there} python3 -m http.server --bind {web} 8000"),
+            (f"a browser on {node.name}", f"{enter} {CHROMIUM} --user-data-dir={node.directory / 'chromium'} http://{web}:8000/"),
+            *found,
         ]
 
 

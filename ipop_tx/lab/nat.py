@@ -39,8 +39,8 @@ class Kind(Enum):
     """What sort of router stands before a site."""
 
     NAT = "address and port translation"
-    LINUX = "Linux masquerading as it comes, open to what arrives"
-    ONE_TO_ONE = "an outer address for every host"
+    LINUX = "plain Linux masquerading"
+    ONE_TO_ONE = "1:1 NAT"
     UDP_BLOCKED = "web only"
 
 
@@ -70,8 +70,16 @@ class Nat:
     def __str__(self) -> str:
         if self.kind is not Kind.NAT:
             return str(self.kind.value)
-        return f"NAT: {self.mapping.value}; lets in {self.filtering.value}"
+        common = _COMMON_NAMES.get((self.mapping, self.filtering))
+        return common or f"NAT: {self.mapping.value}; lets in {self.filtering.value}"
 
+
+_COMMON_NAMES = {
+    (Mapping.PORT_KEPT, Filtering.ENDPOINT_INDEPENDENT): "full-cone NAT",
+    (Mapping.PORT_KEPT, Filtering.ADDRESS_DEPENDENT): "restricted NAT",
+    (Mapping.PORT_KEPT, Filtering.PORT_DEPENDENT): "port-restricted NAT",
+    (Mapping.RANDOM, Filtering.PORT_DEPENDENT): "symmetric NAT",
+}
 
 Nat.FULL_CONE = Nat(filtering=Filtering.ENDPOINT_INDEPENDENT)
 Nat.RESTRICTED = Nat(filtering=Filtering.ADDRESS_DEPENDENT)

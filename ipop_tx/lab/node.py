@@ -11,6 +11,7 @@ import shutil
 import socket
 import struct
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -50,7 +51,7 @@ class LabNode:
 
     def ipop(self, *words: str, check: bool = True, timeout: float = 30.0) -> tuple[int, str, str]:
         """Run an `ipop` command on the host: (exit status, stdout, stderr). Raises `EnvironmentProblem` when `check` is on and it fails."""
-        done = self.host.run([*_program("ipop"), *words], check=check, timeout=timeout, environment=environment())
+        done = self.host.run([*program("ipop"), *words], check=check, timeout=timeout, environment=environment())
         return done.returncode, done.stdout, done.stderr
 
     def create(self, network: str, pool: str = "10.128.0.0/16") -> None:
@@ -61,16 +62,30 @@ class LabNode:
         """An invitation for the node `name`, one line."""
         return self.ipop("invite", "--expires", expires, "--name", name, *options, "--socket", str(self.socket))[1].strip()
 
-    def join(self, token: str, check: bool = True) -> tuple[int, str, str]:
-        """Take an invitation up: ask for a certificate."""
-        return self.ipop("join", token, "--state", str(self.state), "--name", self.name, check=check)
+    def join(self, token: str) -> None:
+        """Take an invitation up: ask for a certificate, and learn whom to ask first."""
+        self.ipop("join", token, *self._join_options())
+        self.keys["node"]["bootstrap"] = tomllib.loads(self.config.read_text())["node"].get("bootstrap", [])
 
-    def start(self) -> Process:
-        """Write node.toml and start the daemon, without waiting for it."""
+    def refused_join(self, token: str) -> Refusal:
+        """Try an invitation that is expected to be refused."""
+        status, out, err = self.ipop("join", token, *self._join_options(), check=False)
+        return Refusal(status, out + err)
+
+    def _join_options(self) -> tuple[str, ...]:
+        return ("--state", str(self.state), "--name", self.name, "--config", str(self.config))
+
+    def start(self, *wrapper: str) -> Process:
+        """Write node.toml and start the daemon, without waiting for it; `wrapper` is a command to start it by, for instance setpriv."""
         self.config.write_text(to_toml(self.keys))
-        argv = [*_program("twistd"), "-n", f"--pidfile={self.directory / 'twistd.pid'}", "ipop", "--config", str(self.config)]
+        argv = [*wrapper, *program("twistd"), "-n", f"--pidfile={self.directory / 'twistd.pid'}", "ipop", "--config", str(self.config)]
         self.process = self.host.start(argv, log=f"{self.name}.log", environment=environment())
         return self.process
+
+    def refuse(self, *wrapper: str, seconds: float = 15.0) -> Refusal:
+        """Start a daemon that is expected to refuse; gives what it said. Raises `EnvironmentProblem` when it goes on."""
+        process = self.start(*wrapper)
+        return Refusal(process.wait(seconds), process.output)
 
     def address_on_tap(self) -> str | None:
         """The IPv4 address of the TAP interface, as the kernel has it; None without one."""
@@ -155,7 +170,7 @@ class LabNode:
         return self.process.stop() if self.process is not None else 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Refusal:
     """What a user sees of a program that refuses: its exit status and all that it wrote."""
 
@@ -163,16 +178,9 @@ class Refusal:
     text: str
 
     @property
-    def sentence(self) -> str:
-        """The last line, without the log's time stamp."""
-        lines = [line for line in self.text.splitlines() if line.strip()]
-        return lines[-1] if lines else ""
-
-
-def run_until_end(node: LabNode, seconds: float = 15.0) -> Refusal:
-    """Start a daemon that is expected to refuse; gives what it said. Raises `EnvironmentProblem` when it goes on."""
-    process = node.start()
-    return Refusal(process.wait(seconds), process.output)
+    def sentences(self) -> list[str]:
+        """What `ipop` said, without the log lines around it."""
+        return [line.removeprefix("ipop: ") for line in self.text.splitlines() if line.startswith("ipop: ")]
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -186,7 +194,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _program(name: str) -> Sequence[str]:
+def program(name: str) -> Sequence[str]:
     """A program of the same installation as this Python."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)

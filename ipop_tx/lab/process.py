@@ -17,6 +17,7 @@ class Process:
         self.argv = list(argv)
         self.log = log
         with log.open("ab") as out:
+            self._before = out.tell()
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
             )
@@ -33,8 +34,8 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that it has written so far."""
-        return self.log.read_text(errors="replace")
+        """All that it has written so far, without what others wrote to the same log before."""
+        return self.log.read_bytes()[self._before :].decode(errors="replace")
 
     def wait(self, seconds: float) -> int:
         """Wait for its end. Raises `EnvironmentProblem` when it goes on."""

@@ -74,6 +74,7 @@ class Host:
         """Start a program here in the background; its output goes to `log` in the host's directory."""
         path = self.directory / (log or f"{Path(argv[0]).name}.log")
         process = Process(["ip", "netns", "exec", self.namespace, *argv], path, environment)
+        self.lab.processes.append(process)
         # Until it has entered the namespace nobody could tell whose it is.
         wait_for(f"start of {argv[0]}", 10, lambda: process.returncode is not None or netns.lives_in(process.pid, self.namespace), 0.001)
         return process
@@ -199,6 +200,8 @@ class Lab:
         self._numbers = iter(range(1, 1 << 16))
         self._public = _public_addresses()
         self._terminate: object = None
+        self.processes: list[Process] = []
+        """All that were started, dead or alive."""
 
     def __enter__(self) -> Self:
         netns.require_root_and()
@@ -240,6 +243,8 @@ class Lab:
         if not self._record.kept and self._record.scratch:
             self._record.destroy()
             self._record.scratch = ""
+            for process in self.processes:  # they are dead: this only buries them
+                process.stop()
         self._release_sigterm()
 
     def public_host(self, name: str) -> Host:
