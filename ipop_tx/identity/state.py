@@ -109,7 +109,7 @@ class StateDirectory:
         path = self.path / name
         temporary = self.path / f".{name}.new"
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o600)  # A file left over from a crash may have another mode.
                 file.write(content)
