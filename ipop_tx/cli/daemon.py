@@ -16,6 +16,7 @@ from ipop_tx.config import DEFAULT_PATH, DEFAULT_SOCKET, load_config
 from ipop_tx.errors import EnvironmentProblem, IpopError, PermissionProblem, Unreachable
 
 _ANSWER_SECONDS = 60.0
+_PATH = click.Path(path_type=Path, readable=False)  # we say ourselves what is wrong with a file
 
 
 class Daemon:
@@ -82,8 +83,8 @@ def daemon_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--socket` and `--config`, and as its first argument the `Daemon` they name."""
     import functools
 
-    @click.option("--socket", "socket_path", envvar="IPOP_SOCKET", type=click.Path(path_type=Path), help="The daemon's control socket.")
-    @click.option("--config", type=click.Path(path_type=Path), help="A node.toml that names the control socket.")
+    @click.option("--socket", "socket_path", envvar="IPOP_SOCKET", type=_PATH, help="The daemon's control socket.")
+    @click.option("--config", type=_PATH, help="A node.toml that names the control socket.")
     @functools.wraps(command)
     def with_daemon(*arguments: Any, socket_path: Path | None, config: Path | None, **options: Any) -> Any:
         return command(Daemon(_socket_path(socket_path, config)), *arguments, **options)

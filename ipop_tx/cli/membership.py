@@ -8,16 +8,17 @@ import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import click
 
 from ipop_tx.config import DEFAULT_PATH, load_config
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
+from ipop_tx.values import Endpoint
 
 DEFAULT_STATE = Path("/var/lib/ipop")
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)
 state_option = click.option(
     "--state", type=_PATH, help=f"Directory of the node's keys.  [default: what the config says, else {DEFAULT_STATE}]"
 )
@@ -34,10 +35,26 @@ def pool_range(text: str) -> IPv4Network:
         raise click.BadParameter(f"{text!r} is not an IPv4 range such as 10.128.0.0/16 ({error})") from None
 
 
+def fingerprint_of(text: str) -> bytes:
+    """Read an authority's fingerprint: 32 hex digits."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a fingerprint: hex digits, as 'ipop sign' told them") from None
+
+
+def endpoint_text(text: str) -> str:
+    """Check an endpoint."""
+    try:
+        return str(Endpoint.parse(text))
+    except LocalMisuse as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def host_name() -> str:
     """A node name made of this machine's: letters, digits and dashes."""
     first = socket.gethostname().partition(".")[0].lower()
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in first).strip("-") or "node"
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in first)[:40].strip("-") or "node"
 
 
 @click.group()
@@ -56,9 +73,10 @@ def network() -> None:
 def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, config: Path | None) -> None:
     """Make the network NAME with this machine as its first node and authority."""
     from ipop_tx.identity.authority import create_network
+    from ipop_tx.identity.state import StateDirectory
 
     config, state = _places(config, state)
-    created = create_network(state, name, pool, node or host_name())
+    created = create_network(StateDirectory(state), name, pool, node or host_name())
     click.echo(f"network {created.name}: pool {created.pool}, prefix {created.prefix}")
     click.echo(f"{state} holds its authority key: keep a copy in a safe place", err=True)
     _finish(config, state, ())
@@ -82,42 +100,50 @@ def join(token: str, name: str | None, state: Path | None, config: Path | None) 
 
 
 @click.command()
-@click.option("--name", help="A name for this node.  [default: the machine's]")
+@click.option("--name", help="The name to ask for.  [default: the machine's]")
 @state_option
 @config_option
 def request(name: str | None, state: Path | None, config: Path | None) -> None:
-    """Make this node's key and print a request to be signed by 'ipop sign' on an admitting machine."""
+    """Make this node's key and print a request, to be signed by 'ipop sign' on a machine that may admit."""
     from ipop_tx.identity.authority import make_request
+    from ipop_tx.identity.state import StateDirectory
 
     _, state = _places(config, state)
-    click.echo(make_request(state, name or host_name()), nl=False)
+    click.echo(make_request(StateDirectory(state), name or host_name()).decode(), nl=False)
 
 
 @click.command()
-@click.argument("file", type=click.File("r"))
-@click.option("--appoint", is_flag=True, help="The node may admit others.")
+@click.argument("file", type=click.File("rb"))
+@click.option("--name", default="", help="The name to give instead of the one that is asked for.")
 @state_option
 @config_option
-def sign(file: Any, appoint: bool, state: Path | None, config: Path | None) -> None:
+def sign(file: BinaryIO, name: str, state: Path | None, config: Path | None) -> None:
     """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there."""
-    from ipop_tx.identity.authority import sign_request
+    from ipop_tx.identity.authority import Admitter, sign_request
+    from ipop_tx.identity.certificates import fingerprint
+    from ipop_tx.identity.state import StateDirectory
 
     _, state = _places(config, state)
-    click.echo(sign_request(state, file.read(), appoint), nl=False)
+    chain = sign_request(StateDirectory(state), file.read(), name)
+    authority = fingerprint(Admitter.load(StateDirectory(state)).root).hex()
+    click.echo(f"next, there:  ipop install FILE --authority {authority}", err=True)
+    click.echo(chain.decode(), nl=False)
 
 
 @click.command()
-@click.argument("file", type=click.File("r"))
-@click.option("--bootstrap", multiple=True, help="A member's endpoint, as udp:198.51.100.7:4500, for a node.toml that is written.")
+@click.argument("file", type=click.File("rb"))
+@click.option("--authority", required=True, type=fingerprint_of, metavar="HEX", help="The authority's fingerprint, as 'ipop sign' told it.")
+@click.option("--bootstrap", multiple=True, type=endpoint_text, metavar="ENDPOINT", help="A member to ask first: udp:198.51.100.7:4500.")
 @state_option
 @config_option
-def install(file: Any, bootstrap: tuple[str, ...], state: Path | None, config: Path | None) -> None:
+def install(file: BinaryIO, authority: bytes, bootstrap: tuple[str, ...], state: Path | None, config: Path | None) -> None:
     """Install what 'ipop sign' printed, in FILE ('-' is stdin): this machine is then a member."""
-    from ipop_tx.identity.authority import install_certificates
+    from ipop_tx.identity.authority import install_chain
+    from ipop_tx.identity.state import StateDirectory
 
     config, state = _places(config, state)
-    identity = install_certificates(state, file.read())
-    click.echo(f"a member of {identity.network.name} as {identity.name} ({identity.ident.hex()[:8]})")
+    joined = install_chain(StateDirectory(state), file.read(), authority)
+    click.echo(f"a member of {joined.name}")
     _finish(config, state, bootstrap)
 
 

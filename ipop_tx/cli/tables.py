@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_NAME_WIDTH = 12  # of 80 columns, so that "direct 198.51.100.7:4500" stays on one line
+
 
 def print_status(status: Mapping[str, Any], console: Console | None = None) -> None:
     """Write the daemon's status, as GET /status gives it."""
@@ -18,7 +20,7 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
     peers = status.get("peers", [])
     if peers:
         console.print()
-        console.print(_peers(peers))
+        console.print(_peers(peers, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
     else:
         console.print("no peers yet")
     for sentence in status.get("health", []):
@@ -39,10 +41,11 @@ def _print_self(console: Console, me: Mapping[str, Any]) -> None:
         console.print(Text("reached at " + ", ".join(bare(e) for e in me["endpoints"])))
 
 
-def _peers(peers: list[Mapping[str, Any]]) -> Table:
+def _peers(peers: list[Mapping[str, Any]], name_width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("address", "name", "path"):
-        table.add_column(column, overflow="fold", no_wrap=column == "address")
+    table.add_column("address", no_wrap=True)
+    table.add_column("name", overflow="fold", max_width=name_width)
+    table.add_column("path", overflow="fold")
     for column in ("rtt", "tx", "rx"):
         table.add_column(column, justify="right", no_wrap=True)
     for peer in peers:

@@ -46,4 +46,4 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _say(error: IpopError) -> None:
-    print(f"ipop: {error}", file=sys.stderr, flush=True)
+    print(f"ipop: {error}", file=sys.__stderr__, flush=True)  # sys.stderr is the log by now
