@@ -255,15 +255,7 @@ def parse_config(text: str, path: Path) -> Config:
             _refuse(path, name, value, "is no section", f"write [{name}] on a line of its own and its keys below")
     base = path.absolute().parent
     sections = {name: _section(path, base, name, tree[name]) for name in _SECTIONS if name in tree and name != "node"}
-    return Config(path=path, node=_node(path, base, tree.get("node", {})), **sections)
-
-
-def _node(path: Path, base: Path, table: Mapping[str, Any]) -> NodeSection:
-    if "state" not in table:
-        raise ConfigError(f"{path}: node.state is missing", 'name the directory of the node\'s keys: [node] state = "/var/lib/ipop"')
-    section = _section(path, base, "node", table)
-    assert isinstance(section, NodeSection)
-    return section
+    return Config(path=path, node=_section(path, base, "node", tree.get("node", {})), **sections)
 
 
 def _section(path: Path, base: Path, name: str, table: Mapping[str, Any]) -> Any:
@@ -277,6 +269,8 @@ def _section(path: Path, base: Path, name: str, table: Mapping[str, Any]) -> Any
             values[key] = _READERS[full](value, base)
         except _Wrong as wrong:
             _refuse(path, full, value, *wrong.args)
+    if name == "node" and "state" not in values:
+        raise ConfigError(f"{path}: node.state is missing", 'name the directory of the node\'s keys: [node] state = "/var/lib/ipop"')
     return kind(**values)
 
 
