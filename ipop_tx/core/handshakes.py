@@ -53,10 +53,11 @@ class Handshakes:
         self._established = established
         self._refused = refused
         self._by_path: dict[PathKey, Handshake] = {}
+        # A route's agent may change from one datagram to the next, so it is no part of the name.
 
     def begin(self, path: PathKey, expect: Ident | None) -> Future[Link]:
         """Start a handshake on a path, or join the one that is under way there."""
-        current = self._by_path.get(path)
+        current = self._by_path.get(_name(path))
         if current is not None and not current.session.established:
             return current.outcome
         handshake = self._enter(path, self._factory.initiate(self._runtime.now), expect)
@@ -65,7 +66,9 @@ class Handshakes:
 
     def receive(self, path: PathKey, datagram: bytes) -> None:
         """A handshake datagram that came by `path`."""
-        current = self._by_path.get(path)
+        current = self._by_path.get(_name(path))
+        if current is not None:
+            current.path = path
         opening = self._factory.opening(datagram)
         if opening is None or (current is not None and not current.session.initiated and current.session.opening == opening):
             if current is not None:
@@ -84,7 +87,7 @@ class Handshakes:
         if current is None and len(self._by_path) >= MOST:
             self._runtime.count("handshake_shed")
             return
-        session, reply = self._factory.accept(self._runtime.now, datagram, repr(path).encode())
+        session, reply = self._factory.accept(self._runtime.now, datagram, repr(_name(path)).encode())
         if reply is not None:
             self._send(path, reply)
         if session is None:
@@ -96,11 +99,11 @@ class Handshakes:
         self._pump(handshake)
 
     def _enter(self, path: PathKey, session: ISession, expect: Ident | None) -> Handshake:
-        previous = self._by_path.get(path)
+        previous = self._by_path.get(_name(path))
         if previous is not None:
             previous.timer.cancel()
         handshake = Handshake(path, session, expect, self._runtime.after(PATIENCE, lambda: self._give_up(handshake)))
-        self._by_path[path] = handshake
+        self._by_path[_name(path)] = handshake
         return handshake
 
     def _pump(self, handshake: Handshake) -> None:
@@ -117,7 +120,7 @@ class Handshakes:
             handshake.retry = self._runtime.after(max(0.0, due - self._runtime.now), lambda: self._retransmit(handshake))
 
     def _retransmit(self, handshake: Handshake) -> None:
-        if self._by_path.get(handshake.path) is handshake and not handshake.session.established:
+        if self._by_path.get(_name(handshake.path)) is handshake and not handshake.session.established:
             handshake.session.handle_timeout(self._runtime.now)
             self._pump(handshake)
 
@@ -144,8 +147,12 @@ class Handshakes:
 
     def _forget(self, handshake: Handshake) -> None:
         handshake.timer.cancel()
-        if self._by_path.get(handshake.path) is handshake:
-            del self._by_path[handshake.path]
+        if self._by_path.get(_name(handshake.path)) is handshake:
+            del self._by_path[_name(handshake.path)]
+
+
+def _name(path: PathKey) -> PathKey:
+    return Route(path.destination) if isinstance(path, Route) else path
 
 
 def describe(path: PathKey) -> str:

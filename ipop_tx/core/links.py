@@ -128,7 +128,7 @@ class Links:
         """What a session of `link` unsealed, by whichever plane."""
         if link.confirm(session):
             self._runtime.emit(LinkChanged(link.ident))
-        if isinstance(path, Route):
+        if isinstance(path, Route) and path.agent is not None:
             link.route = path
             if isinstance(link.active, Route):
                 link.active = path
@@ -161,8 +161,11 @@ class Links:
 
     # --- life --------------------------------------------------------------------------------
 
-    def connect(self, ident: Ident) -> Future[Link]:
-        """The link to a member, made over the ring if there is none. Fails with `Unreachable` or `PeerRefused`."""
+    def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
+        """The link to a member, made over the ring if there is none: by way of `agent`, who is known to have a link to it, if given.
+
+        Fails with `Unreachable` or `PeerRefused`.
+        """
         if ident == self.ident:
             return failed(LocalMisuse("a node has no link to itself"))
         link = self.by_ident.get(ident)
@@ -171,7 +174,7 @@ class Links:
         pending = self._connecting.get(ident)
         if pending is None:
             pending = self._connecting[ident] = Future()
-            self._handshakes.begin(Route(ident), ident).then(lambda done: self._connected(ident, done))
+            self._handshakes.begin(Route(ident, agent), ident).then(lambda done: self._connected(ident, done))
         return pending
 
     def _connected(self, ident: Ident, done: Future[Link]) -> None:
@@ -205,6 +208,7 @@ class Links:
         if link is None:
             link = table[peer.ident] = Link(peer, self._runtime.now, session.initiated)
             link.active = handshake.path
+            link.route = handshake.path if isinstance(handshake.path, Route) else link.route
         link.peer = peer
         link.add_session(session, self._runtime.now)
         self._by_index[session.local_index] = (link, session)

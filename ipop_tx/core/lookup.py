@@ -25,12 +25,10 @@ DETOURS = 3
 class Place(Protocol):
     """What look-ups need to know of the ring."""
 
-    joined: bool
-    predecessor: Ident | None
     successors: list[Ident]
 
-    def owns(self, key: bytes) -> bool:
-        """Whether the key is ours."""
+    def owns(self, key: bytes, without: Ident | None = None) -> bool:
+        """Whether the key is ours, if `without` is left out of account."""
 
 
 class Lookups:
@@ -53,7 +51,7 @@ class Lookups:
         return _found(await self._rpc.call(contact, m.Lookup(key, MAX_HOPS, exclude)))
 
     async def _resolve(self, question: m.Lookup, asker: Ident | None) -> m.Found:
-        if self._is_owner(question):
+        if self.ring.owns(question.key, question.exclude):
             successors = tuple(ident for ident in self.ring.successors if ident != question.exclude)
             return m.Found(self._ident, successors, 0)
         if question.ttl == 0:
@@ -75,13 +73,6 @@ class Lookups:
                 continue
             return m.Found(found.owner, found.successors, found.hops + 1)
         raise Unreachable("nobody on the ring could say who owns a key", "the ring is healing; try again")
-
-    def _is_owner(self, question: m.Lookup) -> bool:
-        if not self.ring.joined:
-            return False
-        if question.exclude is not None and self.ring.predecessor == question.exclude:
-            return question.key == question.exclude or within(question.exclude, question.key, self._ident)
-        return self.ring.owns(question.key)
 
     def _next_hop(self, key: bytes, tried: set[Ident]) -> Link | None:
         """The link nearest to the key; where we precede the owner ourselves, our successor."""

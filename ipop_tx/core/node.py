@@ -85,6 +85,7 @@ class Node:
         self.paths.ask = self.rpc.on_link
         self.rpc.suspect = self.paths.suspect
         self.relay.agent = self.bootstrap.agent
+        self.relay.across = self.ring.across
         self.rpc.serve(m.Hello, self._greeted)
         self.rpc.serve(m.Offer, self._offered)
         self.rpc.serve(m.Enrol, self._enrol, guests=True)

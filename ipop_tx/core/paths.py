@@ -218,11 +218,14 @@ class Paths:
 
     def _fall_back(self, link: Link, dead: PathKey) -> None:
         if isinstance(dead, Route):
-            self._links.drop(link, "no answer", tell=False)
+            if dead.agent is None:
+                self._links.drop(link, "no answer", tell=False)
+            else:
+                link.route = link.active = Route(link.ident)
             return
         link.direct.pop(dead, None)
         others = sorted(link.direct, key=lambda endpoint: link.direct[endpoint].rtt)
-        self._activate(link, others[0] if others else Route(link.ident))
+        self._activate(link, others[0] if others else link.route)
         if not others:
             self._runtime.background(self.punch(link))
 

@@ -1,8 +1,8 @@
 """Datagrams that travel over the ring, sealed end to end, from member to member along direct paths.
 
 Each hop is greedy: the neighbour nearest to the destination, the shorter way round. A neighbour that is itself reached only
-through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (a ring that
-is just healing, pairs that cannot reach each other) one step back is allowed; the ttl bounds it.
+through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (the target has no
+settled place yet, or cannot be reached from here) it goes to our neighbour on the target's other side, else one step back; the ttl bounds it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Relay:
     def __init__(self, links: Links, runtime: Runtime) -> None:
         self.agent: Callable[[], Ident | None] = lambda: None
         """The member through which others reach us while we have no place on the ring."""
+        self.across: Callable[[Ident], Ident | None] = lambda target: None
+        """Our ring neighbour on the other side of a target that lies just beside us."""
         self._links = links
         self._runtime = runtime
         links.relaying = self
@@ -86,4 +88,7 @@ class Relay:
             relay = self._direct(link.route.agent) or self._direct(link.first_hop)
             if relay is not None and relay is not came_by:
                 return relay, link.ident
+        across = self._direct(self.across(target))
+        if across is not None and across is not came_by:
+            return across, None
         return next((link for link in nearest if link.is_direct), None), None

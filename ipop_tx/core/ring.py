@@ -62,16 +62,30 @@ class Ring:
         """Our surroundings, as told to others."""
         return m.Neighbours(self.predecessor, tuple(self.successors), self.joined)
 
-    def owns(self, key: bytes) -> bool:
-        """Whether `key` lies between our predecessor and us; while we look for a predecessor, the nearest linked node before us."""
+    def owns(self, key: bytes, without: Ident | None = None) -> bool:
+        """Whether `key` lies between our predecessor and us; while we have none, the nearest member before us that we know.
+
+        `without` names a node that is to be left out of account, because it is only looking for its place.
+        """
         if not self.joined:
             return False
-        before = self.predecessor or min(self._links.by_ident, key=lambda ident: clockwise(ident, self.ident), default=None)
+        if self.predecessor is not None and self.predecessor != without:
+            return within(self.predecessor, key, self.ident)
+        known = {*self.successors, *self.fingers} - {without}
+        before = min(known, key=lambda ident: clockwise(ident, self.ident), default=None)
         return before is None or within(before, key, self.ident)
 
     def around(self) -> list[Ident]:
         """This node and its successors, in ring order: who keeps what this node owns."""
         return [self.ident, *self.successors]
+
+    def across(self, target: Ident) -> Ident | None:
+        """Our neighbour on the other side of `target`, where that lies between the two of us."""
+        if self.successors and strictly_within(self.ident, target, self.successors[0]):
+            return self.successors[0]
+        if self.predecessor and strictly_within(self.predecessor, target, self.ident):
+            return self.predecessor
+        return None
 
     def estimate(self) -> int:
         """How many nodes the ring has, judged by how dense it is here."""
@@ -118,7 +132,7 @@ class Ring:
         self._forget(link.ident)
         for ident in (*body.successors, *([body.predecessor] if body.predecessor else [])):
             if ident != link.ident:
-                self._suggest(ident)
+                self._suggest(ident, link.ident)
         return m.Done()
 
     # --- stabilise and rectify ---------------------------------------------------------------
@@ -159,7 +173,7 @@ class Ring:
         nearer = answer.predecessor
         if nearer and nearer != self.ident and strictly_within(self.ident, nearer, successor):
             try:
-                await self._links.connect(nearer)
+                await self._links.connect(nearer, successor)
             except IpopError:
                 self._runtime.count("nearer_unreachable")
             else:
@@ -181,11 +195,11 @@ class Ring:
             self._changed()
         for ident in fresh:
             if ident not in self._links.by_ident:
-                self._runtime.background(self._keep_or_forget(ident))
+                self._runtime.background(self._keep_or_forget(ident, successor))
 
-    async def _keep_or_forget(self, ident: Ident) -> None:
+    async def _keep_or_forget(self, ident: Ident, informant: Ident) -> None:
         try:
-            await self._links.connect(ident)
+            await self._links.connect(ident, informant)
         except IpopError:
             self._forget(ident)
 
@@ -233,16 +247,16 @@ class Ring:
         self._consider_predecessor(link.ident)
 
     def _suggested(self, link: Link, body: m.Suggest) -> m.Done:
-        self._suggest(body.ident)
+        self._suggest(body.ident, link.ident)
         return m.Done()
 
-    def _suggest(self, ident: Ident) -> None:
+    def _suggest(self, ident: Ident, informant: Ident) -> None:
         """Somebody named a node that may be near."""
         if ident != self.ident and self.joined and self._fits(ident) and ident not in self._links.by_ident:
-            self._runtime.background(self._try(ident))
+            self._runtime.background(self._try(ident, informant))
 
-    async def _try(self, ident: Ident) -> None:
-        await self._links.connect(ident)
+    async def _try(self, ident: Ident, informant: Ident) -> None:
+        await self._links.connect(ident, informant)
 
     def _insert_successor(self, ident: Ident) -> None:
         if ident == self.ident or ident in self.successors:
