@@ -46,13 +46,16 @@ class SelfSigned:
 
 
 class Handshake:
-    """Two ends and a wire that loses the datagrams whose numbers are in `lost`."""
+    """Two ends and a wire that loses the datagrams whose numbers are in `lost` and changes a byte: `alter` is (number, place, change)."""
 
-    def __init__(self, client: Factory, server: Factory, lost: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, client: Factory, server: Factory, lost: frozenset[int] = frozenset(), alter: tuple[int, int, int] = (-1, 0, 0)
+    ) -> None:
         self.client: Session = client.initiate(0.0)
         self.server: Session | None = None
         self.server_factory = server
         self.lost = lost
+        self.alter = alter
         self.number = 0
         self.sizes: list[int] = []
 
@@ -64,11 +67,11 @@ class Handshake:
             while (datagram := self.client.poll_transmit()) is not None:
                 busy = True
                 if self._carried(datagram):
-                    self._to_server(now, datagram)
+                    self._to_server(now, self._altered(datagram))
             while self.server is not None and (datagram := self.server.poll_transmit()) is not None:
                 busy = True
                 if self._carried(datagram):
-                    self.client.receive(now, datagram)
+                    self.client.receive(now, self._altered(datagram))
 
     def established(self) -> bool:
         return self.client.established and self.server is not None and self.server.established
@@ -87,7 +90,15 @@ class Handshake:
             return
         self.server, reply = self.server_factory.accept(now, datagram, SOURCE)
         if reply is not None and self._carried(reply):
-            self.client.receive(now, reply)
+            self.client.receive(now, self._altered(reply))
+
+    def _altered(self, datagram: bytes) -> bytes:
+        number, place, change = self.alter
+        if number != self.number - 1:
+            return datagram
+        altered = bytearray(datagram)
+        altered[place % len(altered)] ^= change
+        return bytes(altered)
 
 
 class SessionDemands:
@@ -286,3 +297,17 @@ class DtlsSessionTests(SessionDemands, TestCase):
                 end.handle_timeout(1.02)
             handshake.run(1.02)
         self.assertEqual([handshake.established() for handshake in handshakes], [True] * 6)
+
+    def test_altered_handshakes_never_raise(self) -> None:
+        ann, bob = self.factory("ann"), self.factory("bob")
+
+        @settings(max_examples=150, deadline=None)
+        @given(st.integers(0, 5), st.integers(0, 2**16), st.integers(1, 255))
+        def check(number: int, place: int, change: int) -> None:
+            handshake = Handshake(ann, bob, alter=(number, place, change))
+            handshake.run(0.0)
+            for end in handshake.ends():
+                self.assertFalse(end.established and end.failure is not None)
+                self.assertTrue(end.established or end.failure is not None or end.poll_timeout() is not None)
+
+        check()

@@ -21,9 +21,6 @@ from ipop_tx.identity.keys import SALT_BYTES, PrivateKey, PublicKey, ensure_key,
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.values import Network
 
-NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-"""Names of networks and nodes: what also serves as a DNS label (RFC 1123), at most 40 characters."""
-
 
 @dataclass(frozen=True, slots=True)
 class Admitter:
@@ -160,8 +157,7 @@ def install(state: StateDirectory, chain: list[x509.Certificate], fingerprint: b
     """Check a chain against this node's key and the authority's fingerprint, then keep it. Raises `LocalMisuse`."""
     key = read_key(state, files.NODE_KEY, "make a request here first")
     root = chain[-1]
-    if fingerprint is not None and certs.fingerprint(root) != fingerprint:
-        raise LocalMisuse(f"the chain is under another authority ({certs.fingerprint(root).hex()})", f"expected {fingerprint.hex()}")
+    _check_authority(root, fingerprint)
     try:
         certs.network_of(root)
         peer = certs.verify_member(chain, root, time.time() if wall is None else wall, "the new")
@@ -184,6 +180,7 @@ def install_enrolled(state: StateDirectory, certificates: Sequence[bytes], finge
     if len(chain) not in (3, 4):
         raise LocalMisuse("the admitting member sent too few or too many certificates", "try again, or through another member")
     root, appointment = chain[2], chain[3:]
+    _check_authority(root, fingerprint)
     if appointment:
         own = point_of(read_key(state, files.ADMISSION_KEY).public_key())
         if not certs.is_issued_by(appointment[0], root) or _point(appointment[0]) != own:
@@ -204,9 +201,14 @@ def read_certificates(state: StateDirectory, name: str, mend: str = "") -> list[
 
 def checked_name(name: str) -> str:
     """`name`, if it may be one of a network or node. Raises `LocalMisuse`."""
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(certs.NAME, name):
         raise LocalMisuse(f"{name!r} cannot be a name", "use up to 40 of a-z, 0-9 and -, not beginning or ending with -")
     return name
+
+
+def _check_authority(root: x509.Certificate, fingerprint: bytes | None) -> None:
+    if fingerprint is not None and certs.fingerprint(root) != fingerprint:
+        raise LocalMisuse(f"the chain is under another authority ({certs.fingerprint(root).hex()})", f"expected {fingerprint.hex()}")
 
 
 def _p256(certificate: x509.Certificate) -> PublicKey:

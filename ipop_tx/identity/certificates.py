@@ -6,17 +6,18 @@ import datetime as dt
 import hashlib
 import ipaddress
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ipop_tx.errors import PeerRefused
-from ipop_tx.identity.keys import PrivateKey, PublicKey, ident_of, is_p256, point_of
+from ipop_tx.identity.keys import SALT_BYTES, PrivateKey, PublicKey, ident_of, is_p256, point_of
 from ipop_tx.values import IDENT_BYTES, Ident, Network, Peer
 
 DAY = 86400.0
@@ -28,6 +29,23 @@ BACKDATED = 300.0
 
 FINGERPRINT_BYTES = 16
 
+NAME = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
+"""Names of networks and nodes: what also serves as a DNS label (RFC 1123), at most 40 characters."""
+
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    msgspec.MsgspecError,
+)
+"""What reading a stranger's certificate can raise."""
+
+Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME}\Z")]
+
 # Under 2.25 anybody may use a UUID of their own (ITU-T X.667).
 NETWORK_FACTS = x509.ObjectIdentifier("2.25.139662140762106287524435516930007065004")
 MEMBER_FACTS = x509.ObjectIdentifier("2.25.327477033070718787990073215180939234507")
@@ -36,7 +54,7 @@ MEMBER_FACTS = x509.ObjectIdentifier("2.25.3274770330707187879900732151809392345
 class NetworkFacts(msgspec.Struct, frozen=True, array_like=True):
     """What the authority's certificate says of its network."""
 
-    name: str
+    name: Name
     pool: str
     prefix: str
     shards: int
@@ -45,9 +63,9 @@ class NetworkFacts(msgspec.Struct, frozen=True, array_like=True):
 class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
     """What a member's certificate says of the member, besides its key."""
 
-    network: bytes
-    salt: bytes
-    name: str
+    network: Annotated[bytes, msgspec.Meta(min_length=IDENT_BYTES, max_length=IDENT_BYTES)]
+    salt: Annotated[bytes, msgspec.Meta(min_length=SALT_BYTES, max_length=SALT_BYTES)]
+    name: Name
     admits: bool = False
     address: str = ""
     """An IPv4 address that the authority has assigned, or nothing: then the node takes a lease."""
@@ -71,7 +89,7 @@ def network_of(root: x509.Certificate) -> Network:
         facts = msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts)
         pool, prefix = ipaddress.IPv4Network(facts.pool), ipaddress.IPv6Network(facts.prefix)
         return Network(facts.name, network_ident(_public(root)), pool, prefix, facts.shards)
-    except (ValueError, msgspec.MsgspecError):
+    except MALFORMED:
         raise PeerRefused("the root certificate is not that of a network's authority") from None
 
 
@@ -145,7 +163,7 @@ def verify_member(chain: Sequence[x509.Certificate], root: x509.Certificate, wal
         verify_admission_usage(admission, whose)
         _member_usage(leaf, whose)
         return _peer(leaf, root, whose)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, msgspec.MsgspecError):
+    except MALFORMED:
         raise PeerRefused(f"{whose} certificate is malformed") from None
 
 
@@ -161,7 +179,7 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
     """Whether name and signature say so."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True
 

@@ -106,7 +106,7 @@ def verify_guest(certificate: x509.Certificate, wall: float) -> Peer:
         if not is_p256(key) or not certs.is_issued_by(certificate, certificate):
             raise PeerRefused("the guest's certificate is not signed by a P-256 key of its own")
         point = point_of(key)  # type: ignore[arg-type]  # is_p256 has narrowed it
-    except ValueError:
+    except certs.MALFORMED:
         raise PeerRefused("the guest's certificate is malformed") from None
     return Peer(ident_of(point, b""), "guest", guest=True, public_key=point, not_after=int(certificate.not_valid_after_utc.timestamp()))
 
@@ -114,6 +114,6 @@ def verify_guest(certificate: x509.Certificate, wall: float) -> Peer:
 def _is_guest(certificate: x509.Certificate) -> bool:
     try:
         purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except certs.MALFORMED:
         return False
     return list(purposes) == [GUEST_PURPOSE]

@@ -143,7 +143,7 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
             key_of_point(self.public)
         except PeerRefused as refusal:
             raise InvitationRefused(f"this invitation is not valid: {refusal.sentence}", _ASK) from refusal
-        except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        except certs.MALFORMED:
             _refuse_signature()
         if not (appointed and good):
             _refuse_signature()

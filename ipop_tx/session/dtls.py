@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
@@ -265,7 +266,7 @@ class DtlsSessionFactory:
                 session.judged = self._credentials.verify([session.shown[level] for level in sorted(session.shown)])
         except PeerRefused as refusal:
             session.refused(refusal)
-        except ValueError:
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
             session.refused(PeerRefused("the peer's certificate is malformed"))
         return session.failure is None
 

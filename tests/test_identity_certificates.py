@@ -1,0 +1,358 @@
+"""Certificates: what verify_member lets in, and one sentence for each thing that is wrong; then the same through a real handshake."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
+from ipop_tx.identity import certificates as certs
+from ipop_tx.identity import state as files
+from ipop_tx.identity.authority import Admitter, create_network, install_chain, make_request, request, sign_request
+from ipop_tx.identity.credentials import Credentials, GuestCredentials, guest_certificate, verify_guest
+from ipop_tx.identity.keys import generate_key, ident_of, point_of, write_key
+from ipop_tx.identity.signer import RecordSigner
+from ipop_tx.identity.state import StateDirectory
+from ipop_tx.interfaces import IRecordSigner
+from ipop_tx.session.dtls import DtlsSessionFactory
+from ipop_tx.values import Peer
+from tests.test_session import Handshake
+
+WALL = 1_800_000_000.0
+POOL = IPv4Network("10.128.0.0/16")
+
+
+def clock() -> float:
+    return WALL
+
+
+class FoundedCase(SynchronousTestCase):
+    """A network `lab` founded at WALL by the node `first`."""
+
+    def setUp(self) -> None:
+        self.state = StateDirectory(self.mktemp())
+        self.network = create_network(self.state, "lab", POOL, "first", wall=WALL)
+        self.admitter = Admitter.load(self.state)
+        self.root, self.admission = self.admitter.root, self.admitter.certificate
+        self.key = generate_key()
+        self.leaf = self.admitter.admit(request(self.key, "bob"), "bob", WALL)
+        self.chain = [self.leaf, self.admission, self.root]
+
+    def other_network(self) -> tuple[Admitter, Credentials]:
+        state = StateDirectory(self.mktemp())
+        create_network(state, "other", POOL, "mallory", wall=WALL)
+        return Admitter.load(state), Credentials.load(state, clock)
+
+    def assertRefused(self, call: Callable[[], object], *words: str, kind: type[Exception] = PeerRefused) -> None:
+        error = self.assertRaises(kind, call)
+        for word in words:
+            self.assertIn(word, str(error))
+
+
+class NetworkTests(FoundedCase):
+    """The facts in the root."""
+
+    def test_facts(self) -> None:
+        public = self.root.public_key()
+        assert isinstance(public, ec.EllipticCurvePublicKey)
+        ident = certs.network_ident(public)
+        self.assertEqual(certs.network_of(self.root), self.network)
+        self.assertEqual((self.network.name, self.network.pool, self.network.shards, self.network.ident), ("lab", POOL, 32, ident))
+        self.assertEqual(self.network.prefix.prefixlen, 48)
+        self.assertEqual(self.network.prefix.network_address.packed[:6], b"\xfd" + ident[:5])
+        self.assertTrue(self.network.prefix.subnet_of(IPv6Network("fc00::/7")))
+
+    def test_not_a_root(self) -> None:
+        self.assertRefused(lambda: certs.network_of(self.leaf), "not that of a network's authority")
+
+    def test_a_state_is_founded_once(self) -> None:
+        before = {file.name: file.read_bytes() for file in Path(self.state.path).iterdir()}
+        self.assertRefused(lambda: create_network(self.state, "lab", POOL, "first"), "belongs to a network already", kind=StateError)
+        self.assertEqual({file.name: file.read_bytes() for file in Path(self.state.path).iterdir()}, before)
+
+    def test_names_and_pools(self) -> None:
+        for name in ("", "Lab", "a b", "-lab", "lab-", "x" * 41, "l\u00e4b"):
+            self.assertRefused(lambda name=name: create_network(self.state, name, POOL, "first"), "cannot be a name", kind=LocalMisuse)
+        small = IPv4Network("10.0.0.0/30")
+        self.assertRefused(lambda: create_network(self.state, "lab", small, "n"), "too few addresses", kind=LocalMisuse)
+
+
+class VerifyMemberTests(FoundedCase):
+    """Every check has a sentence of its own."""
+
+    def verify(self, chain: list[x509.Certificate], wall: float = WALL) -> Peer:
+        return certs.verify_member(chain, self.root, wall)
+
+    def rebuilt(self, drop: type[x509.ExtensionType] | None = None, add: x509.ExtensionType | None = None) -> list[x509.Certificate]:
+        """The chain with one extension of the leaf removed or replaced, signed properly."""
+        old = self.leaf
+        builder = x509.CertificateBuilder(
+            old.issuer, old.subject, self.key.public_key(), 7, old.not_valid_before_utc, old.not_valid_after_utc
+        )
+        for extension in old.extensions:
+            if drop is None or not isinstance(extension.value, drop):
+                builder = builder.add_extension(extension.value, extension.critical)
+        builder = builder.add_extension(add, False) if add is not None else builder
+        return [builder.sign(self.admitter.key, SHA256()), self.admission, self.root]
+
+    def test_member(self) -> None:
+        peer = self.verify(self.chain)
+        point = point_of(self.key.public_key())
+        ident = ident_of(point, certs.facts_of(self.leaf).salt)
+        self.assertEqual(peer, Peer(ident, "bob", public_key=point, not_after=int(WALL + certs.MEMBER_LIFETIME)))
+        self.assertEqual(self.verify(Credentials.load(self.state, clock).chain).admits, True)
+
+    def test_rebuilt_chain_is_good(self) -> None:
+        self.assertEqual(self.verify(self.rebuilt()).name, "bob")
+
+    def test_dates(self) -> None:
+        year = certs.MEMBER_LIFETIME
+        self.verify(self.chain, WALL - certs.BACKDATED)
+        self.verify(self.chain, WALL + year)
+        early = WALL - certs.BACKDATED - 1
+        self.assertRefused(lambda: self.verify(self.chain, early), "the peer's certificate begins only at 2027", "clocks")
+        self.assertRefused(lambda: self.verify(self.chain, WALL + year + 1), "the peer's certificate ended at 2028", "admitted anew")
+
+    def test_admission_expired(self) -> None:
+        # A leaf never outlives its admission by our hand; a stolen admission key could make one that does.
+        facts = certs.facts_of(self.leaf)
+        brief = certs.make_admission(self._authority_key(), self.root, self.admitter.key.public_key(), WALL, 60.0)
+        chain = [certs.make_member(self.admitter.key, self.admission, self.key.public_key(), facts, WALL), brief, self.root]
+        self.assertRefused(lambda: self.verify(chain, WALL + 61), "the admission behind the peer's certificate ended")
+
+    def test_a_leaf_ends_with_its_admission(self) -> None:
+        brief = certs.make_admission(self._authority_key(), self.root, self.admitter.key.public_key(), WALL, 60.0)
+        leaf = certs.make_member(self.admitter.key, brief, self.key.public_key(), certs.facts_of(self.leaf), WALL)
+        self.assertEqual(leaf.not_valid_after_utc, brief.not_valid_after_utc)
+
+    def test_other_network(self) -> None:
+        _, mallory = self.other_network()
+        self.assertRefused(lambda: self.verify(mallory.chain), "is for another network", "'lab'")
+
+    def test_other_admission_under_our_root(self) -> None:
+        admitter, mallory = self.other_network()
+        chain = [mallory.chain[0], admitter.certificate, self.root]
+        self.assertRefused(lambda: self.verify(chain), "a key that the network's authority has not appointed")
+
+    def test_leaf_by_another_key(self) -> None:
+        forged = certs.make_member(generate_key(), self.admission, self.key.public_key(), certs.facts_of(self.leaf), WALL)
+        self.assertRefused(lambda: self.verify([forged, *self.chain[1:]]), "not signed by the admission key that it names")
+
+    def test_length_and_kind_of_chain(self) -> None:
+        self.assertRefused(lambda: self.verify([]), "is missing")
+        self.assertRefused(lambda: self.verify([self.root]), "an authority's, which no node may use")
+        self.assertRefused(lambda: self.verify([self.admission, self.root]), "an authority's, which no node may use")
+        self.assertRefused(lambda: self.verify([self.admission, self.admission, self.root]), "an authority's, which no node may use")
+        self.assertRefused(lambda: self.verify(self.chain[:2]), "without the certificates that admitted it")
+        self.assertRefused(lambda: self.verify([*self.chain, self.leaf]), "more certificates than a member has")
+
+    def test_a_member_cannot_admit(self) -> None:
+        facts = certs.facts_of(self.leaf)
+        below = certs.make_member(self.key, self.leaf, generate_key().public_key(), facts, WALL)
+        self.assertRaises(PeerRefused, self.verify, [below, self.leaf, self.root])
+
+    def test_an_admission_must_be_one(self) -> None:
+        for extension, words in (
+            (x509.BasicConstraints(True, 1), "does not bound the chain"),
+            (x509.BasicConstraints(True, None), "does not bound the chain"),
+            (x509.BasicConstraints(False, None), "may not admit members"),
+        ):
+            odd = self._odd_admission(extension)
+            leaf = certs.make_member(self.admitter.key, odd, self.key.public_key(), certs.facts_of(self.leaf), WALL)
+            self.assertRefused(lambda leaf=leaf, odd=odd: self.verify([leaf, odd, self.root]), words)
+
+    def test_usage(self) -> None:
+        signs_certificates = x509.KeyUsage(True, False, False, False, False, True, False, False, False)
+        no_signature = x509.KeyUsage(False, False, False, False, True, False, False, False, False)
+        for usage in (signs_certificates, no_signature):
+            chain = self.rebuilt(x509.KeyUsage, usage)
+            self.assertRefused(lambda chain=chain: self.verify(chain), "not meant for signing handshakes")
+        chain = self.rebuilt(x509.ExtendedKeyUsage, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]))
+        self.assertRefused(lambda: self.verify(chain), "not meant for both ends of a link")
+
+    def test_ident(self) -> None:
+        other = x509.UniformResourceIdentifier(certs.ident_uri(bytes(20)))
+        own = x509.UniformResourceIdentifier(certs.ident_uri(self.verify(self.chain).ident))
+        for names in ([other], [own, other], [x509.DNSName("bob")]):
+            chain = self.rebuilt(x509.SubjectAlternativeName, x509.SubjectAlternativeName(names))
+            self.assertRefused(lambda chain=chain: self.verify(chain), "another ident than its key and salt give")
+
+    def test_network_in_the_facts(self) -> None:
+        facts = certs.MemberFacts(bytes(20), bytes(16), "bob")
+        leaf = certs.make_member(self.admitter.key, self.admission, self.key.public_key(), facts, WALL)
+        self.assertRefused(lambda: self.verify([leaf, *self.chain[1:]]), "names another network")
+
+    def test_missing_and_malformed_extensions(self) -> None:
+        for kind in (x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName, x509.UnrecognizedExtension, x509.BasicConstraints):
+            chain = self.rebuilt(kind)
+            self.assertRefused(lambda chain=chain: self.verify(chain), "the peer's certificate is malformed")
+        chain = self.rebuilt(x509.UnrecognizedExtension, x509.UnrecognizedExtension(certs.MEMBER_FACTS, b"\xc1"))
+        self.assertRefused(lambda: self.verify(chain), "malformed")
+
+    def test_names_are_fit_to_be_shown(self) -> None:
+        for name in ("Bob", "b\x1b[2J", "", "bob\n", "x" * 41):
+            facts = msgspec.structs.replace(certs.facts_of(self.leaf), name=name)
+            chain = self.rebuilt(x509.UnrecognizedExtension, x509.UnrecognizedExtension(certs.MEMBER_FACTS, msgspec.msgpack.encode(facts)))
+            self.assertRefused(lambda chain=chain: self.verify(chain), "malformed")
+
+    def test_other_kinds_of_keys(self) -> None:
+        for key in (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())):
+            csr = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, SHA256())
+            self.assertRefused(lambda csr=csr: self.admitter.admit(csr, "bob", WALL), "a P-256 key of its own", kind=LocalMisuse)
+
+    def _authority_key(self) -> ec.EllipticCurvePrivateKey:
+        assert self.admitter.authority_key is not None
+        return self.admitter.authority_key
+
+    def _odd_admission(self, constraints: x509.BasicConstraints) -> x509.Certificate:
+        old = self.admission
+        builder = x509.CertificateBuilder(
+            old.issuer, old.subject, self.admitter.key.public_key(), 7, old.not_valid_before_utc, old.not_valid_after_utc
+        )
+        usage = x509.KeyUsage(False, False, False, False, False, True, False, False, False)
+        return builder.add_extension(constraints, True).add_extension(usage, True).sign(self._authority_key(), SHA256())
+
+
+class OfflineSigningTests(FoundedCase):
+    """Request, sign, install: carried by hand."""
+
+    def test_round_trip(self) -> None:
+        state = StateDirectory(self.mktemp())
+        pem = sign_request(self.state, make_request(state, "carol"), wall=WALL)
+        network = install_chain(state, pem, certs.fingerprint(self.root), wall=WALL)
+        self.assertEqual(network, self.network)
+        self.assertEqual(Credentials.load(state, clock).peer.name, "carol")
+        self.assertEqual(sorted(file.name for file in state.path.iterdir()), ["node.crt", "node.key"])
+
+    def test_the_admitter_may_choose_the_name(self) -> None:
+        state = StateDirectory(self.mktemp())
+        install_chain(state, sign_request(self.state, make_request(state, "carol"), "dora", WALL), wall=WALL)
+        self.assertEqual(Credentials.load(state, clock).peer.name, "dora")
+
+    def test_refusals(self) -> None:
+        state, third = StateDirectory(self.mktemp()), StateDirectory(self.mktemp())
+        pem = sign_request(self.state, make_request(state, "carol"), wall=WALL)
+        make_request(third, "eve")
+        for call, words in (
+            (lambda: install_chain(third, pem, wall=WALL), "for another machine's key"),
+            (lambda: install_chain(state, pem, bytes(16), WALL), "under another authority"),
+            (lambda: install_chain(state, b"junk", wall=WALL), "no certificate chain"),
+            (lambda: install_chain(state, pem, wall=WALL + 2 * certs.MEMBER_LIFETIME), "the new certificate ended"),
+            (lambda: sign_request(self.state, b"junk"), "no certificate request"),
+            (lambda: self.admitter.admit(request(self.key, "x"), "x", WALL, address="10.1.0.1"), "no address of the network's pool"),
+        ):
+            self.assertRefused(call, words, kind=LocalMisuse)
+        self.assertRefused(lambda: sign_request(state, pem), "may not admit", kind=StateError)
+        self.assertEqual([name for name in (files.NODE_CHAIN,) if state.exists(name) or third.exists(name)], [])
+
+    def test_a_request_signed_by_another_key_is_refused(self) -> None:
+        der = bytearray(request(self.key, "bob").public_bytes(certs.Encoding.DER))
+        der[der.index(b"bob")] ^= 1
+        self.assertRefused(lambda: self.admitter.admit(x509.load_der_x509_csr(bytes(der)), "b", WALL), "not signed", kind=LocalMisuse)
+
+
+class CredentialsTests(FoundedCase):
+    """Loading, and what is said of files that do not fit."""
+
+    def test_loading_refusals(self) -> None:
+        late = WALL + 2 * certs.MEMBER_LIFETIME
+        words = ("node.crt is not good: this node's certificate ended", "admitted anew")
+        self.assertRefused(lambda: Credentials.load(self.state, lambda: late), *words, kind=StateError)
+        write_key(self.state, files.NODE_KEY, generate_key())
+        self.assertRefused(lambda: Credentials.load(self.state, clock), "certificate is for another key", kind=StateError)
+        self.state.write(files.NODE_CHAIN, b"junk")
+        self.assertRefused(lambda: Credentials.load(self.state, clock), "node.crt is damaged", kind=StateError)
+        empty = StateDirectory(self.mktemp())
+        self.assertRefused(lambda: Credentials.load(empty), "node.key is missing", "ipop join TOKEN", kind=StateError)
+
+    def test_signer(self) -> None:
+        credentials = Credentials.load(self.state, clock)
+        signer, other = credentials.signer(), RecordSigner(generate_key(), bytes(16))
+        verifyObject(IRecordSigner, signer)
+        self.assertEqual((signer.ident, len(signer.signer)), (credentials.peer.ident, 49))
+        signature = signer.sign(b"lease")
+        self.assertEqual(other.verify(signer.signer, b"lease", signature), credentials.peer.ident)
+        self.assertIsNone(other.verify(signer.signer, b"Lease", signature))
+        self.assertIsNone(other.verify(other.signer, b"lease", signature))
+        self.assertIsNone(other.verify(signer.signer[:-1], b"lease", signature))
+        self.assertIsNone(other.verify(b"\x09" * 49, b"lease", signature))
+        self.assertNotEqual(other.verify(signer.signer[:-1] + bytes([signer.signer[-1] ^ 1]), b"lease", signature), credentials.peer.ident)
+
+
+class HandshakeTests(FoundedCase):
+    """The decisions above, through DTLS."""
+
+    def handshake(self, client: Credentials | GuestCredentials, server: Credentials) -> Handshake:
+        handshake = Handshake(DtlsSessionFactory(client), DtlsSessionFactory(server))
+        handshake.run(0.0)
+        return handshake
+
+    def bob(self, wall: Callable[[], float] = clock) -> Credentials:
+        return Credentials(self.key, self.chain, wall)
+
+    def test_members(self) -> None:
+        first = Credentials.load(self.state, clock)
+        handshake = self.handshake(self.bob(), first)
+        self.assertTrue(handshake.established())
+        self.assertEqual((handshake.client.peer, handshake.ends()[1].peer), (first.peer, self.bob().peer))
+        self.assertLessEqual(max(handshake.sizes), 1200)
+
+    def test_wrong_network(self) -> None:
+        _, mallory = self.other_network()
+        handshake = self.handshake(mallory, self.bob())
+        self.assertRefusal(handshake.client.failure, "is for another network")
+        self.assertEqual([end.established for end in handshake.ends()], [False] * 2)
+
+    def test_expired(self) -> None:
+        first = Credentials.load(self.state, clock)
+        first._wall = lambda: WALL + 1.5 * certs.MEMBER_LIFETIME
+        handshake = self.handshake(self.bob(), first)
+        self.assertRefusal(handshake.ends()[1].failure, "the peer's certificate ended")
+        self.assertRefusal(handshake.client.failure, "the peer refused this node's certificate")
+
+    def test_guest(self) -> None:
+        guest = GuestCredentials(generate_key(), certs.fingerprint(self.root), clock)
+        handshake = self.handshake(guest, self.bob())
+        self.assertTrue(handshake.established())
+        point = point_of(guest.private_key.public_key())
+        self.assertEqual(handshake.ends()[1].peer, guest.peer)
+        self.assertEqual((guest.peer.guest, guest.peer.public_key, guest.peer.ident), (True, point, ident_of(point, b"")))
+        self.assertEqual((handshake.client.peer, guest.root), (self.bob().peer, self.root))
+
+    def test_guest_at_the_wrong_network(self) -> None:
+        guest = GuestCredentials(generate_key(), bytes(16), clock)
+        self.assertRefusal(self.handshake(guest, self.bob()).client.failure, "not under the authority that the invitation names")
+        self.assertIsNone(guest.root)
+
+    def test_guests_are_judged(self) -> None:
+        key = generate_key()
+        certificate = guest_certificate(key, WALL)
+        self.assertRefused(lambda: verify_guest(certificate, WALL + certs.DAY), "the guest's certificate ended")
+        forged = self._guest_signed_by(generate_key(), key.public_key())
+        self.assertRefused(lambda: self.bob().verify([forged]), "not signed by a P-256 key of its own")
+        self.assertRefused(lambda: self.bob().verify([certificate, self.admission, self.root]), "not signed by the admission key")
+
+    def test_a_self_signed_certificate_without_the_purpose_is_no_guest(self) -> None:
+        self.assertRefused(lambda: self.bob().verify([self.leaf]), "without the certificates that admitted it")
+
+    def assertRefusal(self, failure: object, words: str) -> None:
+        self.assertIsInstance(failure, PeerRefused)
+        self.assertIn(words, str(failure))
+
+    def _guest_signed_by(self, signer: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> x509.Certificate:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "guest")])
+        begin = dt.datetime.fromtimestamp(WALL - 60, dt.UTC)
+        builder = x509.CertificateBuilder(name, name, public, 7, begin, begin + dt.timedelta(hours=1))
+        for extension in guest_certificate(signer, WALL).extensions:
+            builder = builder.add_extension(extension.value, extension.critical)
+        return builder.sign(signer, SHA256())
