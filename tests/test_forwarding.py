@@ -234,6 +234,10 @@ class OutTests(PlaneTestCase):
             self.port.give(ARP_REQUEST[:38] + b"\x0a\x80" + (n + 2).to_bytes(2, "big"))
         self.assertEqual(len(self.control.calls), plane_module.WAITING_LOOKUPS)
         self.assertDropped(out_busy=10)
+        for n in range(plane_module.WAITING_LOOKUPS + 10):
+            self.port.give(ipv4(b"\x06" * 4 + n.to_bytes(2, "big"), mac_of(OURS), THIRD_IP, OUR_IP))
+        self.assertEqual(len(self.control.calls), 2 * plane_module.WAITING_LOOKUPS)
+        self.assertDropped(out_busy=20)
 
     def test_a_forgotten_peer_is_found_again(self) -> None:
         self.control.later = True
@@ -320,10 +324,10 @@ class InTests(PlaneTestCase):
         for endpoint in (self.there, first, first, self.there, first, second, second):
             self.receive(IN4, endpoint=endpoint)
         self.assertEqual(self.control.calls, [("path_seen", self.session, first), ("path_seen", self.session, second)])
-        self.fib.update(PEER, [self.session], second)
-        for endpoint in (second, first):
+        self.fib.update(PEER, [self.session], first)
+        for endpoint in (first, second):
             self.receive(IN4, endpoint=endpoint)
-        self.assertEqual(self.control.calls[2:], [("path_seen", self.session, first)])
+        self.assertEqual(self.control.calls[2:], [("path_seen", self.session, second)])
         self.assertEqual(len(self.port.taken), 9)
 
     def test_relayed_frames_are_checked_alike(self) -> None:

@@ -19,7 +19,6 @@ _SETTINGS = {
     "router_solicitations": "0",
     "autoconf": "0",
     "accept_redirects": "0",
-    "accept_dad": "0",
     "addr_gen_mode": "1",  # none: we give the link-local address ourselves
 }
 
