@@ -42,7 +42,7 @@ class Process:
         try:
             return self._child.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise EnvironmentProblem(f"{self.argv[0]} still runs after {seconds:g} s", f"see {self.log}") from None
+            raise EnvironmentProblem(f"{self.log.stem} still runs after {seconds:g} s", f"see {self.log}") from None
 
     def kill9(self) -> None:
         """End it as a power failure would."""

@@ -81,8 +81,6 @@ class Transfer:
     good: bool
     seconds: float
     megabytes: int
-    path: str
-    """How it travelled, as the receiving node's status says afterwards."""
 
     @property
     def mbit_per_second(self) -> float:
@@ -107,7 +105,7 @@ def fetch(server: LabNode, client: LabNode, address: str, megabytes: int, port: 
         seconds = _curl(client, f"http://{address}:{port}/file", str(copy))
         with copy.open("rb") as file:
             good = hashlib.file_digest(file, "sha256").digest() == sent.digest()
-        return Transfer(good, seconds, megabytes, client.path_to(server))
+        return Transfer(good, seconds, megabytes)
     finally:
         serving.stop()
         source.unlink()

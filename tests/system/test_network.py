@@ -27,9 +27,9 @@ class TwoSitesTests(LabTestCase):
         right = self.admit(founder, self.lab.site("home", Nat.SYMMETRIC).host("right"))
         self.assertIsNotNone(left.ping(right.address), "the very first ping")
         self.assert_reach(founder, left, right)
-        moved = fetch(left, right, left.address, megabytes=8)
-        self.assertTrue(moved.good)
-        self.assertEqual(moved.path, "relay via founder")
+        self.assertTrue(fetch(left, right, left.address, megabytes=8).good)
+        self.assertEqual(left.path_to(right), "relay via founder")
+        self.assertEqual(right.path_to(left), "relay via founder")
 
     def test_neighbours_on_one_lan_meet_there(self) -> None:
         """Two nodes behind one NAT that does not hairpin talk over their LAN."""
