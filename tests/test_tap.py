@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -253,6 +254,15 @@ class TapAddressTests(RealTap):
         self.assertIn(self.name, self.shown("link"))
         made.stopService()
         self.assertNotIn(self.name, self.shown("link"))
+
+    def test_inside_an_asyncio_loop(self) -> None:
+        """As under Twisted's asyncio reactor, where a library may not run a loop of its own in our thread."""
+
+        async def inside() -> None:
+            self.start()
+
+        asyncio.run(inside())
+        self.assertIn("mtu 1380", self.shown("link", "show", "dev", self.name))
 
     def test_without_ipv6_it_degrades_and_says_so(self) -> None:
         self.namespace.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
