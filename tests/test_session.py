@@ -221,7 +221,7 @@ class SessionDemands:
     def test_every_flipped_bit_is_seen(self) -> None:
         client, server = self.pair()
 
-        @settings(max_examples=100, deadline=None)
+        @settings(max_examples=100)
         @given(st.binary(max_size=64), st.data())
         def check(payload: bytes, data: st.DataObject) -> None:
             sealed = bytearray(client.protect(1, payload))
@@ -301,7 +301,7 @@ class DtlsSessionTests(SessionDemands, TestCase):
     def test_altered_handshakes_never_raise(self) -> None:
         ann, bob = self.factory("ann"), self.factory("bob")
 
-        @settings(max_examples=150, deadline=None)
+        @settings(max_examples=150)
         @given(st.integers(0, 5), st.integers(0, 2**16), st.integers(1, 255))
         def check(number: int, place: int, change: int) -> None:
             handshake = Handshake(ann, bob, alter=(number, place, change))
