@@ -10,9 +10,9 @@ from pathlib import Path
 
 from twisted.trial import unittest
 
-from ipop_tx.errors import LocalMisuse, PermissionProblem
+from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.lab import Lab, Nat, netns, wait_for
-from ipop_tx.lab.registry import Record, clean, records, started
+from ipop_tx.lab.registry import PLACE, Record, clean, records, started
 from tests.system import why_not
 
 _OWNER = """
@@ -20,7 +20,7 @@ import sys
 from ipop_tx.lab import Lab, Nat
 with Lab("victim") as lab:
     host = lab.site("home", Nat.PORT_RESTRICTED).host("h1")
-    sleeper = host.start(["sh", "-c", "trap '' TERM; sleep 1000 & wait"])
+    sleeper = host.start(["sh", "-c", "trap '' TERM; exec sleep 1000"])
     if "keep" in sys.argv:
         lab.keep()
     print(lab.scratch, flush=True)
@@ -103,6 +103,7 @@ class LabTests(unittest.SynchronousTestCase):
         """The labs of two processes do not see each other."""
         owner = self.owner()
         before = owner.leftovers()
+        self.assertEqual(len(before), 6)  # a process, three namespaces, two files
         with Lab("next"):
             self.assertEqual(clean(kept=True), [])
         self.assertEqual(owner.leftovers(), before)
@@ -129,6 +130,14 @@ class LabTests(unittest.SynchronousTestCase):
         self.assertTrue(record.alive)
         record.owner_started -= 1
         self.assertFalse(record.alive)
+
+    def test_a_record_that_cannot_be_read(self) -> None:
+        """It is named, and nothing is guessed from it."""
+        strange = PLACE / f"strange-{os.getpid()}.json"
+        self.addCleanup(strange.unlink)
+        for text in ("{", '{"lab": "x", "colour": 1}'):
+            strange.write_text(text)
+            self.assertIn(str(strange), str(self.assertRaises(EnvironmentProblem, records)))
 
     def test_names_are_checked(self) -> None:
         """A bad name, and one that is taken, are refused."""

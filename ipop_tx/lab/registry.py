@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.lab import netns
 from ipop_tx.lab.waiting import holds_within
 
@@ -81,11 +82,14 @@ def _end(namespaces: list[str], how: signal.Signals, seconds: float) -> None:
 
 
 def records() -> list[Record]:
-    """All labs of this machine, dead ones too."""
+    """All labs of this machine, dead ones too. Raises `EnvironmentProblem` for a record that cannot be read."""
     found = []
     for path in sorted(PLACE.glob("*.json")):
         with suppress(FileNotFoundError):  # its owner removed it meanwhile
-            found.append(Record(**json.loads(path.read_text())))
+            try:
+                found.append(Record(**json.loads(path.read_text())))
+            except (ValueError, TypeError):
+                raise EnvironmentProblem(f"{path} is no record of a lab", "remove it, and what 'ip netns list' shows of that lab") from None
     return found
 
 

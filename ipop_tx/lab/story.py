@@ -20,7 +20,7 @@ class Story:
 
         self._stream = sys.stderr if to_stderr else sys.stdout
         self._tty = self._stream.isatty()
-        self._console: Console = Console(file=self._stream, highlight=False, width=None if self._tty else 120, soft_wrap=not self._tty)
+        self._console: Console = Console(file=self._stream, highlight=False, soft_wrap=True)
         self._steps = 0
         self._began = time.monotonic()
 
