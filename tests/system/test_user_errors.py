@@ -50,7 +50,7 @@ class UserErrorTests(LabTestCase):
         node = self.founded()
         with node.host.socket() as squatter:
             squatter.bind(("0.0.0.0", 4500))
-            self.assert_refused(node.refuse(), "4500", "listen.udp")
+            self.assert_refused(node.refuse(), "UDP port 4500", "taken")
         self.assertIsNone(node.address_on_tap())
 
     def test_the_name_of_the_tap_is_taken(self) -> None:
