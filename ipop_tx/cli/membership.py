@@ -72,11 +72,11 @@ def network() -> None:
 @config_option
 def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, config: Path | None) -> None:
     """Make the network NAME with this machine as its first node and authority."""
-    from ipop_tx.identity.authority import create_network
+    from ipop_tx.app import found_network
     from ipop_tx.identity.state import StateDirectory
 
     config, state = _places(config, state)
-    created = create_network(StateDirectory(state), name, pool, node or host_name())
+    created = found_network(StateDirectory(state), name, pool, node or host_name())
     click.echo(f"network {created.name}: pool {created.pool}, prefix {created.prefix}")
     click.echo(f"{state} holds its authority key: keep a copy in a safe place", err=True)
     _finish(config, state, ())

@@ -1,7 +1,7 @@
 """How a node finds its ring: at the start, and again whenever it has lost it.
 
-A node that reaches nobody becomes a ring of one after a while; it goes on knocking, and rings that meet grow together. That is harmless, because what must
-be unique (registers) hangs on majorities and not on the ring.
+A node that reaches nobody becomes a ring of one after a while; it goes on knocking, and rings that meet grow together. That is
+harmless, because what must be unique (registers) hangs on majorities and not on the ring.
 """
 
 from __future__ import annotations

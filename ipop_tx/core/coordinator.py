@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ipop_tx.core.ident import shard_of
-from ipop_tx.core.link import Link
 from ipop_tx.core.replica import Replicas, Shard
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, quorum, settled
-from ipop_tx.errors import Unavailable
+from ipop_tx.core.tasks import Future, failed, quorum, settled
+from ipop_tx.errors import EnvironmentProblem, IpopError, Unavailable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 
@@ -49,9 +48,8 @@ class Coordinator:
             m.Fetch: replicas.fetch,
             m.Retire: replicas.retire,
         }
-        for kind, answer in self._acceptor.items():
-            rpc.serve(kind, _answering(answer))
-        rpc.serve(m.Install, lambda link, body: replicas.install(link.ident, body))
+        for kind in (*self._acceptor, m.Install):
+            rpc.serve(kind, lambda link, body: self._answer(link.ident, body))
 
     def shard(self, key: bytes) -> Shard | None:
         """The shard of a key, if this node may coordinate on it."""
@@ -137,13 +135,21 @@ class Coordinator:
     def ask_member(self, member: Ident, body: m.Ask) -> Future[m.Answer]:
         """Ask one member of a view, ourselves without any detour."""
         if member == self._replicas.ident:
-            return settled(self._answer_ourselves(body))
+            return self._answer_ourselves(body)
         return self._rpc.call(member, body, REPLICA_DEADLINE)
 
-    def _answer_ourselves(self, body: Any) -> m.Answer:
+    def _answer(self, asker: Ident, body: Any) -> m.Answer:
+        if self._replicas.suspended:
+            raise EnvironmentProblem("this replica's disk takes no writes", "make room on it")
         if isinstance(body, m.Install):
-            return self._replicas.install(self._replicas.ident, body)
+            return self._replicas.install(asker, body)
         return self._acceptor[type(body)](body)
+
+    def _answer_ourselves(self, body: Any) -> Future[m.Answer]:
+        try:
+            return settled(self._answer(self._replicas.ident, body))
+        except IpopError as error:
+            return failed(error)
 
     def _note_stale(self, shard: Shard, member: Ident, done: Future[m.Answer]) -> None:
         if done.error is not None or not isinstance(answer := done.result(), m.Stale):
@@ -157,7 +163,3 @@ class Coordinator:
 def majority(members: tuple[Ident, ...]) -> int:
     """How many of a view's members must agree."""
     return len(members) // 2 + 1
-
-
-def _answering(answer: Callable[[Any], m.Answer]) -> Callable[[Link, Any], m.Answer]:
-    return lambda link, body: answer(body)

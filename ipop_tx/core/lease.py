@@ -1,14 +1,14 @@
 """Decentralised DHCP: this node's lease of an IPv4 address, and of its name.
 
 A lease is a register that can be created only while it is empty, so an address has one owner wherever a majority of its
-replicas can be reached, and none gives it away elsewhere. Candidates follow an order that the ident fixes: a node that comes back without its
-state asks for its old address first.
+replicas can be reached, and none gives it away elsewhere. Candidates follow an order that the ident fixes: a node that comes
+back without its state asks for its old address first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -18,7 +18,6 @@ from ipop_tx.core.events import LeaseGained, LeaseLost
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, PoolExhausted
 from ipop_tx.values import Ident, Network
-from ipop_tx.wire import messages as m
 
 TRIES = 200
 """Candidates tried before the pool counts as full."""
@@ -66,6 +65,7 @@ class Leases:
         self.problem = ""
         """Why there is no address, in a sentence; empty when there is one."""
         self.name_problem = ""
+        self.on_gained: Callable[[], None] = lambda: None
         self._ident = ident
         self._name = name
         self._network = network
@@ -123,6 +123,7 @@ class Leases:
     def _gained(self, address: bytes) -> None:
         self.address, self._held, self.problem = address, address, ""
         self._runtime.emit(LeaseGained(address))
+        self.on_gained()
 
     async def renew(self) -> bytes:
         """Extend the lease. Raises `Conflict` when somebody else holds the address now."""
@@ -153,6 +154,7 @@ class Leases:
             else:
                 raise Conflict(f"the name {self._name} belongs to node {current.owner.hex()[:8]}", "choose another name for this node")
             self.name_problem = ""
+        self.on_gained: Callable[[], None] = lambda: None
         except IpopError as error:
             self.name_problem = f"the name {self._name} is not registered: {error}"
 

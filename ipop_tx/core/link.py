@@ -43,7 +43,21 @@ class DirectPath:
 class Link:
     """One peer, its sessions, its paths. Owned and changed by `Links` alone."""
 
-    __slots__ = ("active", "active_since", "alarm", "direct", "first_hop", "ident", "initiated", "peer", "route", "rtt", "sessions", "since", "up")
+    __slots__ = (
+        "active",
+        "active_since",
+        "alarm",
+        "direct",
+        "first_hop",
+        "ident",
+        "initiated",
+        "peer",
+        "route",
+        "rtt",
+        "sessions",
+        "since",
+        "up",
+    )
 
     def __init__(self, peer: Peer, now: float, initiated: bool) -> None:
         self.ident = peer.ident

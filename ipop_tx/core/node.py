@@ -81,8 +81,9 @@ class Node:
         # ... then wire everything.
         self.links.on_control = self._control
         self.links.on_up.append(self._greet_if_ours)
-        self.links.on_down.append(lambda link: self.peer_hellos.pop(link.ident, None))
+        self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
+        self.leases.on_gained = self._greet_all
         self.rpc.suspect = self.paths.suspect
         self.relay.agent = self.bootstrap.agent
         self.relay.across = self.ring.across
@@ -92,7 +93,7 @@ class Node:
         self._commands: dict[type, Callable[[Any], Future[Any]]] = {
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
             c.Reachable: self._reachable,
-            c.KeepLease: lambda x: settled(self.leases.start(x.held, x.wish, x.ttl)),
+            c.KeepLease: self._keep_lease,
             c.ClaimLease: lambda x: spawn(self.leases.claim()),
             c.RenewLease: lambda x: spawn(self.leases.renew()),
             c.ReleaseLease: lambda x: spawn(self.leases.release()),
@@ -105,7 +106,7 @@ class Node:
             c.Connect: lambda x: self.links.connect(x.ident),
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
-            c.Suspect: lambda x: settled(self.paths.suspect(x.ident)),
+            c.Suspect: self._suspect,
             c.PathSeen: self._path_seen,
             c.Ask: lambda x: self.rpc.call(x.ident, x.body),
             c.Leave: lambda x: spawn(self._leave()),
@@ -178,6 +179,11 @@ class Node:
         if link.initiated:
             self.runtime.background(self._greet(link))
 
+    def _greet_all(self) -> None:
+        """Something that our greeting tells has changed."""
+        for link in self.links:
+            self.runtime.background(self._greet(link))
+
     async def _greet(self, link: Link) -> None:
         answer = await self.rpc.on_link(link, self.hello())
         if isinstance(answer, m.Hello):
@@ -190,6 +196,9 @@ class Node:
     def _take_hello(self, link: Link, body: m.Hello) -> None:
         self.peer_hellos[link.ident] = body
         self.paths.try_candidates(link, body.candidates)
+
+    def _forget_hello(self, link: Link) -> None:
+        self.peer_hellos.pop(link.ident, None)
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:
         self.paths.try_candidates(link, body.candidates)
@@ -216,6 +225,14 @@ class Node:
         if changed:
             for link in self.links:
                 self.runtime.background(self.paths.punch(link))
+        return settled(None)
+
+    def _keep_lease(self, command: c.KeepLease) -> Future[None]:
+        self.leases.start(command.held, command.wish, command.ttl)
+        return settled(None)
+
+    def _suspect(self, command: c.Suspect) -> Future[None]:
+        self.paths.suspect(command.ident)
         return settled(None)
 
     def _path_seen(self, command: c.PathSeen) -> Future[None]:

@@ -1,8 +1,9 @@
 """Datagrams that travel over the ring, sealed end to end, from member to member along direct paths.
 
 Each hop is greedy: the neighbour nearest to the destination, the shorter way round. A neighbour that is itself reached only
-through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (the target has no
-settled place yet, or cannot be reached from here) it goes to our neighbour on the target's other side, else one step back; the ttl bounds it.
+through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (the target
+has no settled place yet, or cannot be reached from here) it goes to our neighbour on the target's other side, else one step back;
+the ttl bounds it.
 """
 
 from __future__ import annotations

@@ -83,13 +83,17 @@ def genesis(ident: Ident, shards: int) -> Iterable[tuple[int, bytes, bytes]]:
 class Replicas:
     """All shards of this node, answering the requests of coordinators and of those who change views."""
 
-    def __init__(self, ident: Ident, shards: int, store: IReplicaStore, runtime: Runtime, authentic: Callable[[bytes, m.Record], bool]) -> None:
+    def __init__(
+        self, ident: Ident, shards: int, store: IReplicaStore, runtime: Runtime, authentic: Callable[[bytes, m.Record], bool]
+    ) -> None:
         self.ident = ident
         self.count = shards
         self.shards: dict[int, Shard] = {}
         self.known: dict[int, m.Redirect] = {}
         """The newest view that we have heard of, of shards that others keep."""
         self.on_view: Callable[[], None] = lambda: None
+        self.suspended = False
+        """Set by the driver while the disk takes no writes: nothing is promised that could be forgotten."""
         self._store = store
         self._runtime = runtime
         self._authentic = authentic
@@ -116,7 +120,9 @@ class Replicas:
                 since = self._runtime.now - cell.age_ms / 1000
                 self.shards[index].cells[key] = CellState(cell.promised, cell.accepted, cell.record, since)
         except (msgspec.MsgspecError, KeyError) as error:
-            raise StateError(f"the stored registers are damaged ({error})", "restore replicas.db, or remove it to rejoin as an empty replica") from None
+            raise StateError(
+                f"the stored registers are damaged ({error})", "restore replicas.db, or remove it to rejoin as an empty replica"
+            ) from None
 
     def _put_view(self, shard: Shard) -> None:
         row = ViewRow(shard.number, shard.members, shard.sealed, shard.successor_ballot, shard.successor)

@@ -1,7 +1,7 @@
 """From an overlay address or a name to the node that verifiably owns it.
 
-IPv4 addresses and names are registers signed by their owner and read from a majority; an IPv6 address carries the first 80 bits of its owner's ident, so
-the ring itself answers. What was found is kept for a while, what was not found for a shorter one.
+IPv4 addresses and names are registers signed by their owner and read from a majority; an IPv6 address carries the first 80 bits
+of its owner's ident, so the ring itself answers. What was found is kept for a while, what was not found for a shorter one.
 """
 
 from __future__ import annotations

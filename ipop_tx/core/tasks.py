@@ -74,7 +74,7 @@ def spawn(work: Coroutine[Future[Any], None, T]) -> Future[T]:
             except StopIteration as stop:
                 outcome.succeed(stop.value)
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whoever awaits the future gets it
                 outcome.fail(error)
                 return
             if not waiting.done:

@@ -178,12 +178,12 @@ class Views:
             parts.append(part)
             left = left[len(part) :]
         number = shard.number + 1
-        messages = [
-            m.Install(shard.index, number, members, part, at, at == len(parts) - 1) for at, part in enumerate(parts)
-        ]
+        messages = [m.Install(shard.index, number, members, part, at, at == len(parts) - 1) for at, part in enumerate(parts)]
         needed = majority(members)
         for _ in range(5):
-            installed = await quorum([self._runtime.background(self._install_at(member, messages)) for member in members], _all_of(len(members)))
+            installed = await quorum(
+                [self._runtime.background(self._install_at(member, messages)) for member in members], _all_of(len(members))
+            )
             if sum(installed) >= needed:
                 await self._retire(shard, members)
                 break

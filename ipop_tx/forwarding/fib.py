@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Network
 
-from twisted.logger import Logger
-
 from ipop_tx.interfaces import ISession
+from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident, short
 from ipop_tx.wire.address import ipv6_of, mac_of
 

@@ -15,7 +15,6 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, get_args
 
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -24,6 +23,7 @@ from ipop_tx.forwarding import neighbour, source
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from ipop_tx.interfaces import IForwardingControl, IFramePort, IFrameReceiver, ISession, ITransport
+from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.address import ipv6_of, mac_of
 from ipop_tx.wire.datagram import FRAME, OVERHEAD

@@ -7,12 +7,12 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Literal, Protocol
 
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ipop_tx.errors import IpopError
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.interfaces import IForwardingControl
+from ipop_tx.log import Logger
 from ipop_tx.values import short
 
 WAITING_FRAMES = 64

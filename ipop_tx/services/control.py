@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.protocol import Factory
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ipop_tx.errors import (
@@ -28,6 +27,7 @@ from ipop_tx.errors import (
     Unavailable,
     Unreachable,
 )
+from ipop_tx.log import Logger
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress

@@ -11,12 +11,12 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.interfaces import IFramePort, IFrameReceiver
+from ipop_tx.log import Logger
 from ipop_tx.services import netlink
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of

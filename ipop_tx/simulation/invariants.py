@@ -11,7 +11,9 @@ def members(net: SimulatedNet) -> dict[Ident, list[Ident]]:
     """The successor lists of all nodes that have a place, entries that are down struck out."""
     up = {machine.ident for machine in net.running() if machine.running.ring.joined}
     return {
-        machine.ident: [ident for ident in machine.running.ring.successors if ident in up] for machine in net.running() if machine.ident in up
+        machine.ident: [ident for ident in machine.running.ring.successors if ident in up]
+        for machine in net.running()
+        if machine.ident in up
     }
 
 

@@ -10,12 +10,12 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ipop_tx.errors import EnvironmentProblem, PermissionProblem
 from ipop_tx.interfaces import IDatagramReceiver, ITransport
+from ipop_tx.log import Logger
 from ipop_tx.transport.interfaces import interface_addresses
 from ipop_tx.values import Endpoint
 

@@ -333,7 +333,10 @@ class Retire(_Message, frozen=True, tag=63):
 
 
 class Enrol(_Message, frozen=True, tag=70):
-    """A guest's request: certificate requests for its node key and, if appointed, its admission key (DER), signed by the invitation's key."""
+    """A guest's request: certificate requests (DER) for its node key and, if it is appointed, its admission key.
+
+    Signed by the invitation's key. Answered by `Enrolled`.
+    """
 
     invitation: Small
     csr: Annotated[bytes, Meta(max_length=2048)]

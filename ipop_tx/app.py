@@ -1,0 +1,224 @@
+"""The composition root: from a configuration to a running node. Read `Node.__init__` first."""
+
+from __future__ import annotations
+
+import secrets
+from ipaddress import IPv4Address
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from ipop_tx.config import Config, check_against
+from ipop_tx.core.node import Node as CoreNode
+from ipop_tx.core.replica import genesis
+from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse, StateError
+from ipop_tx.identity import state as files
+from ipop_tx.identity.authority import Admitter, create_network
+from ipop_tx.identity.credentials import Credentials
+from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.store import SqliteReplicaStore
+from ipop_tx.interfaces import IStatus
+from ipop_tx.log import Logger, set_level
+from ipop_tx.services.admission import AdmissionService
+from ipop_tx.services.chord import ChordProtocol, ChordService
+from ipop_tx.services.control import ControlService, Route
+from ipop_tx.services.dhcp import DHCPService
+from ipop_tx.services.dht import DHTService
+from ipop_tx.services.forwarding import ForwardingService
+from ipop_tx.services.natpunch import NATPunchService
+from ipop_tx.services.peers import PeerCache
+from ipop_tx.services.ping import ping
+from ipop_tx.services.status import Status
+from ipop_tx.services.tap import TapService
+from ipop_tx.session.dtls import DtlsSessionFactory
+from ipop_tx.transport.udp import UdpTransport
+from ipop_tx.values import Network
+from ipop_tx.wire import messages as m
+from ipop_tx.wire.address import ipv6_of
+
+INVITATION_SECONDS = 3600.0
+
+
+@implementer(IStatus)
+class Node(MultiService):
+    """One node of a network, to be run by `twistd ipop` or put under any other Twisted application.
+
+    `dht` (`IDHT`, `IResolver`), `pool` (`IAddressPool`), `puncher` (`IPuncher`) and `status()` (`IStatus`) are what an
+    application asks. Everything that can be wrong with configuration or state is found in the constructor, which touches
+    nothing; `startService` binds the port, makes the TAP and looks for the ring.
+    Raises `ConfigError`, `StateError`, `EnvironmentProblem`.
+    """
+
+    _log = Logger()
+
+    def __init__(self, config: Config, reactor: Any = None) -> None:
+        super().__init__()
+        if reactor is None:
+            from twisted.internet import reactor
+        self._reactor = reactor
+        self.config = config
+        self.ends_process = False
+        """Whether `ipop leave` ends the process; else only this service stops."""
+        self.state = StateDirectory(config.node.state)
+        credentials = Credentials.load(self.state)
+        network = credentials.network
+        admitter = Admitter.load(self.state) if self.state.exists(files.ADMISSION_CERTIFICATE) else None
+        check_against(config, network)
+        self._refuse_overlap(network)
+        # Build everything ...
+        self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
+        core = CoreNode(
+            credentials.peer,
+            network,
+            secrets.SystemRandom(),
+            DtlsSessionFactory(credentials),
+            credentials.signer(),
+            self.store,
+            flags_of(admitter),
+        )
+        self.core = core
+        self.protocol = ChordProtocol(reactor, core, self.store)
+        transport = UdpTransport(reactor, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
+        self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
+        self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
+        self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
+        self.dht = DHTService(self.protocol)
+        lease = config.lease
+        wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
+        self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
+        self.tap = TapService(reactor, config.tap.name, config.tap.mtu, network, core.ident) if config.tap.enabled else None
+        self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport) if self.tap else None
+        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
+        self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
+        plane = self.forwarding.plane if self.forwarding else None
+        self._status = Status(self.protocol, plane.fib if plane else None, self.tap, plane.dropped if plane else {})
+        # ... then wire everything. Services start in this order and stop in the reverse one.
+        if self.tap is not None and self.forwarding is not None:
+            self.tap.receiver = self.forwarding.plane
+            self.tap.configure(None, ipv6_of(network.prefix, core.ident))
+        for service in (self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.admission, self.peers):
+            if service is not None:
+                service.setServiceParent(self)
+
+    def _refuse_overlap(self, network: Network) -> None:
+        """Raise `EnvironmentProblem` when this machine reaches part of the pool by another interface."""
+        if not self.config.tap.enabled:
+            return
+        from ipop_tx.services.overlap import overlapping
+
+        other = overlapping(network.pool, [self.config.tap.name])
+        if other is not None:
+            raise EnvironmentProblem(
+                f"the pool {network.pool} of the network {network.name} overlaps what this machine has already ({other})",
+                "make a network with another --pool, or take that range off this machine",
+            )
+
+    # --- life --------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Take the state directory, then start the parts; if one fails, what was started is stopped."""
+        self.state.lock()
+        try:
+            super().startService()
+        except IpopError:
+            self.running = 1
+            for service in self:
+                if service.running:
+                    service.stopService()
+            self.state.unlock()
+            raise
+        self._log.info("node_started name={name} ident={ident}", name=self.core.peer.name, ident=self.core.ident.hex())
+
+    def stopService(self) -> Deferred[None]:
+        """Stop the parts. The lease is kept, so that the node comes back as itself; `leave` gives it up."""
+        done: Deferred[None] = Deferred.fromCoroutine(self._stop())
+        return done
+
+    async def _stop(self) -> None:
+        await super().stopService()
+        self.store.close()
+        self.state.unlock()
+
+    async def leave(self) -> None:
+        """Give the address back, hand over registers, tell the neighbours; then stop."""
+        try:
+            await self.pool.release()
+        except IpopError as error:
+            self._log.warn("lease_unreleased reason={reason}", reason=str(error))
+        await self.ring.leave()
+
+    def _address_changed(self, address: IPv4Address | None) -> None:
+        if self.tap is not None and self.forwarding is not None:
+            self.forwarding.plane.configure(address)
+            self.tap.configure(address, ipv6_of(self.core.network.prefix, self.core.ident))
+
+    # --- what may be asked -------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Self, peers, health, counters: the contents of `ipop status --json`."""
+        return self._status.status()
+
+    def _routes(self) -> dict[str, Route]:
+        return {
+            "GET /status": lambda arguments: self.status(),
+            "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
+            "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
+            "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
+            "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
+        }
+
+    async def _invite(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        seconds = arguments.get("expires_s") or INVITATION_SECONDS
+        if not isinstance(seconds, (int, float)) or not 0 < seconds <= 366 * 86400:
+            raise LocalMisuse("expires_s is not a number of seconds up to a year", "give for instance 3600")
+        name = arguments.get("name") or ""
+        if not isinstance(name, str):
+            raise LocalMisuse("name is not a text")
+        invitation, expires = await self.admission.invite(float(seconds), name, bool(arguments.get("appoints")))
+        return {"token": str(invitation), "expires": expires}
+
+    async def _leave_and_exit(self) -> dict[str, Any]:
+        """Leave, answer, and end the daemon once the answer is out. Under another application only this node stops."""
+        await self.leave()
+        self._reactor.callLater(0.2, self._reactor.stop if self.ends_process else self.disownServiceParent)
+        return {}
+
+
+def _text(arguments: dict[str, Any], key: str) -> str:
+    value = arguments.get(key)
+    if not isinstance(value, str) or not value:
+        raise LocalMisuse(f"{key} is missing", "name a node or an address")
+    return value
+
+
+def flags_of(admitter: Admitter | None) -> int:
+    """What `Hello` says of our rights."""
+    if admitter is None:
+        return 0
+    return m.ADMITS | (m.APPOINTS if admitter.authority_key is not None else 0)
+
+
+def make_node(config: Config) -> Node:
+    """The node that `twistd ipop` runs: it may end the process."""
+    set_level(config.log.level)
+    node = Node(config)
+    node.ends_process = True
+    return node
+
+
+def found_network(state: StateDirectory, name: str, pool: Any, node_name: str) -> Network:
+    """Create a network with this machine as its authority, first member and only replica. Raises `StateError`, `LocalMisuse`."""
+    network = create_network(state, name, pool, node_name)
+    path = state.path / files.REPLICAS
+    if path.exists():
+        raise StateError(f"{path} belongs to another network", "remove it")
+    store = SqliteReplicaStore(path)
+    try:
+        for row in genesis(Credentials.load(state).peer.ident, network.shards):
+            store.put(*row)
+        store.commit()
+    finally:
+        store.close()
+    return network

@@ -1,0 +1,221 @@
+"""The driver of the control plane: datagrams, time and disk for one `core.Node`.
+
+After every input, in this order: events to those who listen, replicas to the disk, datagrams to the net, one timer. A promise that the
+disk did not take is never sent; see `_commit`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import DatagramProtocol
+from zope.interface import implementer
+
+from ipop_tx.core import commands as c
+from ipop_tx.core import events as e
+from ipop_tx.core.node import Node
+from ipop_tx.errors import IpopError
+from ipop_tx.interfaces import IDatagramReceiver, IReplicaStore, ISession, ITransport
+from ipop_tx.log import Logger
+from ipop_tx.services.deferred import deferred_of
+from ipop_tx.values import Endpoint, Ident, short
+
+RETRY_DISK = 5.0
+"""Seconds between attempts to write what the disk has refused."""
+
+
+@implementer(IDatagramReceiver)
+class ChordProtocol(DatagramProtocol):
+    """Feeds a node and carries out what it wants. Attach it to an `ITransport` (`transport` below), or to `reactor.listenUDP`."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, node: Node, store: IReplicaStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self.node = node
+        self.clock = clock
+        self.disk_problem = ""
+        """Why replicas cannot be written, in a sentence; empty when they can."""
+        self.fast_path: Callable[[Endpoint, bytes | memoryview], bool] = lambda endpoint, datagram: False
+        """The forwarding plane's `receive`: true when it has consumed the datagram."""
+        self.carrier: ITransport | None = None
+        self.stopped = False
+        self._listeners: dict[type, list[Callable[[Any], object]]] = {}
+        self._reactor = reactor
+        self._store = store
+        self._settling = False
+        self._timer: Any = None
+
+    # --- inputs ------------------------------------------------------------------------------
+
+    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
+        """Twisted's own UDP ports deliver here."""
+        self.datagram_received(Endpoint("udp", addr[0], addr[1]), datagram)
+
+    def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        """A datagram from a transport: to the forwarding plane if it is a member's sealed one, else to the node."""
+        if not self.fast_path(endpoint, datagram):
+            self.node.receive_datagram(self.clock(), endpoint, datagram)
+            self.settle()
+
+    def unsealed(self, endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
+        """What the forwarding plane unsealed and did not deliver itself."""
+        self.node.receive_unsealed(self.clock(), endpoint, session, kind, payload)
+        self.settle()
+
+    def send_frame(self, ident: Ident, frame: bytes) -> None:
+        """A frame for a member without a direct path."""
+        self.node.send_frame(self.clock(), ident, frame)
+        self.settle()
+
+    def submit(self, command: object) -> Deferred[Any]:
+        """Ask the node for something: one of `ipop_tx.core.commands`."""
+        deferred = deferred_of(self.node.submit(self.clock(), command))
+        self.settle()
+        return deferred
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self.node.handle_timeout(self.clock())
+        self.settle()
+
+    # --- outputs -----------------------------------------------------------------------------
+
+    def on(self, kind: type, listener: Callable[[Any], object]) -> None:
+        """Call `listener` with every event of a type (`ipop_tx.core.events`)."""
+        self._listeners.setdefault(kind, []).append(listener)
+
+    def settle(self) -> None:
+        """Carry out what the node wants after an input. Listeners may feed it again; the outermost call goes on until all is quiet."""
+        if self._settling or self.stopped:
+            return
+        self._settling = True
+        try:
+            while (event := self.node.poll_event()) is not None:
+                self._tell(event)
+            if self._commit():
+                self._transmit()
+        finally:
+            self._settling = False
+        self._arm()
+
+    def _tell(self, event: object) -> None:
+        for listener in self._listeners.get(type(event), ()):
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - a fault in one listener must not keep datagrams from going out
+                self._log.failure("listener_failed event={event}", event=type(event).__name__)
+
+    def _commit(self) -> bool:
+        """Make the replicas durable.
+
+        When the disk refuses, nothing of this turn is sent, and this node is no replica until it can write again.
+        """
+        if self.node.replicas.suspended:
+            return True
+        try:
+            self._store.commit()
+        except IpopError as error:
+            self.disk_problem = str(error)
+            self.node.replicas.suspended = True
+            self._log.error("replicas_suspended reason={reason}", reason=str(error))
+            while self.node.poll_transmit() is not None:
+                pass
+            self._reactor.callLater(RETRY_DISK, self._retry_commit)
+            return False
+        return True
+
+    def _retry_commit(self) -> None:
+        if self.stopped:
+            return
+        try:
+            self._store.commit()
+        except IpopError as error:
+            self.disk_problem = str(error)
+            self._reactor.callLater(RETRY_DISK, self._retry_commit)
+            return
+        self.node.replicas.suspended, self.disk_problem = False, ""
+        self._log.info("replicas_resumed")
+
+    def _transmit(self) -> None:
+        while (sending := self.node.poll_transmit()) is not None:
+            if self.carrier is not None:
+                self.carrier.write(*sending)
+            elif self.transport is not None:
+                endpoint, datagram = sending
+                self.transport.write(datagram, (endpoint.host, endpoint.port))
+
+    def _arm(self) -> None:
+        due = self.node.poll_timeout()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer = self._reactor.callLater(max(0.0, due - self.clock()), self._timed_out)
+
+    def stop(self) -> None:
+        """Send what is left and be quiet."""
+        if not self.stopped:
+            self._transmit()
+        self.stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class ChordService(Service):
+    """The ring as a service: transport, protocol, joining and leaving."""
+
+    _log = Logger()
+    name = "chord"
+
+    def __init__(self, protocol: ChordProtocol, transport: ITransport, bootstrap: Callable[[], tuple[Endpoint, ...]]) -> None:
+        self.protocol = protocol
+        self.transport = transport
+        self._bootstrap = bootstrap
+        protocol.carrier = transport
+        for kind, report in (
+            (e.LinkUp, self._link_up),
+            (e.LinkDown, self._link_down),
+            (e.PeerRejected, self._rejected),
+            (e.Joined, lambda event: self._log.info("ring_joined")),
+            (e.Fault, lambda event: self._log.error("fault {text}", text=event.text)),
+        ):
+            protocol.on(kind, report)
+
+    def startService(self) -> None:
+        """Bind, and look for the ring. Raises `EnvironmentProblem` when the address is taken."""
+        self.transport.start(self.protocol)
+        Service.startService(self)
+        self.protocol.submit(c.Start(self._bootstrap())).addErrback(lambda failure: self._log.failure("start_failed", failure))
+
+    def stopService(self) -> None:
+        """Go without a word; `leave` says goodbye."""
+        Service.stopService(self)
+        self.protocol.stop()
+        self.transport.stop()
+
+    def leave(self) -> Deferred[None]:
+        """Hand over what this node keeps and close all links."""
+        return self.protocol.submit(c.Leave())
+
+    def _link_up(self, event: e.LinkUp) -> None:
+        link = self.protocol.node.link(event.ident)
+        if link is not None:
+            self._log.info(
+                "link_up peer={peer} name={name} path={path}", peer=short(link.ident), name=link.peer.name, path=path_text(link.active)
+            )
+
+    def _link_down(self, event: e.LinkDown) -> None:
+        self._log.info("link_down peer={peer} reason={reason}", peer=short(event.ident), reason=event.reason)
+
+    def _rejected(self, event: e.PeerRejected) -> None:
+        self._log.warn("peer_rejected source={source} reason={reason}", source=event.source, reason=event.reason)
+
+
+def path_text(path: object) -> str:
+    """A path for the log: an endpoint, or `ring`."""
+    return str(path) if isinstance(path, Endpoint) else "ring"

@@ -1,0 +1,174 @@
+"""Joining a network: what `ipop join` does with an invitation. Blocking, for a command line; needs no reactor.
+
+The newcomer makes its key, shows a certificate over the invitation's key to a member, checks that the member's chain ends at the
+authority that the invitation names, and asks for a certificate. Its own key never leaves the machine.
+"""
+
+from __future__ import annotations
+
+import secrets
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipop_tx.core.fragments import Reassembly, split
+from ipop_tx.core.rpc import error_of
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import BadDatagram, BadMessage, IpopError, StateError, Unreachable
+from ipop_tx.identity import state as files
+from ipop_tx.identity.authority import checked_name, install_enrolled
+from ipop_tx.identity.credentials import Credentials, GuestCredentials
+from ipop_tx.identity.enrolment import build_enrol
+from ipop_tx.identity.invitation import Invitation
+from ipop_tx.identity.keys import ensure_key
+from ipop_tx.identity.state import StateDirectory
+from ipop_tx.interfaces import ISession
+from ipop_tx.session.dtls import DtlsSessionFactory
+from ipop_tx.values import Endpoint
+from ipop_tx.wire import messages as m
+from ipop_tx.wire.datagram import CONTROL
+
+HANDSHAKE_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What came of joining."""
+
+    name: str
+    ident: str
+    """Hex digits."""
+    network: str
+    bootstrap: list[str]
+    """Endpoints of members, as text."""
+
+
+def join(invitation_text: str, state_dir: Path, name: str | None) -> Joined:
+    """Become a member by an invitation; keys and certificates go into `state_dir`.
+
+    Raises `InvitationRefused`, `Unreachable` when no member of the invitation answers, `StateError`, `LocalMisuse` for a bad name.
+    """
+    invitation = Invitation.parse(invitation_text)
+    invitation.check_expiry(time.time())
+    checked = checked_name(name or "node")
+    state = StateDirectory(state_dir)
+    if state.exists(files.NODE_CHAIN):
+        raise StateError(f"{state.path} belongs to a network already", "give another directory with --state, or remove that one")
+    node_key = ensure_key(state, files.NODE_KEY)
+    guest = GuestCredentials(invitation.key, invitation.fingerprint)
+    answer, appointed = None, False
+    with closing(_Conversation.open(invitation, guest)) as conversation:
+        for appointed in (False, True):
+            admission_key = ensure_key(state, files.ADMISSION_KEY) if appointed else None
+            enrolment = build_enrol(invitation, node_key, admission_key, checked)
+            answer = conversation.ask(
+                m.Enrol(enrolment.invitation, enrolment.csr, enrolment.admission_csr, enrolment.signature, enrolment.name, guest.peer.ident)
+            )
+            if not (isinstance(answer, m.Failed) and answer.code == "AppointmentOffered"):
+                break
+    if isinstance(answer, m.Failed):
+        raise error_of(answer)
+    if not isinstance(answer, m.Enrolled):
+        raise BadMessage("the member's answer makes no sense", "try another member")
+    network = install_enrolled(state, answer.certificates, invitation.fingerprint)
+    peer = Credentials.load(state).peer
+    bootstrap = list(dict.fromkeys([*map(str, invitation.endpoints), *answer.endpoints]))
+    return Joined(peer.name, peer.ident.hex(), network.name, bootstrap)
+
+
+class _Conversation:
+    """One session with a member, over a socket of its own."""
+
+    def __init__(self, endpoint: Endpoint, factory: DtlsSessionFactory) -> None:
+        family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.connect((endpoint.host, endpoint.port))
+        self._session: ISession = factory.initiate(time.monotonic())
+        self._runtime = Runtime(secrets.SystemRandom())
+        self._reassembly = Reassembly(self._runtime)
+
+    @classmethod
+    def open(cls, invitation: Invitation, guest: GuestCredentials) -> _Conversation:
+        """A session with the first member of the invitation that answers."""
+        refusal: IpopError | None = None
+        for endpoint in invitation.endpoints:
+            try:
+                conversation = cls(endpoint, DtlsSessionFactory(guest))
+            except OSError:
+                continue
+            try:
+                conversation._handshake()
+                return conversation
+            except IpopError as error:
+                conversation.close()
+                refusal = error if not isinstance(error, Unreachable) else refusal
+        named = ", ".join(map(str, invitation.endpoints)) or "no endpoint at all"
+        raise refusal or Unreachable(f"no member answers at {named}", "check that one of them runs and that UDP passes")
+
+    def close(self) -> None:
+        """Free the socket."""
+        self._socket.close()
+
+    def _handshake(self) -> None:
+        deadline = time.monotonic() + HANDSHAKE_SECONDS
+        while not self._session.established:
+            now = time.monotonic()
+            if self._session.failure is not None:
+                raise self._session.failure
+            if now > deadline:
+                raise Unreachable("no answer")
+            while (datagram := self._session.poll_transmit()) is not None:
+                self._send(datagram)
+            due = min(deadline, self._session.poll_timeout() or deadline)
+            for received in self._receive(due - now):
+                self._session.receive(time.monotonic(), received)
+            if time.monotonic() >= due:
+                self._session.handle_timeout(time.monotonic())
+        while (datagram := self._session.poll_transmit()) is not None:
+            self._send(datagram)
+
+    def ask(self, body: m.Ask) -> m.Answer:
+        """Send a request until it is answered."""
+        request = m.Request(secrets.randbits(48), body)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline:
+            for part in split(m.encode(request), self._runtime):
+                self._send(self._session.protect(CONTROL, part))
+            again = time.monotonic() + 1.0
+            while (left := again - time.monotonic()) > 0:
+                for datagram in self._receive(left):
+                    message = self._open(datagram)
+                    if isinstance(message, m.Reply) and message.id == request.id and not isinstance(message.body, m.Working):
+                        return message.body
+        raise Unreachable("the member does not answer any more", "run ipop join again with the same invitation")
+
+    def _open(self, datagram: bytes) -> m.Message | None:
+        try:
+            kind, payload = self._session.unprotect(datagram)
+            message = m.decode(payload) if kind == CONTROL else None
+            if isinstance(message, m.Fragment):
+                whole = self._reassembly.add(b"member", message)
+                return m.decode(whole) if whole is not None else None
+        except (BadDatagram, BadMessage):
+            self._session.receive(time.monotonic(), datagram)
+            return None
+        return message
+
+    def _send(self, datagram: bytes) -> None:
+        try:
+            self._socket.send(datagram)
+        except OSError:
+            return  # as on the wire: what is lost is sent again
+
+    def _receive(self, seconds: float) -> Iterator[bytes]:
+        ready, _, _ = select.select([self._socket], [], [], max(0.0, seconds))
+        if ready:
+            try:
+                yield self._socket.recv(65536)
+            except OSError:
+                time.sleep(min(0.1, max(0.0, seconds)))  # nobody listens there (yet)

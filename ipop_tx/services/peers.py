@@ -1,0 +1,69 @@
+"""Peers remembered on disk: when every bootstrap node is gone, a node that restarts still finds its network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.task import LoopingCall
+
+from ipop_tx.errors import IpopError, LocalMisuse
+from ipop_tx.identity.state import StateDirectory
+from ipop_tx.log import Logger
+from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.values import Endpoint
+
+PEERS_FILE = "peers.json"
+SAVE_EVERY = 10.0
+MOST = 32
+
+
+class PeerCache(Service):
+    """Writes down the endpoints of directly linked members."""
+
+    _log = Logger()
+    name = "peers"
+
+    def __init__(self, reactor: Any, protocol: ChordProtocol, state: StateDirectory, bootstrap: tuple[Endpoint, ...]) -> None:
+        self._protocol = protocol
+        self._state = state
+        self._bootstrap = bootstrap
+        self._saved: list[str] = []
+        self._save = LoopingCall(self.save)
+        self._save.clock = reactor
+
+    def startService(self) -> None:
+        """Save now and then."""
+        Service.startService(self)
+        self._save.start(SAVE_EVERY, now=False)
+
+    def stopService(self) -> None:
+        """Save a last time."""
+        if self._save.running:
+            self._save.stop()
+            self.save()
+        Service.stopService(self)
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where to knock: what the configuration names, then what was remembered."""
+        stored = self._state.read_json(PEERS_FILE)
+        self._saved = [text for text in stored.get("endpoints", []) if isinstance(text, str)] if isinstance(stored, dict) else []
+        remembered = []
+        for text in self._saved:
+            try:
+                remembered.append(Endpoint.parse(text))
+            except LocalMisuse:
+                self._log.warn("peer_unreadable text={text}", text=text)
+        return tuple(dict.fromkeys([*self._bootstrap, *remembered]))
+
+    def save(self) -> None:
+        """Write the endpoints down if they have changed; those that are linked now come first, older ones are kept behind them."""
+        linked = [str(link.active) for link in self._protocol.node.links if isinstance(link.active, Endpoint)]
+        fresh = list(dict.fromkeys([*sorted(linked), *self._saved]))[:MOST]
+        if fresh == self._saved or not linked:
+            return
+        try:
+            self._state.write_json(PEERS_FILE, {"endpoints": fresh})
+            self._saved = fresh
+        except IpopError as error:
+            self._log.warn("peers_unsaved reason={reason}", reason=str(error))

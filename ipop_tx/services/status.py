@@ -1,0 +1,125 @@
+"""What the node tells of itself: the contents of `ipop status`, and its health in sentences."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Address
+from typing import Any
+
+from zope.interface import implementer
+
+from ipop_tx import __version__
+from ipop_tx.core.link import Link, Route
+from ipop_tx.core.node import Node
+from ipop_tx.forwarding.fib import Fib
+from ipop_tx.interfaces import IStatus
+from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.tap import TapService
+from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire.address import ipv6_of
+
+EXPIRY_WARNING = 30 * 86400
+"""Seconds before the end of this node's certificate from which on its health says so."""
+
+
+@implementer(IStatus)
+class Status:
+    """Gathers from all parts; changes nothing."""
+
+    def __init__(self, protocol: ChordProtocol, fib: Fib | None, tap: TapService | None, dropped: dict[str, int]) -> None:
+        self._protocol = protocol
+        self._node: Node = protocol.node
+        self._fib = fib
+        self._tap = tap
+        self._dropped = dropped
+        self._since = protocol.clock()
+
+    def status(self) -> dict[str, Any]:
+        """Self, peers, health, counters."""
+        links = sorted(self._node.links, key=lambda link: (link.peer.name, link.ident))
+        return {
+            "self": self._self(),
+            "peers": [self._peer(link) for link in links],
+            "health": self.health(),
+            "counters": {**self._node.runtime.counters, **{name: count for name, count in self._dropped.items() if count}},
+        }
+
+    def _self(self) -> dict[str, Any]:
+        node = self._node
+        return {
+            "name": node.peer.name,
+            "ident": node.ident.hex(),
+            "address": _text(node.leases.address),
+            "ipv6": str(ipv6_of(node.network.prefix, node.ident)),
+            "network": node.network.name,
+            "pool": str(node.network.pool),
+            "version": __version__,
+            "uptime_s": round(self._protocol.clock() - self._since, 1),
+            "endpoints": [str(endpoint) for endpoint in node.paths.facts.candidates()],
+            "tap": self._tap.name if self._tap else None,
+            "mtu": self._tap.mtu if self._tap else None,
+            "admits": node.peer.admits,
+            "ring": self._ring(),
+            "dht": {"shards": len(node.replicas.shards), "of": node.replicas.count},
+        }
+
+    def _ring(self) -> dict[str, Any]:
+        ring = self._node.ring
+        return {
+            "joined": ring.joined,
+            "predecessor": self.name_of(ring.predecessor) if ring.predecessor else None,
+            "successors": [self.name_of(ident) for ident in ring.successors],
+            "nodes_estimate": ring.estimate(),
+        }
+
+    def _peer(self, link: Link) -> dict[str, Any]:
+        hello = self._node.peer_hellos.get(link.ident)
+        adjacency = self._fib.by_ident.get(link.ident) if self._fib else None
+        return {
+            "name": link.peer.name,
+            "ident": link.ident.hex(),
+            "address": self._address_of(link.ident) or (_text(hello.address) if hello else None),
+            "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),
+            "path": self.path_of(link),
+            "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
+            "tx_bytes": adjacency.tx_bytes if adjacency else 0,
+            "rx_bytes": adjacency.rx_bytes if adjacency else 0,
+            "age_s": round(self._protocol.clock() - link.since, 1),
+        }
+
+    def _address_of(self, ident: Ident) -> str | None:
+        """The verified address, where traffic has made us verify one."""
+        adjacency = self._fib.by_ident.get(ident) if self._fib else None
+        return _text(min(adjacency.addresses)) if adjacency and adjacency.addresses else None
+
+    def path_of(self, link: Link | None) -> str:
+        """`direct udp:...`, `relay via NAME` or `idle`."""
+        if link is None:
+            return "idle"
+        if isinstance(link.active, Endpoint):
+            return f"direct {link.active}"
+        assert isinstance(link.active, Route)
+        first = link.first_hop or link.active.agent
+        return f"relay via {self.name_of(first)}" if first else "relay"
+
+    def name_of(self, ident: Ident) -> str:
+        """The name of a linked node, else the beginning of its ident."""
+        link = self._node.links.by_ident.get(ident)
+        return link.peer.name if link is not None and link.peer.name else ident.hex()[:8]
+
+    def health(self) -> list[str]:
+        """What does not work, a sentence each; empty when all is well."""
+        node = self._node
+        sentences = [node.bootstrap.problem, node.leases.problem, node.leases.name_problem]
+        if self._protocol.disk_problem:
+            sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
+        if self._tap is not None:
+            sentences.extend(self._tap.health())
+        left = node.peer.not_after - time.time()
+        if left < EXPIRY_WARNING:
+            sentences.append(f"this node's certificate ends in {max(0, int(left // 86400))} days: join anew before it does")
+        return [sentence for sentence in sentences if sentence]
+
+
+def _text(address: bytes | None) -> str | None:
+    return str(IPv4Address(address)) if address else None
