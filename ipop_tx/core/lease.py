@@ -154,7 +154,6 @@ class Leases:
             else:
                 raise Conflict(f"the name {self._name} belongs to node {current.owner.hex()[:8]}", "choose another name for this node")
             self.name_problem = ""
-        self.on_gained: Callable[[], None] = lambda: None
         except IpopError as error:
             self.name_problem = f"the name {self._name} is not registered: {error}"
 

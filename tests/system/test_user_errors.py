@@ -69,7 +69,7 @@ class UserErrorTests(LabTestCase):
         """A running daemon's socket is not taken from it."""
         first = self.found(self.lab.public_host("founder"))
         second = LabNode(first.host, "second", port=4501)
-        second.create("other")
+        second.create("other", pool="10.129.0.0/16")
         second.keys["control"]["socket"] = str(first.socket)
         second.keys["tap"]["name"] = "ipop1"
         self.assert_refused(second.refuse(), str(first.socket), "control.socket")
