@@ -94,6 +94,7 @@ class Demo:
             answer = a.ping(self._ipv4(b))
             if answer is None:
                 report.first_pings_lost += 1
+                self._story.say(f"the first ping {a.name} -> {b.name} was not answered")
             else:
                 report.first_pings.append(answer)
         if report.first_pings:

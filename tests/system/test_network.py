@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from ipop_tx.lab import Nat, wait_for
 from ipop_tx.lab.traffic import fetch
 from tests.system.case import LabTestCase
@@ -87,7 +89,8 @@ class SurvivalTests(LabTestCase):
         node = self.admit(founder, self.lab.site("home", Nat.PORT_RESTRICTED).host("node"))
         addresses = [n.address for n in (node, deputy, founder)]
         for n in (founder, deputy, node):
-            self.assertEqual(n.stop(), 0)
+            self.assertEqual(n.stop(), -signal.SIGTERM)  # twistd ends in good order, then by the signal that it got
+            self.assertFalse(n.socket.exists())
         for n in (node, deputy, founder):
             n.start()
         self.assertEqual([n.wait_until_up(60) for n in (node, deputy, founder)], addresses)
