@@ -138,7 +138,7 @@ class Dht:
         known = self._replicas.known.get(index)
         to_ask = list(known.members) if known else []
         if not to_ask:
-            to_ask = [(await self._lookups.find(self._replicas.start_of(index))).owner]
+            to_ask = await self._who_may_keep(index)
         while to_ask:
             member = to_ask.pop(0)
             if member in asked:
@@ -154,6 +154,15 @@ class Dht:
             else:
                 yield answer
         self._replicas.known.pop(index, None)
+
+    async def _who_may_keep(self, index: int) -> list[Ident]:
+        """The ring's owner of a shard's beginning; if that is ourselves and we keep nothing, whoever our neighbours name."""
+        owner = (await self._lookups.find(self._replicas.start_of(index))).owner
+        if owner != self._ident:
+            return [owner]
+        await self._ask_around(index)
+        known = self._replicas.known.get(index)
+        return list(known.members) if known else []
 
     # --- coordinator's door ------------------------------------------------------------------
 
@@ -187,7 +196,7 @@ class Dht:
 
     async def _ask_around(self, index: int) -> None:
         """A new owner of a shard's beginning learns from the nodes after it who keeps the shard."""
-        for neighbour in list(self._ring.successors[:4]):
+        for neighbour in self._ring.successors[:4]:
             try:
                 answer = await self._rpc.call(neighbour, m.WhoKeeps(index), 2.0)
             except IpopError:

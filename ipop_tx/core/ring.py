@@ -9,7 +9,7 @@ Links carry both ways and every linked node is considered as a neighbour, so two
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ipop_tx.core.events import Joined, RingChanged
 from ipop_tx.core.ident import clockwise, offset, strictly_within, within
@@ -40,6 +40,7 @@ class Ring:
         self.fingers: list[Ident] = []
         self.joined = False
         self.leaving = False
+        self.on_changed: Callable[[], None] = lambda: None
         self._links = links
         self._rpc = rpc
         self._lookups = lookups
@@ -295,6 +296,7 @@ class Ring:
         near = [*self.successors[:2], *([self.predecessor] if self.predecessor else [])]
         self._paths.neighbours = frozenset(near)
         self._runtime.emit(RingChanged())
+        self.on_changed()
         if self.joined:
             self._runtime.after(0.05, lambda: self._runtime.background(self._stabilise()))
 

@@ -20,7 +20,7 @@ from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page
 from ipop_tx.core.ring import Ring
-from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future, quorum
 from ipop_tx.errors import IpopError
 from ipop_tx.values import Ident
@@ -28,6 +28,8 @@ from ipop_tx.wire import messages as m
 
 PERIOD = 3.0
 """Seconds between looks at all shards of this node."""
+SETTLE = 0.5
+"""Seconds after a change of the ring until the shards are looked at; neighbours often come in company."""
 UNFINISHED = 4.0
 """Seconds after which a sealed view is taken up by whoever is first among its living members."""
 
@@ -47,12 +49,22 @@ class Views:
         self._round = 0
         self._checking = False
         coordinator.on_lagging = lambda shard, member: self._lagging.setdefault(shard, set()).add(member)
+        self._soon: Timer | None = None
+        ring.on_changed = self._check_soon
         runtime.background(self._check_for_ever())
 
     async def _check_for_ever(self) -> None:
         while not self._ring.leaving:
             await self._runtime.sleep(self._runtime.spread(PERIOD))
             await self.check()
+
+    def _check_soon(self) -> None:
+        if self._soon is None:
+            self._soon = self._runtime.after(SETTLE, self._check_now)
+
+    def _check_now(self) -> None:
+        self._soon = None
+        self._runtime.background(self.check())
 
     async def check(self) -> None:
         """Look at every shard that this node keeps; change the views that want it."""
