@@ -10,8 +10,8 @@ from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import quorum
-from ipop_tx.errors import IpopError
+from ipop_tx.core.tasks import Future, quorum
+from ipop_tx.errors import IpopError, PeerRefused
 from ipop_tx.values import Endpoint, Ident
 
 ALONE_AFTER = 8.0
@@ -38,9 +38,12 @@ class Bootstrap:
 
     def agent(self) -> Ident | None:
         """The member through which others reach us, while we have no settled place on the ring."""
+        if self._ring.placed and self._runtime.now - self._joined_at > AGENT_FOR:
+            return None
         contact = self._links.by_ident.get(self.contact) if self.contact else None
-        settled = self._ring.joined and self._runtime.now - self._joined_at > AGENT_FOR
-        return contact.ident if contact is not None and contact.is_direct and not settled else None
+        if contact is None or not contact.is_direct:
+            contact = next((link for link in self._links.by_ident.values() if link.is_direct), None)
+        return contact.ident if contact is not None else None
 
     async def run(self, endpoints: tuple[Endpoint, ...], first: bool) -> None:
         """Join; returns once this node has its place. `first`: there is no other node yet, so do not wait for one."""
@@ -56,9 +59,7 @@ class Bootstrap:
             else:
                 if self._runtime.now - begun > ALONE_AFTER:
                     self._ring.found()
-                    break
                 await self._runtime.sleep(RETRY)
-        self.problem = ""
         self._runtime.background(self._keep_knocking())
 
     def remember(self, endpoints: tuple[Endpoint, ...]) -> None:
@@ -73,6 +74,7 @@ class Bootstrap:
             self.problem = f"not on the ring yet: {error}"
             return False
         self._joined_at = self._runtime.now
+        self.problem = ""
         return True
 
     async def _knock(self) -> None:
@@ -85,8 +87,15 @@ class Bootstrap:
         attempts = [self._links.connect_endpoint(endpoint) for endpoint in self.endpoints]
         linked = await quorum(attempts, lambda links: len(links) > 0)
         if not linked:
-            named = ", ".join(str(endpoint) for endpoint in self.endpoints[:3])
-            self.problem = f"no member answers at {named}: check that one runs there and that UDP passes"
+            self.problem = self._why_nobody(attempts)
+
+    def _why_nobody(self, attempts: list[Future[Link]]) -> str:
+        """The most telling of the failures: a refusal before a silence."""
+        for endpoint, attempt in zip(self.endpoints, attempts, strict=False):
+            if isinstance(attempt.error, PeerRefused):
+                return f"not let in at {endpoint}: {attempt.error}"
+        named = ", ".join(str(endpoint) for endpoint in self.endpoints[:3])
+        return f"no member answers at {named}: check that one runs there and that UDP passes"
 
     async def _keep_knocking(self) -> None:
         while not self._ring.leaving:
@@ -96,4 +105,7 @@ class Bootstrap:
             missing = [endpoint for endpoint in self.endpoints if endpoint not in linked]
             if missing and not self._ring.leaving:
                 endpoint = missing[self._runtime.rng.randrange(len(missing))]
-                await quorum([self._links.connect_endpoint(endpoint)], lambda links: True)
+                attempt = self._links.connect_endpoint(endpoint)
+                await quorum([attempt], lambda links: True)
+                if self._links.by_ident:
+                    self.problem = ""

@@ -15,11 +15,13 @@ import msgspec
 from ipop_tx.core.coordinator import Change, Coordinator
 from ipop_tx.core.ident import shard_of
 from ipop_tx.core.link import Link
+from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.replica import Replicas
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import Future, first
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, Unavailable, Unreachable
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Ident, Network
@@ -29,6 +31,8 @@ PATIENCE = 15.0
 """Seconds until an operation is given up."""
 OPERATION_DEADLINE = 8.0
 """Seconds that one coordinator is given."""
+HEDGE = 0.7
+"""Seconds after which another coordinator is asked too. Harmless, since an operation repeated is one operation."""
 
 
 def key_of(kind: str, network: bytes, name: bytes) -> bytes:
@@ -69,6 +73,7 @@ class Dht:
         coordinator: Coordinator,
         ring: Ring,
         lookups: Lookups,
+        links: Links,
         rpc: Rpc,
         runtime: Runtime,
         signer: RegisterSigner,
@@ -77,6 +82,7 @@ class Dht:
         self._coordinator = coordinator
         self._ring = ring
         self._lookups = lookups
+        self._links = links
         self._rpc = rpc
         self._runtime = runtime
         self._signer = signer
@@ -134,26 +140,35 @@ class Dht:
         if self._coordinator.shard(key) is not None:
             yield await self._run(key, body)
         index = shard_of(key, self._replicas.count)
-        asked: set[Ident] = {self._ident}
         known = self._replicas.known.get(index)
-        to_ask = list(known.members) if known else []
-        if not to_ask:
-            to_ask = await self._who_may_keep(index)
-        while to_ask:
-            member = to_ask.pop(0)
-            if member in asked:
-                continue
-            asked.add(member)
-            try:
-                answer = await self._rpc.call(member, body, OPERATION_DEADLINE)
-            except Unreachable:
-                continue
-            if isinstance(answer, m.Redirect):
-                self._replicas.learn(index, answer.number, answer.members)
-                to_ask.extend(answer.members)
-            else:
-                yield answer
+        to_ask = list(known.members) if known else await self._who_may_keep(index)
+        asked: set[Ident] = {self._ident}
+        waiting: list[Future[m.Answer]] = []
+        while to_ask or waiting:
+            member = self._readiest(to_ask, asked)
+            if member is not None:
+                asked.add(member)
+                waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
+            pause = [self._runtime.sleep(HEDGE)] if to_ask else []
+            await first([*waiting, *pause])
+            for done in [future for future in waiting if future.done]:
+                waiting.remove(done)
+                if done.error is not None:
+                    continue
+                answer = done.result()
+                if isinstance(answer, m.Redirect):
+                    self._replicas.learn(index, answer.number, answer.members)
+                    to_ask.extend(ident for ident in answer.members if ident not in asked)
+                else:
+                    yield answer
         self._replicas.known.pop(index, None)
+
+    def _readiest(self, to_ask: list[Ident], asked: set[Ident]) -> Ident | None:
+        """Take the next member to ask: one with a link before one without, in the order given."""
+        fresh = [ident for ident in dict.fromkeys(to_ask) if ident not in asked]
+        best = min(fresh, key=lambda ident: ident not in self._links.by_ident, default=None)
+        to_ask[:] = [ident for ident in fresh if ident != best]
+        return best
 
     async def _who_may_keep(self, index: int) -> list[Ident]:
         """The ring's owner of a shard's beginning; if that is ourselves and we keep nothing, whoever our neighbours name."""

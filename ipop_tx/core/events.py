@@ -81,7 +81,7 @@ class EnrolRequested:
     """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
 
     request: Any
-    sender: Ident
+    by_guest: bool
     reply: Any
 
 

@@ -49,9 +49,11 @@ class Link:
         "alarm",
         "direct",
         "first_hop",
+        "heard",
         "ident",
         "initiated",
         "peer",
+        "placed",
         "route",
         "rtt",
         "sessions",
@@ -65,6 +67,10 @@ class Link:
         self.since = now
         self.initiated = initiated
         self.up = True
+        self.placed = False
+        """Whether the peer has said that it has its place on the ring, so that it can pass things on."""
+        self.heard = now
+        """When the control plane last unsealed something of this peer."""
         self.sessions: list[Keyed] = []
         self.direct: dict[Endpoint, DirectPath] = {}
         self.route = Route(peer.ident)

@@ -18,12 +18,13 @@ from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, failed, settled
 from ipop_tx.errors import BadDatagram, BadMessage, IpopError, LocalMisuse, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
-from ipop_tx.values import Endpoint, Ident
+from ipop_tx.values import Endpoint, Ident, Peer
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL, FRAME, RELAY, Form, form_of, receiver_index
 
 REKEY_AFTER = 120.0
 """Seconds after which the initiator of a session makes a fresh one; the other side waits ten seconds longer."""
+MOST_GUESTS = 16
 FRAMES_WAITING = 64
 """Frames kept for a node while its session is being made."""
 
@@ -44,7 +45,8 @@ class Links:
     def __init__(self, ident: Ident, runtime: Runtime, factory: ISessionFactory) -> None:
         self.ident = ident
         self.by_ident: dict[Ident, Link] = {}
-        self.guests: dict[Ident, Link] = {}
+        self.guests: set[Link] = set()
+        """Links of those who show only an invitation; two may show the same one, so they are not known by ident."""
         self.relaying: Relaying
         self.on_control: Callable[[Link, PathKey, m.Message], None]
         self.on_path: Callable[[Link, PathKey], None]
@@ -126,6 +128,7 @@ class Links:
 
     def unsealed(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
         """What a session of `link` unsealed, by whichever plane."""
+        link.heard = self._runtime.now
         if link.confirm(session):
             self._runtime.emit(LinkChanged(link.ident))
         if isinstance(path, Route) and path.agent is not None:
@@ -202,19 +205,28 @@ class Links:
             raise PeerRefused(f"somebody else answered for {handshake.expect.hex()[:8]}")
         if session.local_index in self._by_index:
             raise Unreachable("two sessions drew the same index", "it is tried again")
-        table = self.guests if peer.guest else self.by_ident
-        link = table.get(peer.ident)
+        link = None if peer.guest else self.by_ident.get(peer.ident)
         fresh = link is None
         if link is None:
-            link = table[peer.ident] = Link(peer, self._runtime.now, session.initiated)
-            link.active = handshake.path
-            link.route = handshake.path if isinstance(handshake.path, Route) else link.route
+            link = self._new_link(peer, handshake)
         link.peer = peer
         link.add_session(session, self._runtime.now)
         self._by_index[session.local_index] = (link, session)
         self._forget_sessions(link)
         self._came_up(link, handshake.path, fresh)
         self._runtime.after(REKEY_AFTER + (0.0 if session.initiated else 10.0), lambda: self._rekey_due(link, session))
+        return link
+
+    def _new_link(self, peer: Peer, handshake: Handshake) -> Link:
+        if peer.guest and len(self.guests) >= MOST_GUESTS:
+            raise PeerRefused("too many guests ask at once", "they may try again in a minute")
+        link = Link(peer, self._runtime.now, handshake.session.initiated)
+        link.active = handshake.path
+        link.route = handshake.path if isinstance(handshake.path, Route) else link.route
+        if peer.guest:
+            self.guests.add(link)
+        else:
+            self.by_ident[peer.ident] = link
         return link
 
     def _came_up(self, link: Link, path: PathKey, fresh: bool) -> None:
@@ -252,7 +264,9 @@ class Links:
         if tell:
             self.send_message(link, m.Close(reason[:200]))
         link.up = False
-        (self.guests if link.peer.guest else self.by_ident).pop(link.ident, None)
+        self.guests.discard(link)
+        if self.by_ident.get(link.ident) is link:
+            del self.by_ident[link.ident]
         for keyed in link.sessions:
             self._by_index.pop(keyed.session.local_index, None)
             keyed.session.close()

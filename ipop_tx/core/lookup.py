@@ -71,7 +71,8 @@ class Lookups:
                 found = _found(await self._rpc.on_link(hop, passed_on))
             except IpopError:
                 continue
-            return m.Found(found.owner, found.successors, found.hops + 1)
+            agent = self._ident if found.hops == 0 else found.agent
+            return m.Found(found.owner, found.successors, found.hops + 1, agent)
         raise Unreachable("nobody on the ring could say who owns a key", "the ring is healing; try again")
 
     def _next_hop(self, key: bytes, tried: set[Ident]) -> Link | None:
@@ -81,10 +82,8 @@ class Lookups:
             link = self._links.by_ident.get(successor)
             if link is not None:
                 return link
-        candidates = [link for link in self._links if link.ident not in tried]
-        if not candidates:
-            return None
-        return min(candidates, key=lambda link: apart(link.ident, key))
+        open_links = [link for link in self._links.by_ident.values() if link.ident not in tried]
+        return min(open_links, key=lambda link: (not link.placed, apart(link.ident, key)), default=None)
 
 
 def _found(answer: m.Answer) -> m.Found:

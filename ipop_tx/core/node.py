@@ -74,7 +74,7 @@ class Node:
         self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
-        self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.rpc, self.runtime, register_signer)
+        self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}
@@ -84,6 +84,7 @@ class Node:
         self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
         self.leases.on_gained = self._greet_all
+        self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect
         self.relay.agent = self.bootstrap.agent
         self.relay.across = self.ring.across
@@ -173,7 +174,8 @@ class Node:
 
     def hello(self) -> m.Hello:
         """What we tell of ourselves on a new link."""
-        return m.Hello(self.flags, self.paths.offer(), self.leases.address or b"")
+        flags = self.flags | (m.PLACED if self.ring.placed else 0)
+        return m.Hello(flags, self.paths.offer(), self.leases.address or b"")
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -195,6 +197,7 @@ class Node:
 
     def _take_hello(self, link: Link, body: m.Hello) -> None:
         self.peer_hellos[link.ident] = body
+        link.placed = bool(body.flags & m.PLACED)
         self.paths.try_candidates(link, body.candidates)
 
     def _forget_hello(self, link: Link) -> None:
@@ -209,7 +212,7 @@ class Node:
         reply: Future[m.Answer] = Future()
         if link.peer.guest and body.guest != link.ident:
             raise LocalMisuse("an invitation is used by whoever proved its key", "run ipop join again")
-        self.runtime.emit(EnrolRequested(body, link.ident, reply))
+        self.runtime.emit(EnrolRequested(body, link.peer.guest, reply))
         return reply
 
     # --- commands ----------------------------------------------------------------------------

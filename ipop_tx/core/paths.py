@@ -48,25 +48,22 @@ class _Pending:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """The endpoint under which a peer saw us, and when."""
-
-    endpoint: Endpoint
-    at: float
-
-
-@dataclass(slots=True)
 class Facts:
     """What this node knows of its own reachability."""
 
     local: list[Endpoint] = field(default_factory=list)
-    seen: dict[Ident, _Seen] = field(default_factory=dict)
+    seen: dict[Ident, Endpoint] = field(default_factory=dict)
+    """Under which endpoint each peer saw us last."""
+
+    def forget(self, witness: Ident) -> None:
+        """A witness is gone."""
+        self.seen.pop(witness, None)
 
     def candidates(self) -> list[Endpoint]:
         """What to offer: our own endpoints, then those that peers saw, most witnesses first."""
         witnesses: dict[Endpoint, int] = {}
-        for seen in self.seen.values():
-            witnesses[seen.endpoint] = witnesses.get(seen.endpoint, 0) + 1
+        for endpoint in self.seen.values():
+            witnesses[endpoint] = witnesses.get(endpoint, 0) + 1
         observed = sorted(witnesses, key=lambda endpoint: (-witnesses[endpoint], endpoint))
         return list(dict.fromkeys([*self.local[: CANDIDATES // 2], *observed, *self.local]))[:CANDIDATES]
 
@@ -85,6 +82,7 @@ class Paths:
         self._pending: dict[int, _Pending] = {}
         links.on_path = self.proven
         links.on_up.append(self._link_up)
+        links.on_down.append(lambda link: self.facts.forget(link.ident))
 
     # --- challenges --------------------------------------------------------------------------
 
@@ -132,9 +130,9 @@ class Paths:
         except LocalMisuse:
             self._runtime.count("observed_bad")
             return
-        before = self.facts.candidates()
-        self.facts.seen[witness] = _Seen(endpoint, self._runtime.now)
-        if self.facts.candidates() != before:
+        known = self.facts.seen.get(witness)
+        self.facts.seen[witness] = endpoint
+        if known != endpoint:
             self._runtime.emit(Observed())
 
     # --- choice ------------------------------------------------------------------------------
@@ -183,10 +181,13 @@ class Paths:
         self._runtime.background(self._keep_upgrading(link))
 
     async def _keep(self, link: Link) -> None:
+        """Challenge now and then. One end's challenge serves both: who has just heard the other need not ask."""
+        interval = 0.0
         while link.up:
-            await self.probe(link)
-            near = link.ident in self.neighbours
-            await self._runtime.sleep(self._runtime.spread(NEIGHBOUR_KEEPALIVE if near else KEEPALIVE))
+            if self._runtime.now - link.heard >= 0.7 * interval:
+                await self.probe(link)
+            interval = NEIGHBOUR_KEEPALIVE if link.ident in self.neighbours else KEEPALIVE
+            await self._runtime.sleep(self._runtime.spread(interval))
 
     async def probe(self, link: Link) -> None:
         """Make sure that the active path carries; fall back to another, and drop the link when none does."""

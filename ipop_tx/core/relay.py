@@ -79,11 +79,12 @@ class Relay:
 
     def _towards(self, target: Ident, came_by: Link | None) -> tuple[Link | None, Ident | None]:
         """The link to send to, and the neighbour to pass first when that one is reached through the link."""
-        nearest = sorted((link for link in self._links if link is not came_by), key=lambda link: apart(link.ident, target))
+        distances = {link: apart(link.ident, target) for link in self._links.by_ident.values() if link is not came_by}
         here = apart(self._links.ident, target)
-        for link in nearest:
-            if apart(link.ident, target) >= here:
-                break
+        nearer = [link for link, distance in distances.items() if distance < here and link.placed]
+        while nearer:
+            link = min(nearer, key=distances.__getitem__)
+            nearer.remove(link)
             if link.is_direct:
                 return link, None
             relay = self._direct(link.route.agent) or self._direct(link.first_hop)
@@ -92,4 +93,5 @@ class Relay:
         across = self._direct(self.across(target))
         if across is not None and across is not came_by:
             return across, None
-        return next((link for link in nearest if link.is_direct), None), None
+        direct = (link for link in distances if link.is_direct)
+        return min(direct, key=lambda link: (not link.placed, distances[link]), default=None), None

@@ -28,6 +28,8 @@ SUCCESSORS = 8
 STABILISE = 10.0
 """Seconds between stabilisations of a calm ring; after a change it is a tenth."""
 FINGERS_EVERY = 30.0
+MERGE_EVERY = 30.0
+"""Seconds between looks for another ring; a fifteenth of it for a ring of one, and at first."""
 
 
 class Ring:
@@ -40,7 +42,10 @@ class Ring:
         self.fingers: list[Ident] = []
         self.joined = False
         self.leaving = False
+        self.placed = False
+        """Whether we have had neighbours on both sides since we joined."""
         self.on_changed: Callable[[], None] = lambda: None
+        self.on_placed: Callable[[], None] = lambda: None
         self._links = links
         self._rpc = rpc
         self._lookups = lookups
@@ -105,7 +110,7 @@ class Ring:
     async def join(self, contact: Ident) -> None:
         """Find our place through a linked member and take it. Raises `Unreachable` when the ring does not answer."""
         found = await self._lookups.ask(contact, self.ident, exclude=self.ident)
-        await self._links.connect(found.owner)
+        await self._links.connect(found.owner, found.agent)
         for ident in (found.owner, *found.successors):
             self._insert_successor(ident)
         self._become_member()
@@ -118,6 +123,7 @@ class Ring:
         self._runtime.emit(Joined())
         self._runtime.background(self._stabilise_for_ever())
         self._runtime.background(self._mend_fingers_for_ever())
+        self._runtime.background(self._merge_for_ever())
 
     async def leave(self) -> None:
         """Tell the neighbours who takes our place."""
@@ -130,6 +136,7 @@ class Ring:
                 self._runtime.count("leave_untold")
 
     def _neighbour_leaves(self, link: Link, body: m.Leaving) -> m.Done:
+        link.placed = False
         self._forget(link.ident)
         for ident in (*body.successors, *([body.predecessor] if body.predecessor else [])):
             if ident != link.ident:
@@ -206,6 +213,7 @@ class Ring:
 
     def _notified(self, link: Link, body: m.Notify) -> m.Neighbours:
         """Rectify: the asker believes that it precedes us. It learns whom we had before."""
+        link.placed = True
         answer = self.neighbours()
         self._consider_predecessor(link.ident)
         return answer
@@ -223,9 +231,9 @@ class Ring:
         if not self.successors:
             self._insert_successor(ident)
         if old is not None and old in self._links.by_ident:
-            self._runtime.background(self._rpc_done(old, m.Suggest(ident)))
+            self._runtime.background(self._tell(old, m.Suggest(ident)))
 
-    async def _rpc_done(self, ident: Ident, body: m.Ask) -> None:
+    async def _tell(self, ident: Ident, body: m.Ask) -> None:
         await self._rpc.call(ident, body)
 
     # --- candidates --------------------------------------------------------------------------
@@ -264,8 +272,11 @@ class Ring:
             return
         ordered = sorted([*self.successors, ident], key=lambda other: clockwise(self.ident, other))[:SUCCESSORS]
         if ordered != self.successors:
+            displaced = self.successors[0] if self.successors and ordered[0] == ident else None
             self.successors = ordered
             self._changed()
+            if displaced is not None and ident in self._links.by_ident:
+                self._runtime.background(self._tell(ident, m.Suggest(displaced)))
 
     def _link_down(self, link: Link) -> None:
         self._forget(link.ident)
@@ -296,9 +307,38 @@ class Ring:
         near = [*self.successors[:2], *([self.predecessor] if self.predecessor else [])]
         self._paths.neighbours = frozenset(near)
         self._runtime.emit(RingChanged())
+        if not self.placed and self.predecessor and self.successors:
+            self.placed = True
+            self.on_placed()
         self.on_changed()
         if self.joined:
             self._runtime.after(0.05, lambda: self._runtime.background(self._stabilise()))
+
+    # --- merging -----------------------------------------------------------------------------
+
+    async def _merge_for_ever(self) -> None:
+        """Look for our own place through members at random: if there is another ring, they find a nearer successor there.
+
+        The neighbours that such a find displaces are told of it (`Suggest`), so two rings close like a zip from wherever they touch.
+        """
+        begun = self._runtime.now
+        while not self.leaving:
+            fresh = self._runtime.now - begun < MERGE_EVERY or not self.successors
+            await self._runtime.sleep(self._runtime.spread(MERGE_EVERY / 15 if fresh else MERGE_EVERY))
+            near = {*self.successors, self.predecessor}
+            linked = sorted(self._links.by_ident)
+            far = [ident for ident in linked if ident not in near] or linked
+            if far and self.joined:
+                await self._look_from(far[self._runtime.rng.randrange(len(far))])
+
+    async def _look_from(self, member: Ident) -> None:
+        try:
+            found = await self._lookups.ask(member, self.ident, exclude=self.ident)
+            if found.owner != self.ident and (not self.successors or strictly_within(self.ident, found.owner, self.successors[0])):
+                await self._links.connect(found.owner, found.agent)
+                self._insert_successor(found.owner)
+        except IpopError:
+            self._runtime.count("merge_unanswered")
 
     # --- fingers -----------------------------------------------------------------------------
 
@@ -315,7 +355,7 @@ class Ring:
             try:
                 found = await self._lookups.find(target)
                 if found.owner != self.ident and found.owner not in fresh:
-                    await self._links.connect(found.owner)
+                    await self._links.connect(found.owner, found.agent)
                     fresh.append(found.owner)
             except IpopError:
                 self._runtime.count("finger_missing")

@@ -106,6 +106,14 @@ def quorum(futures: Sequence[Future[T]], enough: Callable[[list[T]], bool]) -> F
     return outcome
 
 
+def first(futures: Sequence[Future[Any]]) -> Future[None]:
+    """Settled as soon as one of the futures is, whichever way."""
+    outcome: Future[None] = Future()
+    for future in futures:
+        future.then(lambda done: outcome.succeed(None))
+    return outcome
+
+
 def failed(error: BaseException) -> Future[Any]:
     """A future that has failed already."""
     future: Future[Any] = Future()

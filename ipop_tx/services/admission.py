@@ -27,7 +27,7 @@ from ipop_tx.identity.invitation import Invitation, InvitationRecord
 from ipop_tx.identity.keys import compressed_point_of
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
-from ipop_tx.values import Endpoint, Ident, short
+from ipop_tx.values import Endpoint, short
 from ipop_tx.wire import messages as m
 
 KEPT_AFTER_EXPIRY = 30 * 86400
@@ -91,7 +91,7 @@ class AdmissionService(Service):
     # --- admission ---------------------------------------------------------------------------
 
     def _requested(self, event: e.EnrolRequested) -> None:
-        deferred: Deferred[Any] = Deferred.fromCoroutine(self._admit(event.request, event.sender))
+        deferred: Deferred[Any] = Deferred.fromCoroutine(self._admit(event.request, event.by_guest))
         deferred.addErrback(self._refusal)
         deferred.addCallback(lambda answer: self._answer(event, answer))
 
@@ -107,7 +107,7 @@ class AdmissionService(Service):
         event.reply.succeed(answer)
         self._protocol.settle()
 
-    async def _admit(self, request: m.Enrol, sender: Ident) -> m.Answer:
+    async def _admit(self, request: m.Enrol, by_guest: bool) -> m.Answer:
         found = await self._protocol.submit(c.Get(self._invitation_key(request.invitation)))
         if found is None:
             raise InvitationRefused("this invitation is unknown here", "ask for a new one")
@@ -118,7 +118,7 @@ class AdmissionService(Service):
             return m.Failed("AppointmentOffered", "this invitation appoints a member that admits others", "send a second key")
         check_enrol(enrolment, request.guest, record, self._root, self._wall())
         if self._admitter is None or (record.appoints and self._admitter.authority_key is None):
-            return await self._pass_on(request, sender, record.appoints)
+            return await self._pass_on(request, by_guest, record.appoints)
         await self._use_once(request)
         certificates = grant(enrolment, record, self._admitter, self._wall())
         self._log.info("admitted name={name} guest={guest}", name=record.name or request.name, guest=short(request.guest))
@@ -135,13 +135,12 @@ class AdmissionService(Service):
             if used is None or used.value != value:
                 raise InvitationRefused("this invitation has been used already", "ask for a new one") from None
 
-    async def _pass_on(self, request: m.Enrol, sender: Ident, appoints: bool) -> m.Answer:
+    async def _pass_on(self, request: m.Enrol, by_guest: bool, appoints: bool) -> m.Answer:
         """Ask a linked member that may do it, once: what another member passed on to us goes no further."""
         node = self._protocol.node
-        guest = node.links.guests.get(sender)
         wanted = m.APPOINTS if appoints else m.ADMITS
         able = [ident for ident, hello in node.peer_hellos.items() if hello.flags & wanted]
-        if guest is not None:
+        if by_guest:
             for ident in able:
                 try:
                     answer: m.Answer = await self._protocol.submit(c.Ask(ident, request))

@@ -31,6 +31,9 @@ ADMITS = 1
 APPOINTS = 2
 """Flag of `Hello`: this member holds the authority's key."""
 
+PLACED = 4
+"""Flag of `Hello`: this member has neighbours on both sides, so it can pass things on around the ring."""
+
 
 class _Message(Struct, frozen=True, array_like=True):
     pass
@@ -118,6 +121,8 @@ class Found(_Message, frozen=True, tag=24):
     owner: Ident
     successors: Neighbourhood
     hops: Count
+    agent: Ident | None = None
+    """The node that passed the question to the owner, so has a link to it."""
 
 
 class Leaving(_Message, frozen=True, tag=25):
