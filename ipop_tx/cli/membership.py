@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -93,7 +94,7 @@ def join(token: str, name: str | None, state: Path | None, config: Path | None) 
 
     config, state = _places(config, state)
     if token == "-":
-        token = click.get_text_stream("stdin").readline()
+        token = sys.stdin.readline()
     joined = enrol(token.strip(), state, name or host_name())
     click.echo(f"joined {joined.network} as {joined.name} ({joined.ident[:8]})")
     _finish(config, state, joined.bootstrap)

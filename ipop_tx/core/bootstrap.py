@@ -84,17 +84,18 @@ class Bootstrap:
             return
         if self._links.by_ident:
             return
-        attempts = [self._links.connect_endpoint(endpoint) for endpoint in self.endpoints]
+        endpoints = list(self.endpoints)
+        attempts = [self._links.connect_endpoint(endpoint) for endpoint in endpoints]
         linked = await quorum(attempts, lambda links: len(links) > 0)
         if not linked:
-            self.problem = self._why_nobody(attempts)
+            self.problem = self._why_nobody(endpoints, attempts)
 
-    def _why_nobody(self, attempts: list[Future[Link]]) -> str:
+    def _why_nobody(self, endpoints: list[Endpoint], attempts: list[Future[Link]]) -> str:
         """The most telling of the failures: a refusal before a silence."""
-        for endpoint, attempt in zip(self.endpoints, attempts, strict=False):
+        for endpoint, attempt in zip(endpoints, attempts, strict=True):
             if isinstance(attempt.error, PeerRefused):
                 return f"not let in at {endpoint}: {attempt.error}"
-        named = ", ".join(str(endpoint) for endpoint in self.endpoints[:3])
+        named = ", ".join(str(endpoint) for endpoint in endpoints[:3])
         return f"no member answers at {named}: check that one runs there and that UDP passes"
 
     async def _keep_knocking(self) -> None:
@@ -107,5 +108,4 @@ class Bootstrap:
                 endpoint = missing[self._runtime.rng.randrange(len(missing))]
                 attempt = self._links.connect_endpoint(endpoint)
                 await quorum([attempt], lambda links: True)
-                if self._links.by_ident:
-                    self.problem = ""
+                self.problem = "" if self._links.by_ident else self._why_nobody([endpoint], [attempt])
