@@ -91,7 +91,7 @@ class Resolver:
             return None
         try:
             value = msgspec.msgpack.decode(record.value, type=LeaseValue)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return Owner(record.owner, value.name, value.address) if value.address == address.packed else None
 
@@ -102,7 +102,7 @@ class Resolver:
             return None
         try:
             value = msgspec.msgpack.decode(record.value, type=NameValue)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         return Owner(record.owner, name, value.address)
 

@@ -160,7 +160,7 @@ class PlainSession:
         try:
             self.peer = msgspec.msgpack.decode(description, type=Peer)
             self._factory.verify(self.peer)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             self._fail(PeerRefused("the peer's certificate is malformed"))
         except PeerRefused as refusal:
             self._fail(refusal)

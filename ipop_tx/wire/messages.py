@@ -125,6 +125,13 @@ class Found(_Message, frozen=True, tag=24):
     """The node that passed the question to the owner, so has a link to it."""
 
 
+class Closest(_Message, frozen=True, tag=28):
+    """Which nodes lie nearest to `key`, whatever they think of the ring? Passed on greedily; answered by `Found`."""
+
+    key: Key
+    ttl: Annotated[int, Meta(ge=0, le=64)]
+
+
 class Leaving(_Message, frozen=True, tag=25):
     """I leave the ring: these are my neighbours. Answered by `Done`."""
 
@@ -377,6 +384,7 @@ Ask = (
     | GetNeighbours
     | Notify
     | Lookup
+    | Closest
     | Leaving
     | Suggest
     | Read
@@ -441,5 +449,5 @@ def decode(payload: bytes) -> Message:
     """Read one control message. Raises `BadMessage`."""
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(f"a control message does not parse ({error})") from None

@@ -1,0 +1,99 @@
+"""The header of relayed datagrams, the first byte's families, and the addresses that an ident implies."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import TestCase
+
+from ipop_tx.errors import BadMessage
+from ipop_tx.wire.address import ident_prefix_of, ipv6_of, mac_of
+from ipop_tx.wire.datagram import OVERHEAD, Form, form_of, receiver_index
+from ipop_tx.wire.relay import MAX_TTL, MAX_VIA, Relayed
+
+A, B, C, D = (bytes([digit]) * 20 for digit in (0xAA, 0xBB, 0xCC, 0xDD))
+IDENTS = st.binary(min_size=20, max_size=20)
+PREFIX = IPv6Network("fd12:3456:789a::/48")
+
+
+class RelayTests(TestCase):
+    """Payloads of sealed kind 3."""
+
+    VECTORS = (
+        (Relayed(A, B, b"\x17datagram"), "20000000" + "aa" * 20 + "bb" * 20 + "17" + b"datagram".hex()),
+        (Relayed(A, B, b"d", 7, C), "07010000" + "aa" * 20 + "bb" * 20 + "cc" * 20 + "64"),
+        (Relayed(A, B, b"d", 1, None, (D, C)), "01000200" + "aa" * 20 + "bb" * 20 + "dd" * 20 + "cc" * 20 + "64"),
+        (Relayed(A, B, b"d", 32, C, (D,)), "20010100" + "aa" * 20 + "bb" * 20 + "cc" * 20 + "dd" * 20 + "64"),
+    )
+
+    def test_vectors(self) -> None:
+        """The bytes are those of the drawing, both ways."""
+        for relayed, text in self.VECTORS:
+            self.assertEqual(relayed.encode().hex(), text)
+            self.assertEqual(Relayed.decode(bytes.fromhex(text)), relayed)
+
+    def test_out_of_range(self) -> None:
+        """Too short, two agents, too long a route, too far to go, nothing inside."""
+        idents = A + B + C * 8
+        for head in (b"\x20\x02\x00\x00", b"\x20\x00\x05\x00", b"\x21\x00\x00\x00", b"\xff\xff\xff\x00"):
+            self.assertRaises(BadMessage, Relayed.decode, head + idents + b"datagram")
+        self.assertRaises(BadMessage, Relayed.decode, b"")
+        self.assertRaises(BadMessage, Relayed.decode, b"\x20\0\0\0" + A + B)
+        self.assertRaises(BadMessage, Relayed.decode, b"\x20\1\1\0" + A + B + C + D)
+
+    def test_next(self) -> None:
+        """A hop takes one from the ttl and leaves the rest."""
+        self.assertEqual(Relayed(A, B, b"d", 7, C, (D,)).next(()), Relayed(A, B, b"d", 6, C, ()))
+
+    @given(IDENTS, IDENTS, st.binary(min_size=1), st.integers(0, MAX_TTL), st.none() | IDENTS, st.lists(IDENTS, max_size=MAX_VIA))
+    def test_round_trip(self, destination: bytes, source: bytes, datagram: bytes, ttl: int, agent: bytes | None, via: list[bytes]) -> None:
+        """Every relayed datagram comes back."""
+        relayed = Relayed(destination, source, datagram, ttl, agent, tuple(via))
+        self.assertEqual(Relayed.decode(relayed.encode()), relayed)
+
+    @given(st.binary(max_size=200))
+    def test_any_bytes(self, payload: bytes) -> None:
+        """Only `BadMessage`; what decodes is bounded and encodes to the same, the reserved byte apart."""
+        try:
+            relayed = Relayed.decode(payload)
+        except BadMessage:
+            return
+        self.assertTrue(relayed.ttl <= MAX_TTL and len(relayed.via) <= MAX_VIA and relayed.datagram)
+        self.assertEqual(relayed.encode(), payload[:3] + b"\0" + payload[4:])
+
+
+class FormTests(TestCase):
+    """Which family a first byte belongs to (RFC 7983)."""
+
+    def test_borders(self) -> None:
+        """The borders of both ranges."""
+        expected = {19: Form.OTHER, 20: Form.HANDSHAKE, 63: Form.HANDSHAKE, 64: Form.OTHER}
+        expected |= {127: Form.OTHER, 128: Form.SEALED, 191: Form.SEALED, 192: Form.OTHER}
+        self.assertEqual({first: form_of(bytes([first, 1])) for first in expected}, expected)
+        self.assertEqual(form_of(b""), Form.OTHER)
+
+    def test_receiver_index(self) -> None:
+        """The first four bytes; nobody's for a datagram that cannot be sealed."""
+        self.assertEqual(receiver_index(b"\x80\x00\x00\x05" + bytes(OVERHEAD - 4)), 0x80000005)
+        self.assertEqual(receiver_index(b"\x80\x00\x00\x05" + bytes(OVERHEAD - 5)), 0)
+
+
+class AddressTests(TestCase):
+    """MAC and IPv6 address of an ident."""
+
+    def test_vectors(self) -> None:
+        """Worked examples."""
+        self.assertEqual(mac_of(bytes(range(255, 235, -1))).hex(), "fefefdfcfbfa")
+        self.assertEqual(mac_of(bytes(20)).hex(), "020000000000")
+        self.assertEqual(ipv6_of(PREFIX, bytes(range(1, 21))), IPv6Address("fd12:3456:789a:102:304:506:708:90a"))
+        self.assertEqual(ident_prefix_of(IPv6Address("fd12:3456:789a:102:304:506:708:90a")), bytes(range(1, 11)) + bytes(10))
+
+    @given(IDENTS)
+    def test_implied(self, ident: bytes) -> None:
+        """The MAC is unicast and locally administered; the IPv6 address leads back to the first 80 bits."""
+        self.assertEqual(mac_of(ident)[0] & 3, 2)
+        address = ipv6_of(PREFIX, ident)
+        self.assertIn(address, PREFIX)
+        self.assertEqual(ident_prefix_of(address), ident[:10] + bytes(10))

@@ -1,0 +1,189 @@
+"""Control messages: their bytes are pinned, and no bytes make the decoder do anything but decode or raise `BadMessage`."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import TestCase
+
+from ipop_tx.errors import BadMessage
+from ipop_tx.wire import messages as m
+
+A, B, K = bytes(range(20)), bytes(range(20, 40)), bytes(range(40, 60))
+BALLOT = m.Ballot(7, A)
+RECORD = m.Record(A, 3, 86400, b"value", b"signer", b"signature")
+CELL = m.Cell(K, BALLOT, BALLOT, RECORD, 1500)
+ENDPOINT = "udp:198.51.100.7:4500"
+
+PARTS = {
+    "a": "c414" + A.hex(),
+    "b": "c414" + B.hex(),
+    "k": "c414" + K.hex(),
+    "endpoint": "b57564703a3139382e35312e3130302e373a34353030",
+}
+PARTS["ballot"] = "933207" + PARTS["a"]
+PARTS["record"] = "9728" + PARTS["a"] + "03ce00015180c40576616c7565c4067369676e6572c4097369676e6174757265"
+
+VECTORS: list[tuple[m.Message, str]] = [
+    (m.PathChallenge(2**62), "9201cf4000000000000000"),
+    (m.PathResponse(1, ENDPOINT), "930201{endpoint}"),
+    (m.Close("the node leaves"), "9203af746865206e6f6465206c6561766573"),
+    (m.Fragment(9, 1, 2, b"part"), "9504090102c40470617274"),
+    (m.Request(258, m.Hello(m.ADMITS | m.PLACED, (ENDPOINT,), bytes((10, 128, 0, 9)))), "9305cd0102940a0591{endpoint}c4040a800009"),
+    (m.Request(1, m.Offer((ENDPOINT,))), "930501920b91{endpoint}"),
+    (m.Request(1, m.GetNeighbours()), "9305019114"),
+    (m.Request(1, m.Notify()), "9305019115"),
+    (m.Reply(1, m.Neighbours(A, (B, K), True)), "9306019416{a}92{b}{k}c3"),
+    (m.Request(1, m.Lookup(K, 40, A)), "9305019417{k}28{a}"),
+    (m.Request(1, m.Closest(K, 40)), "930501931c{k}28"),
+    (m.Reply(1, m.Found(A, (B,), 3, K)), "9306019518{a}91{b}03{k}"),
+    (m.Request(1, m.Leaving(None, (B,))), "9305019319c091{b}"),
+    (m.Reply(1, m.Done()), "930601911a"),
+    (m.Request(1, m.Suggest(B)), "930501921b{b}"),
+    (m.Request(1, m.Read(K)), "9305019229{k}"),
+    (m.Request(1, m.Write(K, 2, RECORD)), "930501942a{k}02{record}"),
+    (m.Reply(1, m.Current(True, RECORD)), "930601932bc3{record}"),
+    (m.Reply(1, m.Redirect(31, 4, (A, B))), "930601942c1f0492{a}{b}"),
+    (m.Reply(1, m.NoMajority(1, 3, 5)), "930601942d010305"),
+    (m.Request(1, m.WhoKeeps(31)), "930501922e1f"),
+    (m.Request(1, m.Peek(31, 4, K)), "930501942f1f04{k}"),
+    (m.Request(1, m.Prepare(31, 4, K, BALLOT)), "93050195331f04{k}{ballot}"),
+    (m.Reply(1, m.Promise(BALLOT, None, 0)), "9306019434{ballot}c000"),
+    (m.Request(1, m.Accept(31, 4, K, BALLOT, RECORD, 1500)), "93050197351f04{k}{ballot}{record}cd05dc"),
+    (m.Reply(1, m.Refused(BALLOT)), "9306019236{ballot}"),
+    (m.Reply(1, m.Stale(31, 4, (A, B), True)), "93060195371f0492{a}{b}c3"),
+    (m.Request(1, m.Seal(31, 4, BALLOT)), "93050194381f04{ballot}"),
+    (m.Reply(1, m.Sealed(m.NO_BALLOT, (), 17)), "9306019439933200c41400000000000000000000000000000000000000009011"),
+    (m.Request(1, m.Succeed(31, 4, BALLOT, (A, B))), "930501953a1f04{ballot}92{a}{b}"),
+    (m.Request(1, m.Fetch(31, 4, b"")), "930501943b1f04c400"),
+    (m.Reply(1, m.Page((CELL,), False)), "930601933d91963c{k}{ballot}{ballot}{record}cd05dcc2"),
+    (m.Request(1, m.Install(31, 5, (A, B), (CELL,), 0, True)), "930501973e1f0592{a}{b}91963c{k}{ballot}{ballot}{record}cd05dc00c3"),
+    (m.Request(1, m.Retire(31, 4, (A, B))), "930501943f1f0492{a}{b}"),
+    (
+        m.Request(1, m.Enrol(b"invitation", b"csr", b"", b"signature", "alice", A)),
+        "9305019746c40a696e7669746174696f6ec403637372c400c4097369676e6174757265a5616c696365{a}",
+    ),
+    (m.Reply(1, m.Enrolled((b"leaf", b"ca"), (ENDPOINT,))), "930601934792c4046c656166c402636191{endpoint}"),
+    (
+        m.Reply(1, m.Failed("Conflict", "the register is taken", "choose another")),
+        "9306019448a8436f6e666c696374b57468652072656769737465722069732074616b656eae63686f6f736520616e6f74686572",
+    ),
+    (m.Reply(1, m.Working()), "9306019149"),
+]
+
+
+class VectorTests(TestCase):
+    """One message of each type, byte by byte."""
+
+    def test_encode(self) -> None:
+        """Each message has the pinned bytes."""
+        for message, text in VECTORS:
+            self.assertEqual(m.encode(message).hex(), text.format(**PARTS), message)
+
+    def test_decode(self) -> None:
+        """The pinned bytes give the message back."""
+        for message, text in VECTORS:
+            self.assertEqual(m.decode(bytes.fromhex(text.format(**PARTS))), message)
+
+    def test_all_types(self) -> None:
+        """No message is without a vector."""
+        pinned = {type(getattr(message, "body", message)) for message, _ in VECTORS} | {m.Request, m.Reply}
+        self.assertEqual(set(get_args(m.Message)) | set(get_args(m.Ask)) | set(get_args(m.Answer)), pinned)
+
+    def test_trailing_fields(self) -> None:
+        """A later version may add fields at the end of a message."""
+        for message, text in VECTORS:
+            fields = msgspec.msgpack.decode(bytes.fromhex(text.format(**PARTS)))
+            self.assertEqual(m.decode(msgspec.msgpack.encode([*fields, "later"])), message)
+
+
+class RefusalTests(TestCase):
+    """What must not decode."""
+
+    def refused(self, message: msgspec.Struct) -> None:
+        """The message encodes, for nobody checks there, but does not decode."""
+        self.assertRaises(BadMessage, m.decode, m.encode(message))
+
+    def test_limits(self) -> None:
+        """Each bound of the format is enforced."""
+        long = m.Record(A, 1, 60, bytes(m.MAX_VALUE + 1), b"", b"")
+        for message in (
+            m.PathChallenge(-1),
+            m.PathChallenge(2**62 + 1),
+            m.PathResponse(1, "x" * 101),
+            m.Close("x" * 201),
+            m.Fragment(1, 64, 64, b""),
+            m.Fragment(1, 0, 65, b""),
+            m.Fragment(1, 0, 0, b""),
+            m.Request(1, m.Lookup(K[:19], 1)),
+            m.Request(1, m.Lookup(K, 65)),
+            m.Request(1, m.Lookup(K, 1, A + b"x")),
+            m.Request(1, m.Hello(0, ("",) * 17, b"")),
+            m.Request(1, m.Hello(0, (), bytes(5))),
+            m.Reply(1, m.Neighbours(None, (A,) * 65, True)),
+            m.Reply(1, m.Redirect(1, 1, (A,) * 17)),
+            m.Request(1, m.Write(K, 0, long)),
+            m.Request(1, m.Write(K, 0, m.Record(A, 1, 0, b"", b"", b""))),
+            m.Request(1, m.Write(K, 0, m.Record(A, 1, 60, b"", bytes(129), b""))),
+            m.Request(1, m.Fetch(1, 1, bytes(21))),
+            m.Reply(1, m.Page((CELL,) * 65, False)),
+            m.Reply(1, m.Failed("x" * 41, "", "")),
+        ):
+            self.refused(message)
+
+    def test_wrong_direction(self) -> None:
+        """An answer is no question, and a question no answer."""
+        self.refused(m.Request(1, m.Done()))  # type: ignore[arg-type]
+        self.refused(m.Reply(1, m.Read(K)))  # type: ignore[arg-type]
+
+    def test_nonsense(self) -> None:
+        """Empty, unfinished, over-long, unknown, deep, and not UTF-8."""
+        whole = m.encode(m.Request(1, m.Read(K)))
+        for payload in (b"", whole[:-1], whole + b"\0", b"\x91\x7f", b"\x91" * 5000, b"\xdd\xff\xff\xff\xff", b"\x92\x03\xa2\xff\xff", b"\x92\x03\xa1\x80"):
+            self.assertRaises(BadMessage, m.decode, payload)
+
+
+class PropertyTests(TestCase):
+    """For all bytes, and for all damage to good bytes."""
+
+    @given(st.binary(max_size=300))
+    @settings(max_examples=400)
+    def test_any_bytes(self, payload: bytes) -> None:
+        """Only `BadMessage`, and what decodes encodes to something that decodes alike."""
+        self.decode_or_refuse(payload)
+
+    @given(st.sampled_from(VECTORS), st.data())
+    @settings(max_examples=400)
+    def test_damaged(self, vector: tuple[m.Message, str], data: st.DataObject) -> None:
+        """One byte is other than it was sent."""
+        payload = bytearray(m.encode(vector[0]))
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+        self.decode_or_refuse(bytes(payload))
+
+    @given(st.integers(0, 2**62), st.sampled_from([vector[0].body for vector in VECTORS if isinstance(vector[0], m.Request)]))
+    def test_requests(self, number: int, body: m.Ask) -> None:
+        """Any request number comes back."""
+        self.assertEqual(m.decode(m.encode(m.Request(number, body))), m.Request(number, body))
+
+    @given(
+        st.binary(min_size=20, max_size=20),
+        st.integers(0, 2**62),
+        st.integers(1, 2**32 - 1),
+        st.binary(max_size=m.MAX_VALUE),
+        st.binary(max_size=128),
+    )
+    def test_records(self, owner: bytes, version: int, ttl: int, value: bytes, signature: bytes) -> None:
+        """Any record within its bounds comes back."""
+        message = m.Reply(1, m.Current(True, m.Record(owner, version, ttl, value, signature, signature)))
+        self.assertEqual(m.decode(m.encode(message)), message)
+
+    def decode_or_refuse(self, payload: bytes) -> None:
+        """Decode; raise nothing else than `BadMessage`."""
+        try:
+            message = m.decode(payload)
+        except BadMessage:
+            return
+        self.assertEqual(m.decode(m.encode(message)), message)
