@@ -6,6 +6,7 @@ another, so a look-up survives what a fire-and-forget message would not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from ipop_tx.core.ident import apart, within
@@ -18,6 +19,8 @@ from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 
 MAX_HOPS = 40
+NEAREST = 8
+"""Nodes that a walk names."""
 DETOURS = 3
 """Next hops tried at each node before it gives up."""
 
@@ -41,6 +44,7 @@ class Lookups:
         self._rpc = rpc
         self._runtime = runtime
         rpc.serve(m.Lookup, lambda link, body: self._resolve(body, link.ident))
+        rpc.serve(m.Closest, lambda link, body: self._walk(body))
 
     async def find(self, key: bytes) -> m.Found:
         """The owner of a key. Raises `Unreachable`."""
@@ -49,6 +53,23 @@ class Lookups:
     async def ask(self, contact: Ident, key: bytes, exclude: Ident | None = None) -> m.Found:
         """The same, through a given member."""
         return _found(await self._rpc.call(contact, m.Lookup(key, MAX_HOPS, exclude)))
+
+    async def closest(self, contact: Ident, key: bytes, exclude: Iterable[Ident]) -> m.Found:
+        """The nodes nearest to a key that a greedy walk from `contact` comes to; the walk keeps off those in `exclude`.
+
+        It looks only at idents and links, so it finds the right place also while the ring is wrong.
+        """
+        return _found(await self._rpc.call(contact, m.Closest(key, MAX_HOPS, tuple(exclude))))
+
+    async def _walk(self, question: m.Closest) -> m.Found:
+        barred = {question.key, *question.exclude}
+        links = [link for link in self._links.by_ident.values() if link.placed and link.ident not in barred]
+        hop = min(links, key=lambda link: apart(link.ident, question.key), default=None)
+        if hop is None or question.ttl == 0 or apart(hop.ident, question.key) >= apart(self._ident, question.key):
+            near = sorted((link.ident for link in links), key=lambda ident: apart(ident, question.key))[:NEAREST]
+            return m.Found(self._ident, tuple(near), 0)
+        found = _found(await self._rpc.on_link(hop, m.Closest(question.key, question.ttl - 1, question.exclude)))
+        return m.Found(found.owner, found.successors, found.hops + 1, self._ident if found.hops == 0 else found.agent)
 
     async def _resolve(self, question: m.Lookup, asker: Ident | None) -> m.Found:
         if self.ring.owns(question.key, question.exclude):

@@ -317,26 +317,34 @@ class Ring:
     # --- merging -----------------------------------------------------------------------------
 
     async def _merge_for_ever(self) -> None:
-        """Look for our own place through members at random: if there is another ring, they find a nearer successor there.
+        """Look for nearer neighbours from members at random: in another ring, or in one that has got into a tangle.
 
-        The neighbours that such a find displaces are told of it (`Suggest`), so two rings close like a zip from wherever they touch.
+        Neighbours that such a find displaces are told of it (`Suggest`), so two rings close like a zip from wherever they touch.
         """
         begun = self._runtime.now
         while not self.leaving:
             fresh = self._runtime.now - begun < MERGE_EVERY or not self.successors
             await self._runtime.sleep(self._runtime.spread(MERGE_EVERY / 15 if fresh else MERGE_EVERY))
-            near = {*self.successors, self.predecessor}
+            near = self._near()
             linked = sorted(self._links.by_ident)
             far = [ident for ident in linked if ident not in near] or linked
             if far and self.joined:
                 await self._look_from(far[self._runtime.rng.randrange(len(far))])
 
+    def _near(self) -> list[Ident]:
+        return [*self.successors, *([self.predecessor] if self.predecessor else [])]
+
     async def _look_from(self, member: Ident) -> None:
         try:
-            found = await self._lookups.ask(member, self.ident, exclude=self.ident)
-            if found.owner != self.ident and (not self.successors or strictly_within(self.ident, found.owner, self.successors[0])):
-                await self._links.connect(found.owner, found.agent)
-                self._insert_successor(found.owner)
+            found = await self._lookups.closest(member, self.ident, self._near())
+            named = {found.owner, *found.successors} - {self.ident}
+            after = min(named, key=lambda ident: clockwise(self.ident, ident), default=None)
+            before = min(named, key=lambda ident: clockwise(ident, self.ident), default=None)
+            if after and (not self.successors or strictly_within(self.ident, after, self.successors[0])):
+                await self._links.connect(after, found.agent if after == found.owner else found.owner)
+                self._insert_successor(after)
+            if before and (not self.predecessor or strictly_within(self.predecessor, before, self.ident)):
+                await self._consider(await self._links.connect(before, found.agent if before == found.owner else found.owner))
         except IpopError:
             self._runtime.count("merge_unanswered")
 

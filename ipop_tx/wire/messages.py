@@ -126,10 +126,14 @@ class Found(_Message, frozen=True, tag=24):
 
 
 class Closest(_Message, frozen=True, tag=28):
-    """Which nodes lie nearest to `key`, whatever they think of the ring? Passed on greedily; answered by `Found`."""
+    """Which nodes lie nearest to `key`, whatever they think of the ring? Passed on greedily; answered by `Found`.
+
+    The asker's neighbours are left out, since they would only lead back to it.
+    """
 
     key: Key
     ttl: Annotated[int, Meta(ge=0, le=64)]
+    exclude: Neighbourhood
 
 
 class Leaving(_Message, frozen=True, tag=25):
