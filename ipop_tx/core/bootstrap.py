@@ -16,6 +16,8 @@ from ipop_tx.values import Endpoint, Ident
 
 ALONE_AFTER = 8.0
 """Seconds of knocking in vain after which a node becomes a ring of one."""
+FIRST_AFTER = 2.0
+"""The same for the least of linked nodes that all are looking for a ring, as after a power cut."""
 RETRY = 1.0
 KNOCK_AGAIN = 30.0
 """Seconds between knocks of a joined node on a remembered endpoint that it has no link to."""
@@ -57,10 +59,14 @@ class Bootstrap:
                 if await self._join_through(link):
                     break
             else:
-                if self._runtime.now - begun > ALONE_AFTER:
+                if self._runtime.now - begun > (FIRST_AFTER if self._is_least() else ALONE_AFTER):
                     self._ring.found()
                 await self._runtime.sleep(RETRY)
         self._runtime.background(self._keep_knocking())
+
+    def _is_least(self) -> bool:
+        """Whether we are linked, and with greater idents only."""
+        return bool(self._links.by_ident) and all(self._links.ident < ident for ident in self._links.by_ident)
 
     def remember(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Endpoints to knock on, in this order, behind those known already."""

@@ -28,6 +28,7 @@ DETOURS = 3
 class Place(Protocol):
     """What look-ups need to know of the ring."""
 
+    joined: bool
     successors: list[Ident]
 
     def owns(self, key: bytes, without: Ident | None = None) -> bool:
@@ -43,7 +44,7 @@ class Lookups:
         self._links = links
         self._rpc = rpc
         self._runtime = runtime
-        rpc.serve(m.Lookup, lambda link, body: self._resolve(body, link.ident))
+        rpc.serve(m.Lookup, self._asked)
         rpc.serve(m.Closest, lambda link, body: self._walk(body))
 
     async def find(self, key: bytes) -> m.Found:
@@ -60,6 +61,12 @@ class Lookups:
         It looks only at idents and links, so it finds the right place also while the ring is wrong.
         """
         return _found(await self._rpc.call(contact, m.Closest(key, MAX_HOPS, tuple(exclude))))
+
+    async def _asked(self, link: Link, question: m.Lookup) -> m.Found:
+        """A member asks. Where all start at once nobody knows better: were the question passed on there, it would multiply at each hop."""
+        if not self.ring.joined:
+            raise Unreachable("this member is not on the ring yet", "ask another one, or again in a second")
+        return await self._resolve(question, link.ident)
 
     async def _walk(self, question: m.Closest) -> m.Found:
         barred = {question.key, *question.exclude}
