@@ -22,7 +22,7 @@ from ipop_tx.identity.store import SqliteReplicaStore
 from ipop_tx.interfaces import IStatus
 from ipop_tx.log import Logger, set_level
 from ipop_tx.services.admission import AdmissionService
-from ipop_tx.services.chord import ChordProtocol, ChordService
+from ipop_tx.services.chord import ChordProtocol, ChordService, boot_seconds
 from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
@@ -77,9 +77,10 @@ class Node(MultiService):
             credentials.signer(),
             self.store,
             flags_of(admitter),
+            now=boot_seconds(),
         )
         self.core = core
-        self.protocol = ChordProtocol(reactor, core, self.store)
+        self.protocol = ChordProtocol(reactor, core, self.store, boot_seconds)
         transport = UdpTransport(reactor, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)

@@ -214,14 +214,19 @@ class SqliteReplicaStoreTests(ReplicaStoreDemands, SynchronousTestCase):
             store.commit()
 
         self.assertIn("the disk is full: free some space", str(self.assertRaises(EnvironmentProblem, fill)))
+        self.assertRaises(EnvironmentProblem, store.commit)
+        store._database.execute("PRAGMA max_page_count = 10000")
+        store.commit()
+        self.assertEqual(len(list(store.load())), 500, "what did not fit is written once there is room")
 
     def test_in_use(self) -> None:
         store = self.again()
-        store.put(0, b"", b"")
+        store._database.execute("BEGIN IMMEDIATE")
         other = SqliteReplicaStore(self.path)
         self.addCleanup(other.close)
         other._database.execute("PRAGMA busy_timeout = 0")
-        self.assertIn("in use by another process", str(self.assertRaises(StateError, other.put, 0, b"", b"")))
+        other.put(0, b"", b"")
+        self.assertIn("in use by another process", str(self.assertRaises(StateError, other.commit)))
 
     def test_no_such_directory(self) -> None:
         self.path = self.path / "nowhere" / "replicas.db"

@@ -24,7 +24,7 @@ _DAMAGED = "stop the daemon and move that file away; this node then fetches its 
 
 @implementer(IReplicaStore)
 class SqliteReplicaStore:
-    """Replicas in one SQLite file (write-ahead log, full synchronisation). A transaction begins with the first write after a commit."""
+    """Replicas in one SQLite file (write-ahead log, full synchronisation). Writes wait in memory for the commit."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the file. Raises `EnvironmentProblem` or `StateError`."""
@@ -32,7 +32,7 @@ class SqliteReplicaStore:
 
         self._path = path
         self._errors = sqlite3.Error
-        self._begun = False
+        self._waiting: dict[tuple[int, bytes], bytes | None] = {}
         self._database: sqlite3.Connection = self._try(lambda: sqlite3.connect(path, isolation_level=None))
         self._try(self._prepare)
 
@@ -45,17 +45,17 @@ class SqliteReplicaStore:
 
     def put(self, shard: int, key: bytes, value: bytes) -> None:
         """Write one row."""
-        self._write("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", (shard, key, value))
+        self._waiting[shard, key] = value
 
     def delete(self, shard: int, key: bytes) -> None:
         """Remove one row, if it is there."""
-        self._write("DELETE FROM rows WHERE shard = ? AND key = ?", (shard, key))
+        self._waiting[shard, key] = None
 
     def commit(self) -> None:
-        """Make all writes since the last commit durable. Costs nothing when there are none."""
-        if self._begun:
-            self._try(lambda: self._database.execute("COMMIT"))
-            self._begun = False
+        """Make all writes since the last commit durable. Costs nothing when there are none; what fails is kept for the next attempt."""
+        if self._waiting:
+            self._try(self._write)
+            self._waiting.clear()
 
     def close(self) -> None:
         """Close the file; writes that were not committed are lost. Idempotent."""
@@ -70,11 +70,18 @@ class SqliteReplicaStore:
         if verdict != "ok":
             raise StateError(f"{self._path} is damaged ({verdict})", _DAMAGED)
 
-    def _write(self, statement: str, values: tuple[int | bytes, ...]) -> None:
-        if not self._begun:
-            self._try(lambda: self._database.execute("BEGIN IMMEDIATE"))
-            self._begun = True
-        self._try(lambda: self._database.execute(statement, values))
+    def _write(self) -> None:
+        gone = [place for place, value in self._waiting.items() if value is None]
+        rows = [(shard, key, value) for (shard, key), value in self._waiting.items() if value is not None]
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.executemany("DELETE FROM rows WHERE shard = ? AND key = ?", gone)
+            self._database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", rows)
+            self._database.execute("COMMIT")
+        except self._errors:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
 
     def _try(self, action: Callable[[], T]) -> T:
         try:

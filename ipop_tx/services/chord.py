@@ -28,13 +28,18 @@ RETRY_DISK = 5.0
 """Seconds between attempts to write what the disk has refused."""
 
 
+def boot_seconds() -> float:
+    """The clock of a node: seconds since the machine started, never set back, and not standing still while it sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @implementer(IDatagramReceiver)
 class ChordProtocol(DatagramProtocol):
     """Feeds a node and carries out what it wants. Attach it to an `ITransport` (`transport` below), or to `reactor.listenUDP`."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, node: Node, store: IReplicaStore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, reactor: Any, node: Node, store: IReplicaStore, clock: Callable[[], float]) -> None:
         self.node = node
         self.clock = clock
         self.disk_problem = ""
@@ -158,7 +163,7 @@ class ChordProtocol(DatagramProtocol):
 
     def stop(self) -> None:
         """Send what is left and be quiet."""
-        if not self.stopped:
+        if not self.stopped and self._commit():
             self._transmit()
         self.stopped = True
         if self._timer is not None:
