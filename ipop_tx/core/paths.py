@@ -23,13 +23,15 @@ from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
 from ipop_tx.values import Endpoint, Ident, Network
 from ipop_tx.wire import messages as m
 
-KEEPALIVE = 15.0
-"""Seconds between challenges on a link; under the shortest usual life of a NAT mapping."""
+KEEPALIVE = 20.0
+"""Seconds between challenges on a link; with its spread under 30 s, the shortest usual life of a NAT mapping."""
 NEIGHBOUR_KEEPALIVE = 5.0
 """The same for neighbours on the ring, whose death must be noticed sooner."""
 PROBE_WAIT = 0.5
 """Least seconds to wait for the answer to a challenge; thrice the round trip if that is more, half as long again each time."""
 PROBE_TRIES = 3
+ASKED_AGAIN = 3.0
+"""Seconds within which a second challenge over the ring means that our answer to the first one was lost on its way."""
 ROUNDS = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0)
 """When the candidates of a peer are challenged, in seconds after they became known."""
 CANDIDATES = 8
@@ -104,6 +106,10 @@ class Paths:
         """Answer on the path it came by; an endpoint that we do not know yet is challenged back."""
         observed = "" if isinstance(path, Route) else str(path)
         self._links.send_message(link, m.PathResponse(message.token, observed), path)
+        if isinstance(path, Route):
+            if self._runtime.now - link.asked < ASKED_AGAIN and link.first_hop is not None:
+                self.suspect(link.first_hop)
+            link.asked = self._runtime.now
         self.heard(link, path)
 
     def responded(self, link: Link, path: PathKey, message: m.PathResponse) -> None:
@@ -203,6 +209,8 @@ class Paths:
         link = self._links.by_ident.get(ident)
         if link is not None and not link.alarm:
             link.alarm = True
+            if isinstance(link.active, Route) and link.first_hop is not None:
+                self.suspect(link.first_hop)  # a relay that died is the likeliest reason, so let it be found out first
             self._runtime.background(self.probe(link))
 
     async def _answers(self, link: Link, path: PathKey) -> bool:
@@ -219,7 +227,10 @@ class Paths:
 
     def _fall_back(self, link: Link, dead: PathKey) -> None:
         if isinstance(dead, Route):
-            if dead.agent is None:
+            relay = self._links.by_ident.get(link.first_hop) if link.first_hop else None
+            if link.first_hop and (relay is None or not relay.is_direct):
+                link.first_hop = None  # the relay has gone, maybe not the peer: the next challenge takes another way
+            elif dead.agent is None:
                 self._links.drop(link, "no answer", tell=False)
             else:
                 link.route = link.active = Route(link.ident)

@@ -25,6 +25,8 @@ from ipop_tx.wire import messages as m
 
 SUCCESSORS = 8
 """Length of the successor list."""
+LINKED = 4
+"""How many of them a node has links to; the others are known by ident only, for when those are gone."""
 STABILISE = 10.0
 """Seconds between stabilisations of a calm ring; after a change it is a tenth."""
 FINGERS_EVERY = 30.0
@@ -201,7 +203,7 @@ class Ring:
         if fresh != self.successors:
             self.successors = fresh
             self._changed()
-        for ident in fresh:
+        for ident in fresh[:LINKED]:
             if ident not in self._links.by_ident:
                 self._runtime.background(self._keep_or_forget(ident, successor))
 
