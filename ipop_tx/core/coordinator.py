@@ -26,8 +26,11 @@ ATTEMPTS = 12
 REPLICA_DEADLINE = 3.0
 """Seconds that a replica is given to answer."""
 
-Change = Callable[[m.Record | None], m.Record | None]
-"""From the live record to the record to write; None leaves the register as it is."""
+Change = Callable[[m.Record | None, int], m.Record | None]
+"""From the live record and the newest version, dead or alive, to the record to write; None leaves the register as it is."""
+
+Outcome = tuple[bool, m.Record | None, int]
+"""Whether something was written, the live record afterwards, the newest version that was there before."""
 
 
 class Coordinator:
@@ -54,17 +57,15 @@ class Coordinator:
     def shard(self, key: bytes) -> Shard | None:
         """The shard of a key, if this node may coordinate on it."""
         shard = self._replicas.shards.get(shard_of(key, self._replicas.count))
-        return shard if shard is not None and shard.open and self._replicas.ident in shard.members else None
+        good = shard is not None and shard.open and self._replicas.ident in shard.members and not self._replicas.superseded(shard)
+        return shard if good else None
 
-    async def read(self, key: bytes) -> m.Record | None:
+    async def read(self, key: bytes) -> Outcome:
         """The live record. Raises `Unavailable`."""
-        return (await self._operate(key, lambda record: None))[1]
+        return await self.write(key, lambda live, last: None)
 
-    async def write(self, key: bytes, change: Change) -> tuple[bool, m.Record | None]:
-        """Apply `change` to the live record: (whether it was written, the record afterwards). Raises `Unavailable`."""
-        return await self._operate(key, change)
-
-    async def _operate(self, key: bytes, change: Change) -> tuple[bool, m.Record | None]:
+    async def write(self, key: bytes, change: Change) -> Outcome:
+        """Apply `change` to the live record. Raises `Unavailable`."""
         most = 0
         shard = self.shard(key)
         for attempt in range(ATTEMPTS):
@@ -74,10 +75,9 @@ class Coordinator:
             seen = await self._peek(shard, key)
             most = max(most, len(seen))
             if len(seen) >= majority(shard.members):
-                live = self._live(seen)
-                wanted = change(live)
-                if wanted is None and len({promise.accepted for promise in seen}) == 1:
-                    return False, live
+                live, last = self._live(seen), _last(seen)
+                if change(live, last) is None and len({promise.accepted for promise in seen}) == 1:
+                    return False, live, last
                 done = await self._propose(shard, key, change)
                 if done is not None:
                     return done
@@ -89,7 +89,7 @@ class Coordinator:
         answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise)
         return [answer for answer in answers if isinstance(answer, m.Promise)]
 
-    async def _propose(self, shard: Shard, key: bytes, change: Change) -> tuple[bool, m.Record | None] | None:
+    async def _propose(self, shard: Shard, key: bytes, change: Change) -> Outcome | None:
         """One ballot. None when it lost or found no majority."""
         self._round += 1
         ballot = m.Ballot(self._round, self._replicas.ident)
@@ -98,8 +98,8 @@ class Coordinator:
         self._learn_rounds(answers)
         if len(promises) < majority(shard.members):
             return None
-        live = self._live(promises)
-        wanted = change(live)
+        live, last = self._live(promises), _last(promises)
+        wanted = change(live, last)
         newest = max(promises, key=lambda promise: promise.accepted)
         record, age = (newest.record, self._age(promises, newest)) if wanted is None else (wanted, 0)
         accept = m.Accept(shard.index, shard.number, key, ballot, record, age)
@@ -107,7 +107,7 @@ class Coordinator:
         self._learn_rounds(answers)
         if sum(isinstance(answer, m.Done) for answer in answers) < majority(shard.members):
             return None
-        return (False, live) if wanted is None else (True, wanted)
+        return (False, live, last) if wanted is None else (True, wanted, last)
 
     def _live(self, promises: list[m.Promise]) -> m.Record | None:
         """The newest accepted record, unless it is deleted or expired."""
@@ -158,6 +158,11 @@ class Coordinator:
             self.on_lagging(shard.index, member)
         else:
             self._replicas.learn(answer.shard, answer.number, answer.members)
+
+
+def _last(promises: list[m.Promise]) -> int:
+    newest = max(promises, key=lambda promise: promise.accepted).record
+    return newest.version if newest is not None else 0
 
 
 def majority(members: tuple[Ident, ...]) -> int:

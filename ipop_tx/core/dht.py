@@ -98,8 +98,17 @@ class Dht:
         return (await self._operate(key, m.Read(key))).record
 
     async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
-        """Fill an empty register. Raises `Conflict`, with what is there in its sentence."""
-        return await self._write(key, 0, self._signer.record(key, 1, ttl, _checked(value)))
+        """Fill an empty register. Raises `Conflict`, with what is there in its sentence.
+
+        The version goes on from the one that was deleted or has expired, so an old write that is still under way cannot revive it.
+        """
+        last = 0
+        while True:
+            record = self._signer.record(key, last + 1, ttl, _checked(value))
+            current = await self._operate(key, m.Write(key, 0, record))
+            if current.won or current.record is not None or current.last <= last:
+                return _written(record, current)
+            last = current.last
 
     async def compare_and_set(self, key: bytes, version: int, value: bytes, ttl: float) -> m.Record:
         """Replace our version `version`. Raises `Conflict`."""
@@ -110,13 +119,7 @@ class Dht:
         await self._write(key, version, self._signer.record(key, version + 1, 3600, b""))
 
     async def _write(self, key: bytes, expected: int, record: m.Record) -> m.Record:
-        current = await self._operate(key, m.Write(key, expected, record))
-        if current.won:
-            return record
-        found = current.record
-        if found is None:
-            raise Conflict("the register is empty", "create it")
-        raise Conflict(f"the register is held by {found.owner.hex()[:8]} in version {found.version}", version=found.version)
+        return _written(record, await self._operate(key, m.Write(key, expected, record)))
 
     async def _operate(self, key: bytes, body: m.Read | m.Write) -> m.Current:
         deadline = self._runtime.now + PATIENCE
@@ -197,17 +200,18 @@ class Dht:
     async def _run(self, key: bytes, body: m.Read | m.Write) -> m.Answer:
         try:
             if isinstance(body, m.Read):
-                return m.Current(True, await self._coordinator.read(key))
-            won, record = await self._coordinator.write(key, change_of(body))
+                _, record, last = await self._coordinator.read(key)
+                return m.Current(True, record, last)
+            won, record, last = await self._coordinator.write(key, change_of(body))
         except Unavailable as error:
             return m.NoMajority(error.reached, error.needed, error.replicas)
-        return m.Current(won or record == body.record or _was_deleted(body, record), record)
+        return m.Current(won or record == body.record or _was_deleted(body, record), record, last)
 
     async def _redirect(self, key: bytes) -> m.Answer:
         index = shard_of(key, self._replicas.count)
         if index not in self._replicas.known:
             await self._ask_around(index)
-        return self._known(index)
+        return self._replicas.newest(index)
 
     async def _ask_around(self, index: int) -> None:
         """A new owner of a shard's beginning learns from the nodes after it who keeps the shard."""
@@ -222,28 +226,32 @@ class Dht:
                 raise unexpected(answer)
 
     def _serve_who_keeps(self, link: Link, body: m.WhoKeeps) -> m.Answer:
-        return self._known(body.shard)
-
-    def _known(self, index: int) -> m.Redirect:
-        shard = self._replicas.shards.get(index)
-        if shard is not None:
-            return m.Redirect(index, shard.number, shard.members)
-        return self._replicas.known.get(index) or m.Redirect(index, 0, ())
+        return self._replicas.newest(body.shard)
 
 
 def change_of(body: m.Write) -> Change:
     """What a write does to the live record. It leaves alone what it does not expect, and what it has written before."""
 
-    def change(live: m.Record | None) -> m.Record | None:
+    def change(live: m.Record | None, last: int) -> m.Record | None:
         record = body.record
         if live == record:
             return None
         if body.expected == 0:
-            return record if live is None else None
+            return record if live is None and record.version > last else None
         matches = live is not None and live.version == body.expected and live.owner == record.owner
         return record if matches and record.version == body.expected + 1 else None
 
     return change
+
+
+def _written(record: m.Record, current: m.Current) -> m.Record:
+    """The record, if it was written. Raises `Conflict`."""
+    if current.won:
+        return record
+    found = current.record
+    if found is None:
+        raise Conflict("the register is empty", "create it")
+    raise Conflict(f"the register is held by {found.owner.hex()[:8]} in version {found.version}", version=found.version)
 
 
 def _was_deleted(body: m.Write, live: m.Record | None) -> bool:

@@ -56,13 +56,15 @@ class Node:
         signer: IRecordSigner,
         store: IReplicaStore,
         flags: int = 0,
+        now: float = 0.0,
     ) -> None:
+        """`now` is the clock's reading at the start; the ages of the registers on disk go on from there."""
         self.peer = peer
         self.ident = peer.ident
         self.network = network
         self.flags = flags
         # Build everything ...
-        self.runtime = Runtime(rng)
+        self.runtime = Runtime(rng, now)
         register_signer = RegisterSigner(network, signer)
         self.links = Links(peer.ident, self.runtime, sessions)
         self.paths = Paths(self.links, self.runtime, network)

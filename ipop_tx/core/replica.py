@@ -98,6 +98,8 @@ class Replicas:
         self._runtime = runtime
         self._authentic = authentic
         self._arriving: dict[tuple[Ident, int], _Arriving] = {}
+        self._left: dict[int, int] = {}
+        """The last view of each shard that we have given up."""
         self._load()
 
     def start_of(self, index: int) -> Ident:
@@ -138,7 +140,8 @@ class Replicas:
         return max(0, int((self._runtime.now - cell.since) * 1000)) if cell.record is not None else 0
 
     def drop(self, shard: Shard) -> None:
-        """Forget a shard that others keep now."""
+        """Forget a shard that others keep now; a late installation of what it was is not taken."""
+        self._left[shard.index] = shard.number
         for key in shard.cells:
             self._store.delete(shard.index, key)
         self._store.delete(shard.index, VIEW_ROW)
@@ -149,11 +152,20 @@ class Replicas:
 
     def stale(self, index: int) -> m.Stale:
         """What we know of a shard's view, for somebody who named another."""
-        shard = self.shards.get(index)
-        if shard is not None:
-            return m.Stale(index, shard.number, shard.members, not shard.open)
-        known = self.known.get(index)
-        return m.Stale(index, known.number, known.members, False) if known else m.Stale(index, 0, (), False)
+        shard, newest = self.shards.get(index), self.newest(index)
+        closed = shard is not None and shard.number == newest.number and not shard.open
+        return m.Stale(index, newest.number, newest.members, closed)
+
+    def newest(self, index: int) -> m.Redirect:
+        """The newest view of a shard that we have or have heard of."""
+        shard, known = self.shards.get(index), self.known.get(index)
+        if shard is not None and (known is None or known.number <= shard.number):
+            return m.Redirect(index, shard.number, shard.members)
+        return known or m.Redirect(index, 0, ())
+
+    def superseded(self, shard: Shard) -> bool:
+        """Whether we have heard of a later view than the one we have."""
+        return self.newest(shard.index).number > shard.number
 
     def _open(self, index: int, number: int) -> Shard | None:
         shard = self.shards.get(index)
@@ -168,12 +180,15 @@ class Replicas:
         return m.Promise(cell.accepted, cell.record, self._age_ms(cell))
 
     def prepare(self, body: m.Prepare) -> m.Answer:
-        """Phase 1: promise, unless a higher ballot has our promise."""
+        """Phase 1: promise, unless this ballot or a higher one has our promise.
+
+        Not even the same one twice: a proposer that has forgotten its rounds in a restart could put another record under it.
+        """
         shard = self._open(body.shard, body.number)
         if shard is None:
             return self.stale(body.shard)
         cell = shard.cells.get(body.key) or CellState()
-        if body.ballot < cell.promised:
+        if body.ballot <= cell.promised:
             return m.Refused(cell.promised)
         cell.promised = body.ballot
         shard.cells[body.key] = cell
@@ -239,7 +254,7 @@ class Replicas:
         shard = self.shards.get(body.shard)
         if shard is not None and shard.number >= body.number:
             return m.Done() if shard.number == body.number else self.stale(body.shard)
-        if self.ident not in body.members:
+        if self.ident not in body.members or body.number <= self._left.get(body.shard, 0):
             return self.stale(body.shard)
         arriving = self._arriving.get((sender, body.shard))
         if arriving is None or arriving.number != body.number:
@@ -261,29 +276,24 @@ class Replicas:
             if key not in shard.cells:
                 self._store.delete(body.shard, key)
         self.shards[body.shard] = shard
-        self.known.pop(body.shard, None)
+        if not self.superseded(shard):
+            self.known.pop(body.shard, None)
         self._put_view(shard)
         for key, state in shard.cells.items():
             self._put_cell(shard, key, state)
         self.on_view()
 
     def learn(self, index: int, number: int, members: tuple[Ident, ...]) -> None:
-        """Somebody named a view; remember the newest, and give up a copy that it has left behind."""
-        shard = self.shards.get(index)
-        if shard is not None:
-            if number > shard.number and self.ident not in members and members:
-                self.drop(shard)
-            else:
-                return
-        known = self.known.get(index)
-        if members and (known is None or number > known.number):
+        """Somebody named a view; remember the newest. A copy that it leaves behind stays until a majority has the new one."""
+        if members and number > self.newest(index).number:
             self.known[index] = m.Redirect(index, number, members)
 
     def retire(self, body: m.Retire) -> m.Answer:
         """The next view works; whoever is not in it may forget the shard."""
         shard = self.shards.get(body.shard)
-        if shard is None or (shard.number == body.number and not shard.open):
-            self.learn(body.shard, body.number + 1, body.members)
+        self.learn(body.shard, body.number + 1, body.members)
+        if shard is not None and shard.number <= body.number and self.ident not in body.members:
+            self.drop(shard)
         return m.Done()
 
 

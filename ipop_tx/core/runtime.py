@@ -32,8 +32,8 @@ class Timer:
 class Runtime:
     """Time, chance, timers and outgoing queues of one node."""
 
-    def __init__(self, rng: Random) -> None:
-        self.now = 0.0
+    def __init__(self, rng: Random, now: float = 0.0) -> None:
+        self.now = now
         self.rng = rng
         self.transmissions: deque[tuple[Endpoint, bytes]] = deque()
         self.events: deque[object] = deque()

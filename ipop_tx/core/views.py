@@ -23,7 +23,7 @@ from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future, quorum
 from ipop_tx.errors import IpopError
-from ipop_tx.values import Ident
+from ipop_tx.values import IDENT_BYTES, Ident
 from ipop_tx.wire import messages as m
 
 PERIOD = 3.0
@@ -48,6 +48,7 @@ class Views:
         self._lagging: dict[int, set[Ident]] = {}
         self._round = 0
         self._checking = False
+        self._leaving = False
         coordinator.on_lagging = lambda shard, member: self._lagging.setdefault(shard, set()).add(member)
         self._soon: Timer | None = None
         ring.on_changed = self._check_soon
@@ -73,10 +74,25 @@ class Views:
         self._checking = True
         try:
             for shard in list(self._replicas.shards.values()):
-                if shard.index not in self._changing and (self._is_steward(shard) or self._abandoned(shard)):
+                if self._replicas.superseded(shard):
+                    self._runtime.background(self._retire_if_over(shard))
+                elif shard.index not in self._changing and (self._is_steward(shard) or self._abandoned(shard)):
                     await self._check_shard(shard)
         finally:
             self._checking = False
+
+    async def _retire_if_over(self, shard: Shard) -> None:
+        """Forget a copy once a majority answers for the view that we have heard of; while it does not, ours may still be needed."""
+        later = self._replicas.newest(shard.index)
+        if self._replicas.ident in later.members:
+            return
+        peek = m.Peek(shard.index, later.number, bytes(IDENT_BYTES))
+        needed = majority(later.members)
+        answers = await quorum([self._coordinator.ask_member(member, peek) for member in later.members], _enough(m.Promise, needed))
+        if _enough(m.Promise, needed)(answers):
+            self._replicas.retire(m.Retire(shard.index, later.number - 1, later.members))
+        elif self._abandoned(shard) and shard.index not in self._changing:
+            await self._check_shard(shard)
 
     def _is_steward(self, shard: Shard) -> bool:
         living = [member for member in shard.members if member == self._replicas.ident or member in self._links.by_ident]
@@ -109,6 +125,7 @@ class Views:
 
     async def leave(self) -> None:
         """Hand over every shard that this node keeps, as far as majorities allow."""
+        self._leaving = True
         moves = []
         for shard in list(self._replicas.shards.values()):
             others = [ident for ident in self._ring.around() if ident != self._replicas.ident]
@@ -192,14 +209,16 @@ class Views:
         number = shard.number + 1
         messages = [m.Install(shard.index, number, members, part, at, at == len(parts) - 1) for at, part in enumerate(parts)]
         needed = majority(members)
-        for _ in range(5):
+        attempts = 0
+        while attempts < 5 or not self._leaving:
             installed = await quorum(
                 [self._runtime.background(self._install_at(member, messages)) for member in members], _all_of(len(members))
             )
             if sum(installed) >= needed:
                 await self._retire(shard, members)
                 break
-            await self._runtime.sleep(1.0)
+            attempts += 1
+            await self._runtime.sleep(min(5.0, attempts))
         self._replicas.learn(shard.index, number, members)
 
     async def _install_at(self, member: Ident, messages: list[m.Install]) -> bool:

@@ -71,13 +71,15 @@ class SimulatedNode:
         """Power on and join through other machines. The future is settled when the node has its place on the ring."""
         self.started += 1
         rng = Random(f"{self.net.seed}/{self.number}/{self.started}")
-        self.node = Node(self.peer, self.network, rng, PlainSessionFactory(self.peer, rng), PlainSigner(self.ident), self.store)
+        self.node = Node(
+            self.peer, self.network, rng, PlainSessionFactory(self.peer, rng), PlainSigner(self.ident), self.store, now=self.net.now
+        )
         self.submit(c.Reachable((self.endpoint,)))
         return self.submit(c.Start(tuple(other.endpoint for other in bootstrap)))
 
     def crash(self) -> None:
         """Power off, without a word. The disk stays."""
-        self.node = None
+        self.node = self._armed = None
 
     def submit(self, command: object) -> Future[Any]:
         """Ask the node for something."""

@@ -187,6 +187,8 @@ class Current(_Message, frozen=True, tag=43):
 
     won: bool
     record: Record | None
+    last: Count = 0
+    """The newest version that the register has had, also where that is deleted or expired: the next one must be greater."""
 
 
 class Redirect(_Message, frozen=True, tag=44):

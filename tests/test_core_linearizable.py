@@ -1,0 +1,224 @@
+"""Registers under loss, restarts and changing views: every history has an order, and the check finds what breaks the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from ipop_tx.core import commands as c
+from ipop_tx.core import coordinator, node, views
+from ipop_tx.core.dht import key_of
+from ipop_tx.core.replica import CellState, Replicas
+from ipop_tx.core.tasks import Future
+from ipop_tx.errors import Conflict
+from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
+from ipop_tx.wire import messages as m
+from tests.history import Operation, linearizable
+from tests.net import NetCase, heal, split
+
+TTL = 10**6
+
+
+class Clients:
+    """Clients at all nodes, each with one operation at a time on each of some registers."""
+
+    def __init__(self, net: SimulatedNet, machines: list[SimulatedNode], registers: int, seed: int) -> None:
+        self.histories: dict[bytes, list[Operation]] = {key_of("test", b"", bytes([number])): [] for number in range(registers)}
+        self.unanswered = 0
+        self._net = net
+        self._machines = machines
+        self._rng = Random(f"clients/{seed}")
+        self._busy: set[tuple[bytes, int]] = set()
+        self._known: dict[tuple[bytes, int], int] = {}
+        self._count = 0
+
+    def step(self) -> None:
+        """One more operation, somewhere."""
+        machine, key = self._rng.choice(self._machines), self._rng.choice(list(self.histories))
+        place = (key, machine.number)
+        if machine.node is None or place in self._busy:
+            return
+        self._busy.add(place)
+        self._count += 1
+        operation = Operation(self._command(place), machine.ident, self._net.now)
+        self.histories[key].append(operation)
+        machine.submit(operation.command).then(lambda done: self._answered(place, operation, done))
+
+    def _command(self, place: tuple[bytes, int]) -> c.Get | c.Create | c.CompareAndSet | c.Delete:
+        key, value, version = place[0], str(self._count).encode(), self._known.get(place)
+        if version is not None and self._rng.random() < 0.7:
+            return c.Delete(key, version) if self._rng.random() < 0.4 else c.CompareAndSet(key, version, value, TTL)
+        return c.Get(key) if self._rng.random() < 0.5 else c.Create(key, value, TTL)
+
+    def _answered(self, place: tuple[bytes, int], operation: Operation, done: Future[Any]) -> None:
+        self._busy.discard(place)
+        operation.settled(self._net.now, done.error, None if done.error else done.result())
+        self.unanswered += done.error is not None and not isinstance(done.error, Conflict)
+        record = None if done.error else done.result()
+        if isinstance(record, m.Record) and record.owner == operation.client:
+            self._known[place] = record.version
+        else:
+            self._known.pop(place, None)
+
+    def restarted(self, machine: SimulatedNode) -> None:
+        """What a machine's clients were waiting for will never be answered."""
+        self._busy = {place for place in self._busy if place[1] != machine.number}
+
+    def disorder(self) -> list[bytes]:
+        """The registers whose history has no order."""
+        return [key for key, history in self.histories.items() if not linearizable(history)]
+
+    @property
+    def answered(self) -> int:
+        """How many operations were answered for certain."""
+        return sum(operation.end < 1e9 for history in self.histories.values() for operation in history)
+
+
+class Trouble:
+    """What goes wrong meanwhile: restarts, machines that come late, a net that is cut now and then."""
+
+    def __init__(self, net: SimulatedNet, machines: list[SimulatedNode], clients: Clients) -> None:
+        self._net, self._machines, self._clients = net, machines, clients
+        self.restarts = 0
+
+    def restart(self, machine: SimulatedNode, after: float) -> None:
+        """Off, and on again with the same disk."""
+        if machine.node is None:
+            return
+        machine.crash()
+        self._clients.restarted(machine)
+        self.restarts += 1
+        others = [other for other in self._machines if other is not machine]
+        self._net.at(self._net.now + after, lambda: machine.start(*self._net.rng.sample(others, 3)) and None)
+
+    def cut(self, size: int, seconds: float) -> None:
+        """Some cannot reach the others for a while."""
+        split(self._net, self._net.rng.sample(self._machines, size))
+        self._net.at(self._net.now + seconds, lambda: heal(self._net))
+
+
+class HistoryTests(TestCase):
+    """The check itself: it accepts what has an order and nothing else."""
+
+    def operation(self, command: Any, begin: float, end: float, outcome: Any, client: bytes = b"a" * 20) -> Operation:
+        """One call."""
+        return Operation(command, client, begin, end, outcome)
+
+    def setUp(self) -> None:
+        self.record = m.Record(b"a" * 20, 1, TTL, b"x", b"", b"")
+        self.create = self.operation(c.Create(b"k", b"x", TTL), 0, 1, self.record)
+
+    def test_stale_read(self) -> None:
+        """A read that began after a write was answered must see it; one that overlaps may or may not."""
+        self.assertFalse(linearizable([self.create, self.operation(c.Get(b"k"), 2, 3, None)]))
+        for outcome in (None, self.record):
+            self.assertTrue(linearizable([self.create, self.operation(c.Get(b"k"), 0.5, 3, outcome)]))
+
+    def test_two_winners(self) -> None:
+        """A register is created once."""
+        other = self.operation(c.Create(b"k", b"y", TTL), 0, 1, replace_owner(self.record), b"b" * 20)
+        self.assertFalse(linearizable([self.create, other]))
+
+    def test_unanswered(self) -> None:
+        """A write without an answer may be seen later, or never, but not come and go."""
+        lost = replace(self.create, end=float("inf"), outcome=None)
+        reads = [self.operation(c.Get(b"k"), at, at + 0.5, outcome) for at, outcome in ((2, None), (3, self.record), (4, None))]
+        self.assertTrue(linearizable([lost, *reads[:2]]))
+        self.assertTrue(linearizable([lost, reads[0]]))
+        self.assertFalse(linearizable([lost, *reads]))
+
+    def test_refused(self) -> None:
+        """A conflict needs something to be in conflict with."""
+        refused = self.operation(c.Create(b"k", b"y", TTL), 2, 3, Conflict("taken"))
+        self.assertFalse(linearizable([refused]))
+        self.assertTrue(linearizable([self.create, refused]))
+
+
+def replace_owner(record: m.Record) -> m.Record:
+    """The record as another would have written it."""
+    return m.Record(b"b" * 20, record.version, record.ttl, b"y", b"", b"")
+
+
+class LinearizableTests(NetCase):
+    """Whole nodes."""
+
+    def busy(self, seed: int, operations: int, trouble: Callable[[Trouble, Random], None], loss: float = 0.02, nodes: int = 7) -> Clients:
+        """Operations at thirty a second, with trouble every ten seconds; then a calm end, in which all are answered or given up."""
+        net = self.net(seed, network=replace(NETWORK, shards=4))
+        machines = self.grow(net, nodes)
+        net.loss = loss
+        clients = Clients(net, machines, 12, seed)
+        troubles, rng = Trouble(net, machines, clients), Random(f"trouble/{seed}")
+        for number in range(operations):
+            clients.step()
+            net.run(0.033)
+            if number % 300 == 299:
+                trouble(troubles, rng)
+        heal(net)
+        net.run(60)
+        return clients
+
+    def test_loss(self) -> None:
+        """A tenth of the datagrams lost."""
+        for seed in range(2):
+            clients = self.busy(seed, 3000, lambda trouble, rng: None, loss=0.1)
+            self.assertEqual(clients.disorder(), [], f"seed {seed}")
+            self.assertGreater(clients.answered, 2000)
+
+    def test_restarts(self) -> None:
+        """Nodes go off and come back with their disks, some at once, some after their view has changed."""
+        for seed in range(3):
+            clients = self.busy(seed, 3000, self.restart_one)
+            self.assertEqual(clients.disorder(), [], f"seed {seed}")
+            self.assertGreater(clients.answered, 1800)
+
+    def test_everything(self) -> None:
+        """Restarts, several at once, and a net that is cut in two."""
+        for seed in range(3):
+            clients = self.busy(seed, 3000, self.restart_and_cut)
+            self.assertEqual(clients.disorder(), [], f"seed {seed}")
+            self.assertGreater(clients.answered, 1200)
+
+    def restart_one(self, trouble: Trouble, rng: Random) -> None:
+        """One or two nodes."""
+        for machine in rng.sample(trouble._machines, rng.randrange(1, 3)):
+            trouble.restart(machine, rng.choice((0.2, 2.0, 15.0)))
+
+    def restart_and_cut(self, trouble: Trouble, rng: Random) -> None:
+        """Either or both."""
+        if rng.random() < 0.6:
+            self.restart_one(trouble, rng)
+        if rng.random() < 0.5:
+            trouble.cut(rng.randrange(1, 4), rng.uniform(2.0, 9.0))
+
+    # --- broken on purpose ---------------------------------------------------------------------
+
+    def test_broken_acceptor(self) -> None:
+        """An acceptor that forgets its promises is found out."""
+        self.patch(node, "Replicas", Promiseless)
+        self.assertTrue(any(self.busy(seed, 1500, lambda trouble, rng: None, loss=0.1).disorder() for seed in range(4)))
+
+    def test_broken_views(self) -> None:
+        """Views that change without a majority are found out."""
+        self.patch(views, "majority", lambda members: 1)
+        self.assertTrue(any(self.busy(seed, 1500, self.restart_and_cut).disorder() for seed in range(4)))
+
+    def test_broken_coordinator(self) -> None:
+        """A coordinator that is content with one replica is found out."""
+        self.patch(coordinator, "majority", lambda members: 1)
+        self.assertTrue(any(self.busy(seed, 1500, lambda trouble, rng: None, loss=0.1).disorder() for seed in range(4)))
+
+
+class Promiseless(Replicas):
+    """Takes whatever comes."""
+
+    def accept(self, body: m.Accept) -> m.Answer:
+        """Forget what was promised first."""
+        shard = self.shards.get(body.shard)
+        if shard is not None:
+            shard.cells[body.key] = CellState()
+        return super().accept(body)
