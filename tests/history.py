@@ -45,6 +45,8 @@ class Operation:
             written, matches = command.value, content is not None and content[:2] == (self.client, command.version)
         else:
             written, matches = b"", content is not None and content[:2] == (self.client, command.version)
+        if refused and matches and isinstance(command, c.Delete):
+            return [(None, last + 1)]  # a repeated deletion may find that somebody else has filled the register since it took effect
         if refused:
             return [(content, last)] if not matches else []
         if isinstance(command, c.Delete):

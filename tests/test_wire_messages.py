@@ -38,7 +38,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Notify()), "9305019115"),
     (m.Reply(1, m.Neighbours(A, (B, K), True)), "9306019416{a}92{b}{k}c3"),
     (m.Request(1, m.Lookup(K, 40, A)), "9305019417{k}28{a}"),
-    (m.Request(1, m.Closest(K, 40)), "930501931c{k}28"),
+    (m.Request(1, m.Closest(K, 40, (A,))), "930501941c{k}2891{a}"),
     (m.Reply(1, m.Found(A, (B,), 3, K)), "9306019518{a}91{b}03{k}"),
     (m.Request(1, m.Leaving(None, (B,))), "9305019319c091{b}"),
     (m.Reply(1, m.Done()), "930601911a"),
