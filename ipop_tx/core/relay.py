@@ -9,6 +9,7 @@ the ttl bounds it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ipop_tx.core.ident import apart
 from ipop_tx.core.link import Link, Route
@@ -16,7 +17,7 @@ from ipop_tx.core.links import Links
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import BadMessage
 from ipop_tx.values import Ident
-from ipop_tx.wire.datagram import RELAY
+from ipop_tx.wire.datagram import DATAGRAM_LIMIT, RELAY
 from ipop_tx.wire.relay import MAX_VIA, Relayed
 
 
@@ -35,10 +36,16 @@ class Relay:
     def originate(self, route: Route, datagram: bytes) -> None:
         """Send a datagram of ours to `route.destination`."""
         via = (route.agent,) if route.agent and route.agent != self._links.ident else ()
-        relayed = Relayed(route.destination, self._links.ident, bytes(datagram), agent=self.agent(), via=via)
-        hop = self._forward(relayed, None)
+        relayed = Relayed(route.destination, self._links.ident, bytes(datagram), via=via)
+        hop, via = self._next(relayed, None)
+        if hop is None:
+            self._runtime.count("relay_no_route")
+            return
+        # Whoever takes it from us has a link to us: the answer finds us by way of it, also where the ring has us in a wrong place.
+        agent = self.agent() or (hop.ident if len(datagram) <= DATAGRAM_LIMIT else None)
+        self._pass(hop, replace(relayed, via=via, agent=agent if agent != route.destination else None))
         link = self._links.by_ident.get(route.destination)
-        if hop is not None and link is not None:
+        if link is not None:
             link.first_hop = hop.ident
 
     def received(self, link: Link, payload: bytes) -> None:
@@ -56,9 +63,15 @@ class Relay:
             self._runtime.count("relay_ttl")
         else:
             self._runtime.count("relayed")
-            self._forward(relayed.next(via), link)
+            onward = relayed.next(via)
+            hop, via = self._next(onward, link)
+            if hop is not None:
+                self._pass(hop, replace(onward, via=via))
+            else:
+                self._runtime.count("relay_no_route")
 
-    def _forward(self, relayed: Relayed, came_by: Link | None) -> Link | None:
+    def _next(self, relayed: Relayed, came_by: Link | None) -> tuple[Link | None, tuple[Ident, ...]]:
+        """The link to send to, and what is then left of the route."""
         target = relayed.via[0] if relayed.via else relayed.destination
         via = relayed.via
         hop = self._direct(target)
@@ -66,12 +79,10 @@ class Relay:
             hop, detour = self._towards(target, came_by)
             if detour is not None and len(via) < MAX_VIA:
                 via = (detour, *via)
-        if hop is None:
-            self._runtime.count("relay_no_route")
-            return None
-        payload = Relayed(relayed.destination, relayed.source, relayed.datagram, relayed.ttl, relayed.agent, via).encode()
-        self._links.send_datagram(hop.active, hop.session.protect(RELAY, payload))
-        return hop
+        return hop, via
+
+    def _pass(self, hop: Link, relayed: Relayed) -> None:
+        self._links.send_datagram(hop.active, hop.session.protect(RELAY, relayed.encode()))
 
     def _direct(self, ident: Ident | None) -> Link | None:
         link = self._links.by_ident.get(ident) if ident else None
