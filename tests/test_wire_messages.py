@@ -45,7 +45,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Suggest(B)), "930501921b{b}"),
     (m.Request(1, m.Read(K)), "9305019229{k}"),
     (m.Request(1, m.Write(K, 2, RECORD)), "930501942a{k}02{record}"),
-    (m.Reply(1, m.Current(True, RECORD)), "930601932bc3{record}"),
+    (m.Reply(1, m.Current(True, RECORD, 3)), "930601942bc3{record}03"),
     (m.Reply(1, m.Redirect(31, 4, (A, B))), "930601942c1f0492{a}{b}"),
     (m.Reply(1, m.NoMajority(1, 3, 5)), "930601942d010305"),
     (m.Request(1, m.WhoKeeps(31)), "930501922e1f"),

@@ -66,12 +66,12 @@ class Coordinator:
 
     async def write(self, key: bytes, change: Change) -> Outcome:
         """Apply `change` to the live record. Raises `Unavailable`."""
-        most = 0
-        shard = self.shard(key)
+        most, members = 0, tuple[Ident, ...]()
         for attempt in range(ATTEMPTS):
             shard = self.shard(key)
             if shard is None:
                 break
+            members = shard.members
             seen = await self._peek(shard, key)
             most = max(most, len(seen))
             if len(seen) >= majority(shard.members):
@@ -82,7 +82,6 @@ class Coordinator:
                 if done is not None:
                     return done
             await self._runtime.sleep((0.02 + 0.05 * attempt) * self._runtime.rng.random() + (0.3 if not seen else 0.0))
-        members = shard.members if shard else ()
         raise Unavailable(most, majority(members), len(members))
 
     async def _peek(self, shard: Shard, key: bytes) -> list[m.Promise]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from ipop_tx.core.coordinator import Change, Coordinator
+from ipop_tx.core.coordinator import Change, Coordinator, majority
 from ipop_tx.core.ident import shard_of
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
@@ -130,7 +130,7 @@ class Dht:
                 async for answer in self._answers(key, body):
                     if isinstance(answer, m.Current):
                         return answer
-                    if isinstance(answer, m.NoMajority):
+                    if isinstance(answer, m.NoMajority) and not (isinstance(error, Unavailable) and error.reached > answer.reached):
                         error = Unavailable(answer.reached, answer.needed, answer.replicas)
             except IpopError as problem:
                 error = problem if not isinstance(error, Unavailable) else error
@@ -147,11 +147,14 @@ class Dht:
         to_ask = list(known.members) if known else await self._who_may_keep(index)
         asked: set[Ident] = {self._ident}
         waiting: list[Future[m.Answer]] = []
+        closed: set[Ident] = set()
+        view: tuple[Ident, ...] = ()
         while to_ask or waiting:
             member = self._readiest(to_ask, asked)
             if member is not None:
                 asked.add(member)
                 waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
+                waiting[-1].then(lambda done, member=member: _note_closed(member, done, closed))  # type: ignore[misc]
             pause = [self._runtime.sleep(HEDGE)] if to_ask else []
             await first([*waiting, *pause])
             for done in [future for future in waiting if future.done]:
@@ -161,9 +164,12 @@ class Dht:
                 answer = done.result()
                 if isinstance(answer, m.Redirect):
                     self._replicas.learn(index, answer.number, answer.members)
-                    to_ask.extend(ident for ident in answer.members if ident not in asked)
+                    view = answer.members or view
+                    to_ask.extend(ident for ident in view if ident not in asked)
                 else:
                     yield answer
+        if closed:
+            yield m.NoMajority(len(closed), majority(view), len(view))
         self._replicas.known.pop(index, None)
 
     def _readiest(self, to_ask: list[Ident], asked: set[Ident]) -> Ident | None:
@@ -242,6 +248,13 @@ def change_of(body: m.Write) -> Change:
         return record if matches and record.version == body.expected + 1 else None
 
     return change
+
+
+def _note_closed(member: Ident, done: Future[m.Answer], closed: set[Ident]) -> None:
+    """A member that names the view that it is in itself cannot coordinate: the view is about to change."""
+    answer = None if done.error else done.result()
+    if isinstance(answer, m.Redirect) and member in answer.members:
+        closed.add(member)
 
 
 def _written(record: m.Record, current: m.Current) -> m.Record:

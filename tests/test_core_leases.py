@@ -1,0 +1,205 @@
+"""Addresses and names: one owner each, kept, renewed, given back, and lost with a word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
+
+from twisted.trial.unittest import TestCase
+
+from ipop_tx.core import commands as c
+from ipop_tx.core.events import LeaseGained, LeaseLost
+from ipop_tx.core.lease import TRIES, candidates, lease_key, name_key
+from ipop_tx.core.resolver import Owner
+from ipop_tx.errors import PoolExhausted
+from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
+from ipop_tx.wire.address import ipv6_of
+from tests.net import NetCase
+
+SMALL = replace(NETWORK, pool=IPv4Network("10.9.0.0/29"), shards=4)
+DAY = 86400.0
+
+
+class CandidateTests(TestCase):
+    """The order in which addresses are tried."""
+
+    def test_within_pool(self) -> None:
+        """Hosts only, the same order each time, another for each node, and in a small pool every one."""
+        pool = IPv4Network("10.9.0.0/24")
+        order = list(candidates(pool, b"a" * 20))
+        self.assertEqual(order, list(candidates(pool, b"a" * 20)))
+        self.assertNotEqual(order[:5], list(candidates(pool, b"b" * 20))[:5])
+        self.assertEqual({IPv4Address(address) for address in order}, set(pool.hosts()))
+        self.assertEqual(len(list(candidates(IPv4Network("10.0.0.0/8"), b"a" * 20))), TRIES)
+
+
+class LeaseTests(NetCase):
+    """Whole nodes."""
+
+    def claimed(self, net: SimulatedNet, machine: SimulatedNode, wish: bytes | None = None) -> bytes:
+        """An address, now."""
+        address: bytes = net.wait(machine.submit(c.ClaimLease(wish)))
+        return address
+
+    def keep(self, net: SimulatedNet, machine: SimulatedNode, held: bytes | None = None, ttl: float = DAY) -> None:
+        """Have an address kept."""
+        machine.submit(c.KeepLease(held, None, ttl))
+        self.becomes(net, lambda: machine.running.leases.address is not None, 30, "an address")
+
+    def test_hundred_at_once(self) -> None:
+        """A hundred nodes ask a /24 at once, in a net that loses: everybody gets an address of its own, and all agree whose it is."""
+        net = self.net(network=replace(NETWORK, pool=IPv4Network("10.9.0.0/24")))
+        machines = self.grow(net, 100)
+        net.loss = 0.05
+        for machine in machines:
+            machine.submit(c.KeepLease(None, None, DAY))
+        self.becomes(net, lambda: all(machine.running.leases.address for machine in machines), 120, "an address each")
+        net.loss = 0.0
+        owners = {machine.running.leases.address: machine for machine in machines}
+        self.assertEqual(len(owners), 100)
+        asker = machines[17]
+        found = self.all_done(net, [asker.submit(c.Resolve(str(IPv4Address(address)))) for address in owners if address])
+        self.assertEqual([owner.ident for owner in found], [machine.ident for machine in owners.values()])
+
+    def test_sticky(self) -> None:
+        """A node that comes back, without its memory and even without its disk, has the address that it had."""
+        net = self.net()
+        machines = self.grow(net, 6)
+        self.keep(net, machines[4])
+        address = machines[4].running.leases.address
+        machines[4].crash()
+        net.run(60)
+        net.wait(machines[4].start(machines[1]))
+        self.keep(net, machines[4])
+        self.assertEqual(machines[4].running.leases.address, address)
+
+    def test_held_and_wished(self) -> None:
+        """The address held before comes first; one that is not of the pool is not asked for."""
+        net = self.net()
+        machines = self.grow(net, 4)
+        held = IPv4Address("10.128.3.4").packed
+        self.keep(net, machines[1], held)
+        self.assertEqual(machines[1].running.leases.address, held)
+        self.keep(net, machines[2], IPv4Address("192.168.0.1").packed)
+        self.assertIn(IPv4Address(machines[2].running.leases.address or b""), NETWORK.pool)
+        self.keep(net, machines[3], held)
+        self.assertNotEqual(machines[3].running.leases.address, held)
+
+    def test_release(self) -> None:
+        """What is given back can be taken, address and name alike."""
+        net = self.net()
+        machines = self.grow(net, 5)
+        address = self.claimed(net, machines[1])
+        net.wait(machines[1].submit(c.ReleaseLease()))
+        for key in (lease_key(NETWORK, address), name_key(NETWORK, "n1")):
+            self.assertIsNone(net.wait(machines[3].submit(c.Get(key))))
+        self.keep(net, machines[2], address)
+        self.assertEqual(machines[2].running.leases.address, address)
+
+    def test_exhausted(self) -> None:
+        """Six addresses for eight nodes: two are told so, in a sentence, and get one as soon as one is free."""
+        net = self.net(network=SMALL)
+        machines = self.grow(net, 8)
+        for machine in machines:
+            machine.submit(c.KeepLease(None, None, DAY))
+        net.run(60)
+        without = [machine for machine in machines if machine.running.leases.address is None]
+        self.assertEqual(len(without), 2)
+        for machine in without:
+            self.assertIn("no free address was found in 10.9.0.0/29", machine.running.leases.problem)
+        self.assertIsInstance(self.failureOf(net, without[0]), PoolExhausted)
+        happy = next(machine for machine in machines if machine.running.leases.address)
+        net.wait(happy.submit(c.ReleaseLease()))
+        self.becomes(net, lambda: any(machine.running.leases.address for machine in without), 120, "the address that was given back")
+
+    def failureOf(self, net: SimulatedNet, machine: SimulatedNode) -> BaseException | None:
+        """Why a claim fails."""
+        future = machine.submit(c.ClaimLease())
+        net.run(60, lambda: future.done)
+        return future.error
+
+    def test_renewal(self) -> None:
+        """Renewed at half its life, a lease outlives it by far; without its node it ends."""
+        net = self.net()
+        machines = self.grow(net, 5)
+        self.keep(net, machines[1], ttl=600)
+        address = machines[1].running.leases.address or b""
+        versions = []
+        for _ in range(4):
+            net.run(400)
+            versions.append(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, address)))).version)
+        self.assertEqual(machines[1].running.leases.address, address)
+        self.assertTrue(all(later > earlier for earlier, later in pairwise(versions)), versions)
+        machines[1].crash()
+        net.run(601)
+        self.assertIsNone(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, address)))))
+
+    def test_lost(self) -> None:
+        """A node that was away for too long finds its address taken: it says so and takes another."""
+        net = self.net()
+        machines = self.grow(net, 6)
+        events: list[object] = []
+        net.on_event = lambda machine, event: events.append(event) if machine is machines[1] else None
+        self.keep(net, machines[1], ttl=300)
+        address = machines[1].running.leases.address or b""
+        net.reachable = lambda one, other: machines[1] not in (one, other)
+        net.run(320)
+        self.keep(net, machines[2], address)
+        self.assertEqual(machines[2].running.leases.address, address)
+        self.assertEqual(machines[1].running.leases.address, address)
+        self.assertIn("could not be renewed", machines[1].running.leases.problem)
+        net.reachable = lambda one, other: True
+        self.becomes(net, lambda: machines[1].running.leases.address not in (None, address), 300, "another address")
+        lost = next(event for event in events if isinstance(event, LeaseLost))
+        self.assertEqual(lost.address, address)
+        self.assertIn("belongs to another node now", lost.reason)
+        self.assertEqual([event.address for event in events if isinstance(event, LeaseGained)][-1], machines[1].running.leases.address)
+
+    def test_name_taken(self) -> None:
+        """Two nodes with one name: the first has it, the second has an address all the same and says what is wrong."""
+        net = self.net()
+        machines = self.grow(net, 5)
+        machines[2].peer = replace(machines[2].peer, name="N1")
+        machines[2].crash()
+        net.wait(machines[2].start(machines[0]))
+        for machine in machines[1:3]:
+            self.keep(net, machine)
+            net.run(5)
+        self.assertEqual(machines[1].running.leases.name_problem, "")
+        self.assertIn("the name N1 belongs to node", machines[2].running.leases.name_problem)
+        owner = net.wait(machines[4].submit(c.Resolve("n1")))
+        self.assertEqual(owner, Owner(machines[1].ident, "n1", machines[1].running.leases.address or b""))
+
+    def test_resolve(self) -> None:
+        """By name, IPv4 and IPv6 address; nothing for what nobody owns or what is not of the network."""
+        net = self.net()
+        machines = self.grow(net, 5)
+        address = IPv4Address(self.claimed(net, machines[3]))
+        asker = machines[1]
+        for target in (str(address), "n3", str(ipv6_of(NETWORK.prefix, machines[3].ident))):
+            self.assertEqual(net.wait(asker.submit(c.Resolve(target))).ident, machines[3].ident)
+        nobody = ("10.128.255.254", "nobody", "192.168.1.1", "2001:db8::1", str(ipv6_of(NETWORK.prefix, b"z" * 20)))
+        self.assertEqual([net.wait(asker.submit(c.Resolve(target))) for target in nobody], [None] * 5)
+
+    def test_resolve_nonsense(self) -> None:
+        """A lease or a name whose register holds nonsense belongs to nobody."""
+        net = self.net()
+        machines = self.grow(net, 4)
+        for value in (b"nonsense", b"\x92\xc4\x04aaaa\xa1\xff", b"\x91\xc4\x04aaaa"):
+            address = IPv4Address(f"10.128.0.{len(value)}")
+            net.wait(machines[1].submit(c.Create(lease_key(NETWORK, address.packed), value, 3600)))
+            self.assertIsNone(net.wait(machines[2].submit(c.Resolve(str(address)))))
+
+    def test_cache(self) -> None:
+        """What was found is kept for a while, what was not found for a short one."""
+        net = self.net()
+        machines = self.grow(net, 5)
+        target = IPv4Address("10.128.0.9")
+        self.assertIsNone(net.wait(machines[1].submit(c.Resolve(str(target)))))
+        self.keep(net, machines[3], target.packed)
+        net.run(3.1)
+        self.assertEqual(net.wait(machines[1].submit(c.Resolve(str(target)))).ident, machines[3].ident)
+        sent = net.datagrams
+        self.assertTrue(machines[1].submit(c.Resolve(str(target))).done)
+        self.assertEqual(net.datagrams, sent)
