@@ -15,9 +15,11 @@ from ipop_tx.errors import IpopError, PeerRefused
 from ipop_tx.values import Endpoint, Ident
 
 ALONE_AFTER = 8.0
-"""Seconds of knocking in vain after which a node becomes a ring of one."""
-FIRST_AFTER = 2.0
+"""Seconds after which a node that nobody answers becomes a ring of one."""
+FIRST_AFTER = 6.0
 """The same for the least of linked nodes that all are looking for a ring, as after a power cut."""
+LINKED_AFTER = 30.0
+"""The same for the others of them: each may only be waiting for one that is just joining a ring."""
 RETRY = 1.0
 KNOCK_AGAIN = 30.0
 """Seconds between knocks of a joined node on a remembered endpoint that it has no link to."""
@@ -59,14 +61,15 @@ class Bootstrap:
                 if await self._join_through(link):
                     break
             else:
-                if self._runtime.now - begun > (FIRST_AFTER if self._is_least() else ALONE_AFTER):
+                if self._runtime.now - begun > self._patience():
                     self._ring.found()
                 await self._runtime.sleep(RETRY)
         self._runtime.background(self._keep_knocking())
 
-    def _is_least(self) -> bool:
-        """Whether we are linked, and with greater idents only."""
-        return bool(self._links.by_ident) and all(self._links.ident < ident for ident in self._links.by_ident)
+    def _patience(self) -> float:
+        if not self._links.by_ident:
+            return ALONE_AFTER
+        return FIRST_AFTER if all(self._links.ident < ident for ident in self._links.by_ident) else LINKED_AFTER
 
     def remember(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Endpoints to knock on, in this order, behind those known already."""
