@@ -13,7 +13,7 @@ from zope.interface import implementer
 from ipop_tx.config import Config, check_against
 from ipop_tx.core.node import Node as CoreNode
 from ipop_tx.core.replica import genesis
-from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse, StateError
+from ipop_tx.errors import IpopError, LocalMisuse, StateError
 from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter, create_network
 from ipop_tx.identity.credentials import Credentials
@@ -28,6 +28,7 @@ from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.services.natpunch import NATPunchService
+from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
 from ipop_tx.services.status import Status
@@ -65,8 +66,7 @@ class Node(MultiService):
         credentials = Credentials.load(self.state)
         network = credentials.network
         admitter = Admitter.load(self.state) if self.state.exists(files.ADMISSION_CERTIFICATE) else None
-        check_against(config, network)
-        self._refuse_overlap(network)
+        check_against(config, network, overlapping(network.pool, [config.tap.name]) if config.tap.enabled else None)
         # Build everything ...
         self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
         core = CoreNode(
@@ -102,19 +102,6 @@ class Node(MultiService):
         for service in (self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.admission, self.peers):
             if service is not None:
                 service.setServiceParent(self)
-
-    def _refuse_overlap(self, network: Network) -> None:
-        """Raise `EnvironmentProblem` when this machine reaches part of the pool by another interface."""
-        if not self.config.tap.enabled:
-            return
-        from ipop_tx.services.overlap import overlapping
-
-        other = overlapping(network.pool, [self.config.tap.name])
-        if other is not None:
-            raise EnvironmentProblem(
-                f"the pool {network.pool} of the network {network.name} overlaps what this machine has already ({other})",
-                "make a network with another --pool, or take that range off this machine",
-            )
 
     # --- life --------------------------------------------------------------------------------
 

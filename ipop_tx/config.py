@@ -274,10 +274,10 @@ def _section(path: Path, base: Path, name: str, table: Mapping[str, Any]) -> Any
     return kind(**values)
 
 
-def check_against(config: Config, network: Network, host_ranges: Iterable[IPNetwork] = ()) -> None:
-    """Check what can be checked only once the network is known; `host_ranges` are what this machine reaches without it.
+def check_against(config: Config, network: Network, overlap: str | None = None) -> None:
+    """Check what can be checked only once the network is known.
 
-    Raises `ConfigError`. A default route among the ranges does not count.
+    `overlap` says what of this machine collides with the pool, if anything does: `eth0 uses 10.128.0.0/24`. Raises `ConfigError`.
     """
     path, wanted = config.path, config.network.name
     if wanted is not None and wanted != network.name:
@@ -293,11 +293,9 @@ def check_against(config: Config, network: Network, host_ranges: Iterable[IPNetw
         _refuse(
             path, "lease.address", str(lease), f"is no node's address in {network.pool}, the pool of {network.name}", "wish for another"
         )
-    for reached in host_ranges:
-        ours = network.pool if reached.version == 4 else network.prefix
-        if reached.prefixlen and reached.overlaps(ours):
-            what = f"the range {ours} of the network {network.name} overlaps {reached}, which this machine reaches otherwise"
-            _refuse(path, "node.state", str(config.node.state), what, "make a network with another --pool, or remove that route")
+    if overlap is not None:
+        what = f"the pool {network.pool} of the network {network.name} overlaps what this machine has already ({overlap})"
+        _refuse(path, "node.state", str(config.node.state), what, "make a network with another --pool, or take that range off this machine")
 
 
 def _range_of(host: str, network: Network) -> IPNetwork | None:
@@ -327,6 +325,8 @@ def _shown(value: Any) -> str:
     import json
 
     text = json.dumps(value, ensure_ascii=False, default=str)
+    if not text.isprintable():  # U+2028 and the like would break the line
+        text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

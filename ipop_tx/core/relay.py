@@ -35,7 +35,7 @@ class Relay:
 
     def originate(self, route: Route, datagram: bytes) -> None:
         """Send a datagram of ours to `route.destination`."""
-        via = (route.agent,) if route.agent and route.agent != self._links.ident else ()
+        via: tuple[Ident, ...] = (route.agent,) if route.agent and route.agent != self._links.ident else ()
         relayed = Relayed(route.destination, self._links.ident, bytes(datagram), via=via)
         hop, via = self._next(relayed, None)
         if hop is None:
