@@ -9,6 +9,8 @@ from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import ISession
 from ipop_tx.values import Endpoint, Ident, Peer
 
+CROSSING = 1.0
+"""Seconds after which both ends of two sessions that crossed must have settled on the same one."""
 KEY_LIFE = 180.0
 """Seconds from the birth of a session until its keys are dead."""
 
@@ -30,6 +32,8 @@ class Keyed:
     session: ISession
     born: float
     confirmed: bool
+    heard: float = 0.0
+    """When the peer last sent a control message by it."""
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class Link:
         "active",
         "active_since",
         "alarm",
+        "asked",
         "direct",
         "first_hop",
         "heard",
@@ -82,6 +87,8 @@ class Link:
         """Smoothed round trip of the active path in seconds; 0.0 while unmeasured."""
         self.alarm = False
         """Whether the active path is being doubted just now."""
+        self.asked = now - 60.0
+        """When the peer last challenged the way over the ring."""
 
     @property
     def is_direct(self) -> bool:
@@ -99,17 +106,27 @@ class Link:
         return self.sessions[0].session
 
     def add_session(self, session: ISession, now: float) -> None:
-        """Put a new session first, unless it crossed with one of the same moment whose tag is greater."""
-        crossed = bool(self.sessions) and now - self.sessions[0].born < 5.0
+        """Put a new session first, unless it crossed with one of the same moment whose tag is greater.
+
+        Two sessions that the same side began have not crossed: that side has restarted.
+        """
+        last = self.sessions[0] if self.sessions else None
+        crossed = last is not None and now - last.born < 5.0 and last.session.initiated != session.initiated
         at = 1 if crossed and self.sessions[0].session.tag > session.tag else 0
         self.sessions.insert(at, Keyed(session, now, session.initiated))
 
-    def confirm(self, session: ISession) -> bool:
-        """The peer used `session`; True when that changes which session we send with."""
+    def confirm(self, session: ISession, now: float) -> bool:
+        """The peer used `session`; True when that changes which session we send with.
+
+        A peer that goes on using only the younger of two sessions that seemed to cross has restarted and lost the older one.
+        """
         before = self.session
-        for keyed in self.sessions:
-            if keyed.session is session:
-                keyed.confirmed = True
+        used = next((keyed for keyed in self.sessions if keyed.session is session), None)
+        if used is not None:
+            used.confirmed, used.heard = True, now
+            preferred = next(keyed for keyed in self.sessions if keyed.session is self.session)
+            if preferred.heard < used.born and preferred.born < used.born < now - CROSSING:
+                self.sessions.sort(key=lambda keyed: keyed is not used)
         return self.session is not before
 
     def retire(self, now: float) -> list[ISession]:

@@ -129,7 +129,7 @@ class Links:
     def unsealed(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
         """What a session of `link` unsealed, by whichever plane."""
         link.heard = self._runtime.now
-        if link.confirm(session):
+        if link.confirm(session, self._runtime.now):
             self._runtime.emit(LinkChanged(link.ident))
         if isinstance(path, Route) and path.agent is not None:
             link.route = path

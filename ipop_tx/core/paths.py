@@ -107,8 +107,8 @@ class Paths:
         observed = "" if isinstance(path, Route) else str(path)
         self._links.send_message(link, m.PathResponse(message.token, observed), path)
         if isinstance(path, Route):
-            if self._runtime.now - link.asked < ASKED_AGAIN and link.first_hop is not None:
-                self.suspect(link.first_hop)
+            if self._runtime.now - link.asked < ASKED_AGAIN:
+                self.suspect(link.ident)
             link.asked = self._runtime.now
         self.heard(link, path)
 
@@ -228,18 +228,26 @@ class Paths:
     def _fall_back(self, link: Link, dead: PathKey) -> None:
         if isinstance(dead, Route):
             relay = self._links.by_ident.get(link.first_hop) if link.first_hop else None
-            if link.first_hop and (relay is None or not relay.is_direct):
-                link.first_hop = None  # the relay has gone, maybe not the peer: the next challenge takes another way
-            elif dead.agent is None:
+            if dead.agent is None and (link.first_hop is None or (relay is not None and relay.is_direct)):
                 self._links.drop(link, "no answer", tell=False)
-            else:
-                link.route = link.active = Route(link.ident)
+                return
+            # The relay or the agent has gone, maybe not the peer: the next challenge takes another way.
+            link.route = link.active = Route(link.ident)
+            link.first_hop = None
             return
         link.direct.pop(dead, None)
         others = sorted(link.direct, key=lambda endpoint: link.direct[endpoint].rtt)
         self._activate(link, others[0] if others else link.route)
         if not others:
+            self._forget_agent(link.ident)
             self._runtime.background(self.punch(link))
+
+    def _forget_agent(self, ident: Ident) -> None:
+        """Nobody is reached through a member that does not answer."""
+        for link in self._links:
+            if link.route.agent == ident:
+                link.route = Route(link.ident)
+                link.active = link.active if link.is_direct else link.route
 
     # --- upgrade -----------------------------------------------------------------------------
 
