@@ -24,6 +24,8 @@ from ipop_tx.log import Logger
 from ipop_tx.services.deferred import deferred_of
 from ipop_tx.values import Endpoint, Ident, short
 
+FROZEN = 5.0
+"""Seconds of delay of a timer from which on this process was stopped rather than busy."""
 RETRY_DISK = 5.0
 """Seconds between attempts to write what the disk has refused."""
 
@@ -53,6 +55,7 @@ class ChordProtocol(DatagramProtocol):
         self._store = store
         self._settling = False
         self._timer: Any = None
+        self._due = 0.0
 
     # --- inputs ------------------------------------------------------------------------------
 
@@ -84,8 +87,17 @@ class ChordProtocol(DatagramProtocol):
 
     def _timed_out(self) -> None:
         self._timer = None
-        self.node.handle_timeout(self.clock())
+        now = self.clock()
+        if now - self._due > FROZEN:
+            self._doubt_everybody(now)
+        self.node.handle_timeout(now)
         self.settle()
+
+    def _doubt_everybody(self, now: float) -> None:
+        """We were stopped for a while, and others may have given us up: see soon which links still carry."""
+        self._log.warn("frozen seconds={seconds}", seconds=round(now - self._due, 1))
+        for link in self.node.links:
+            self.node.submit(now, c.Suspect(link.ident))
 
     # --- outputs -----------------------------------------------------------------------------
 
@@ -159,7 +171,9 @@ class ChordProtocol(DatagramProtocol):
             self._timer.cancel()
             self._timer = None
         if due is not None:
-            self._timer = self._reactor.callLater(max(0.0, due - self.clock()), self._timed_out)
+            now = self.clock()
+            self._due = max(now, due)
+            self._timer = self._reactor.callLater(self._due - now, self._timed_out)
 
     def stop(self) -> None:
         """Send what is left and be quiet."""
