@@ -82,9 +82,12 @@ class Paths:
         self._runtime = runtime
         self._network = network
         self._pending: dict[int, _Pending] = {}
+        self._strangers: dict[Ident, tuple[float, int]] = {}
+        """For each peer since when we count, and how many unknown endpoints of it we have challenged back."""
         links.on_path = self.proven
         links.on_up.append(self._link_up)
         links.on_down.append(lambda link: self.facts.forget(link.ident))
+        links.on_down.append(lambda link: self._strangers.pop(link.ident, None))
 
     # --- challenges --------------------------------------------------------------------------
 
@@ -154,6 +157,8 @@ class Paths:
         known = link.direct.get(endpoint)
         smoothed = rtt if known is None or known.rtt == 0.0 else 0.875 * known.rtt + 0.125 * rtt
         link.direct[endpoint] = DirectPath(smoothed, self._runtime.now)
+        if len(link.direct) > CANDIDATES:
+            del link.direct[min((known for known in link.direct if known != link.active), key=lambda known: link.direct[known].answered)]
         if not link.is_direct:
             self._activate(link, endpoint)
         elif self._links.ident > link.ident:
@@ -177,8 +182,16 @@ class Paths:
         if path in link.direct:
             if self._links.ident < link.ident:
                 self._activate(link, path)
-        elif not any(pending.link is link and pending.path == path for pending in self._pending.values()):
+        elif not any(pending.link is link and pending.path == path for pending in self._pending.values()) and self._may_test(link):
             self.challenge(link, path, 2.0)
+
+    def _may_test(self, link: Link) -> bool:
+        """A few unknown endpoints per peer and keep-alive: two NATs that map each endpoint anew would have us test for ever."""
+        since, count = self._strangers.get(link.ident, (0.0, 0))
+        if self._runtime.now - since > KEEPALIVE:
+            since, count = self._runtime.now, 0
+        self._strangers[link.ident] = (since, count + 1)
+        return count < CANDIDATES
 
     # --- liveness ----------------------------------------------------------------------------
 

@@ -159,12 +159,21 @@ class SimulatedNet:
         """Put a datagram on its way."""
         self.datagrams += 1
         self.bytes += len(datagram) + 28
-        receiver = self.machines.get(endpoint)
+        source = self.source(sender, endpoint)
+        receiver = self.receiver(source, endpoint)
         if receiver is None or not self.reachable(sender, receiver) or (self.loss and self.rng.random() < self.loss):
             return
         (x, y), (u, v) = sender.place, receiver.place
         delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)
-        self.at(self.now + delay, lambda: receiver.receive(sender.endpoint, datagram))
+        self.at(self.now + delay, lambda: receiver.receive(source, datagram))
+
+    def source(self, sender: SimulatedNode, endpoint: Endpoint) -> Endpoint:
+        """Under which endpoint a machine is seen at another."""
+        return sender.endpoint
+
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> SimulatedNode | None:
+        """Which machine gets what `source` sends to an endpoint."""
+        return self.machines.get(endpoint)
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass, at most until the condition holds; gives whether it does."""
