@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 from ipop_tx.errors import BadMessage
 from ipop_tx.wire.address import ident_prefix_of, ipv6_of, mac_of
 from ipop_tx.wire.datagram import OVERHEAD, Form, form_of, receiver_index
-from ipop_tx.wire.relay import MAX_TTL, MAX_VIA, Relayed
+from ipop_tx.wire.relay import MAX_BACK, MAX_TTL, MAX_VIA, Relayed
 
 A, B, C, D = (bytes([digit]) * 20 for digit in (0xAA, 0xBB, 0xCC, 0xDD))
 IDENTS = st.binary(min_size=20, max_size=20)
@@ -23,9 +23,9 @@ class RelayTests(TestCase):
 
     VECTORS = (
         (Relayed(A, B, b"\x17datagram"), "20000000" + "aa" * 20 + "bb" * 20 + "17" + b"datagram".hex()),
-        (Relayed(A, B, b"d", 7, C), "07010000" + "aa" * 20 + "bb" * 20 + "cc" * 20 + "64"),
-        (Relayed(A, B, b"d", 1, None, (D, C)), "01000200" + "aa" * 20 + "bb" * 20 + "dd" * 20 + "cc" * 20 + "64"),
-        (Relayed(A, B, b"d", 32, C, (D,)), "20010100" + "aa" * 20 + "bb" * 20 + "cc" * 20 + "dd" * 20 + "64"),
+        (Relayed(A, B, b"d", 7, (C,)), "07010000" + "aa" * 20 + "bb" * 20 + "cc" * 20 + "64"),
+        (Relayed(A, B, b"d", 1, (), (D, C)), "01000200" + "aa" * 20 + "bb" * 20 + "dd" * 20 + "cc" * 20 + "64"),
+        (Relayed(A, B, b"d", 32, (C,), (D,)), "20010100" + "aa" * 20 + "bb" * 20 + "cc" * 20 + "dd" * 20 + "64"),
     )
 
     def test_vectors(self) -> None:
@@ -35,22 +35,29 @@ class RelayTests(TestCase):
             self.assertEqual(Relayed.decode(bytes.fromhex(text)), relayed)
 
     def test_out_of_range(self) -> None:
-        """Too short, two agents, too long a route, too far to go, nothing inside."""
-        idents = A + B + C * 8
-        for head in (b"\x20\x02\x00\x00", b"\x20\x00\x05\x00", b"\x21\x00\x00\x00", b"\xff\xff\xff\x00"):
+        """Too short, too long a way back, too long a route, too far to go, nothing inside."""
+        idents = A + B + C * 16
+        for head in (b"\x20\x07\x00\x00", b"\x20\x00\x09\x00", b"\x21\x00\x00\x00", b"\xff\xff\xff\x00"):
             self.assertRaises(BadMessage, Relayed.decode, head + idents + b"datagram")
         self.assertRaises(BadMessage, Relayed.decode, b"")
         self.assertRaises(BadMessage, Relayed.decode, b"\x20\0\0\0" + A + B)
         self.assertRaises(BadMessage, Relayed.decode, b"\x20\1\1\0" + A + B + C + D)
 
     def test_next(self) -> None:
-        """A hop takes one from the ttl and leaves the rest."""
-        self.assertEqual(Relayed(A, B, b"d", 7, C, (D,)).next(()), Relayed(A, B, b"d", 6, C, ()))
+        """A hop takes one from the ttl, shortens the route and lengthens the way back."""
+        self.assertEqual(Relayed(A, B, b"d", 7, (C,), (D,)).next((), (A, C)), Relayed(A, B, b"d", 6, (A, C), ()))
 
-    @given(IDENTS, IDENTS, st.binary(min_size=1), st.integers(0, MAX_TTL), st.none() | IDENTS, st.lists(IDENTS, max_size=MAX_VIA))
-    def test_round_trip(self, destination: bytes, source: bytes, datagram: bytes, ttl: int, agent: bytes | None, via: list[bytes]) -> None:
+    @given(
+        IDENTS,
+        IDENTS,
+        st.binary(min_size=1),
+        st.integers(0, MAX_TTL),
+        st.lists(IDENTS, max_size=MAX_BACK),
+        st.lists(IDENTS, max_size=MAX_VIA),
+    )
+    def test_round_trip(self, destination: bytes, source: bytes, datagram: bytes, ttl: int, back: list[bytes], via: list[bytes]) -> None:
         """Every relayed datagram comes back."""
-        relayed = Relayed(destination, source, datagram, ttl, agent, tuple(via))
+        relayed = Relayed(destination, source, datagram, ttl, tuple(back), tuple(via))
         self.assertEqual(Relayed.decode(relayed.encode()), relayed)
 
     @given(st.binary(max_size=200))
@@ -60,7 +67,7 @@ class RelayTests(TestCase):
             relayed = Relayed.decode(payload)
         except BadMessage:
             return
-        self.assertTrue(relayed.ttl <= MAX_TTL and len(relayed.via) <= MAX_VIA and relayed.datagram)
+        self.assertTrue(relayed.ttl <= MAX_TTL and len(relayed.via) <= MAX_VIA and len(relayed.back) <= MAX_BACK and relayed.datagram)
         self.assertEqual(relayed.encode(), payload[:3] + b"\0" + payload[4:])
 
 

@@ -12,7 +12,7 @@ from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, quorum
 from ipop_tx.errors import IpopError, PeerRefused
-from ipop_tx.values import Endpoint, Ident
+from ipop_tx.values import Endpoint
 
 ALONE_AFTER = 8.0
 """Seconds after which a node that nobody answers becomes a ring of one."""
@@ -23,8 +23,6 @@ LINKED_AFTER = 30.0
 RETRY = 1.0
 KNOCK_AGAIN = 30.0
 """Seconds between knocks of a joined node on a remembered endpoint that it has no link to."""
-AGENT_FOR = 15.0
-"""Seconds after joining for which our contact is still named as the way to us; the ring may not know us yet."""
 
 
 class Bootstrap:
@@ -32,22 +30,11 @@ class Bootstrap:
 
     def __init__(self, links: Links, ring: Ring, runtime: Runtime) -> None:
         self.endpoints: list[Endpoint] = []
-        self.contact: Ident | None = None
         self.problem = ""
         """Why we are not on the ring, in a sentence; empty once we are."""
-        self._joined_at = 0.0
         self._links = links
         self._ring = ring
         self._runtime = runtime
-
-    def agent(self) -> Ident | None:
-        """The member through which others reach us, while we have no settled place on the ring."""
-        if self._ring.placed and self._runtime.now - self._joined_at > AGENT_FOR:
-            return None
-        contact = self._links.by_ident.get(self.contact) if self.contact else None
-        if contact is None or not contact.is_direct:
-            contact = next((link for link in self._links.by_ident.values() if link.is_direct), None)
-        return contact.ident if contact is not None else None
 
     async def run(self, endpoints: tuple[Endpoint, ...], first: bool) -> None:
         """Join; returns once this node has its place. `first`: there is no other node yet, so do not wait for one."""
@@ -76,13 +63,11 @@ class Bootstrap:
         self.endpoints = list(dict.fromkeys([*self.endpoints, *endpoints]))[:64]
 
     async def _join_through(self, link: Link) -> bool:
-        self.contact = link.ident
         try:
             await self._ring.join(link.ident)
         except IpopError as error:
             self.problem = f"not on the ring yet: {error}"
             return False
-        self._joined_at = self._runtime.now
         self.problem = ""
         return True
 

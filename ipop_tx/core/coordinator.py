@@ -23,6 +23,8 @@ from ipop_tx.wire import messages as m
 
 ATTEMPTS = 12
 """Rounds that an operation tries before it reports that no majority is to be had."""
+PATIENCE = 4.0
+"""Seconds after which no further round is begun, so that the client hears of it while it still waits."""
 REPLICA_DEADLINE = 3.0
 """Seconds that a replica is given to answer."""
 
@@ -67,9 +69,10 @@ class Coordinator:
     async def write(self, key: bytes, change: Change) -> Outcome:
         """Apply `change` to the live record. Raises `Unavailable`."""
         most, members = 0, tuple[Ident, ...]()
+        give_up = self._runtime.now + PATIENCE
         for attempt in range(ATTEMPTS):
             shard = self.shard(key)
-            if shard is None:
+            if shard is None or self._runtime.now > give_up:
                 break
             members = shard.members
             seen = await self._peek(shard, key)

@@ -53,7 +53,7 @@ class Handshakes:
         self._established = established
         self._refused = refused
         self._by_path: dict[PathKey, Handshake] = {}
-        # A route's agent may change from one datagram to the next, so it is no part of the name.
+        # The stations of a route may change from one datagram to the next, so they are no part of the name.
 
     def begin(self, path: PathKey, expect: Ident | None) -> Future[Link]:
         """Start a handshake on a path, or join the one that is under way there."""

@@ -71,7 +71,6 @@ class Leases:
         self._network = network
         self._dht = dht
         self._runtime = runtime
-        self._version = 0
         self._running = False
         self._held: bytes | None = None
         self._wish: bytes | None = None
@@ -110,15 +109,17 @@ class Leases:
     async def _take(self, address: bytes) -> bool:
         key = lease_key(self._network, address)
         value = msgspec.msgpack.encode(LeaseValue(address, self._name))
+        current = await self._dht.get(key)
+        if current is not None and current.owner != self._ident:
+            return False
         try:
-            self._version = (await self._dht.create(key, value, self._ttl)).version
-            return True
+            if current is None:
+                await self._dht.create(key, value, self._ttl)
+            else:
+                await self._dht.compare_and_set(key, current.version, value, self._ttl)
         except Conflict:
-            current = await self._dht.get(key)
-            if current is None or current.owner != self._ident:
-                return False
-            self._version = (await self._dht.compare_and_set(key, current.version, value, self._ttl)).version
-            return True
+            return False
+        return True
 
     def _gained(self, address: bytes) -> None:
         self.address, self._held, self.problem = address, address, ""

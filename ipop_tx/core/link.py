@@ -16,10 +16,10 @@ KEY_LIFE = 180.0
 
 
 class Route(NamedTuple):
-    """A path over the ring: to `destination`, by way of `agent` if that is not on the ring itself."""
+    """A path over the ring: to `destination`, by way of the members in `via`, in order, as far as any are named."""
 
     destination: Ident
-    agent: Ident | None = None
+    via: tuple[Ident, ...] = ()
 
 
 PathKey = Endpoint | Route

@@ -131,7 +131,7 @@ class Links:
         link.heard = self._runtime.now
         if link.confirm(session, self._runtime.now):
             self._runtime.emit(LinkChanged(link.ident))
-        if isinstance(path, Route) and path.agent is not None:
+        if isinstance(path, Route) and path.via:
             link.route = path
             if isinstance(link.active, Route):
                 link.active = path
@@ -177,7 +177,7 @@ class Links:
         pending = self._connecting.get(ident)
         if pending is None:
             pending = self._connecting[ident] = Future()
-            self._handshakes.begin(Route(ident, agent), ident).then(lambda done: self._connected(ident, done))
+            self._handshakes.begin(Route(ident, (agent,) if agent else ()), ident).then(lambda done: self._connected(ident, done))
         return pending
 
     def _connected(self, ident: Ident, done: Future[Link]) -> None:

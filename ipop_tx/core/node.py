@@ -88,7 +88,6 @@ class Node:
         self.leases.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect
-        self.relay.agent = self.bootstrap.agent
         self.relay.across = self.ring.across
         self.rpc.serve(m.Hello, self._greeted)
         self.rpc.serve(m.Offer, self._offered)

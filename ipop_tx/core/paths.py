@@ -241,7 +241,7 @@ class Paths:
     def _fall_back(self, link: Link, dead: PathKey) -> None:
         if isinstance(dead, Route):
             relay = self._links.by_ident.get(link.first_hop) if link.first_hop else None
-            if dead.agent is None and (link.first_hop is None or (relay is not None and relay.is_direct)):
+            if not dead.via and (link.first_hop is None or (relay is not None and relay.is_direct)):
                 self._links.drop(link, "no answer", tell=False)
                 return
             # The relay or the agent has gone, maybe not the peer: the next challenge takes another way.
@@ -258,7 +258,7 @@ class Paths:
     def _forget_agent(self, ident: Ident) -> None:
         """Nobody is reached through a member that does not answer."""
         for link in self._links:
-            if link.route.agent == ident:
+            if ident in link.route.via:
                 link.route = Route(link.ident)
                 link.active = link.active if link.is_direct else link.route
 

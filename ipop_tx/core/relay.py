@@ -18,15 +18,13 @@ from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import BadMessage
 from ipop_tx.values import Ident
 from ipop_tx.wire.datagram import DATAGRAM_LIMIT, RELAY
-from ipop_tx.wire.relay import MAX_VIA, Relayed
+from ipop_tx.wire.relay import MAX_BACK, MAX_VIA, Relayed
 
 
 class Relay:
     """Sends our own datagrams over the ring and passes on those of others."""
 
     def __init__(self, links: Links, runtime: Runtime) -> None:
-        self.agent: Callable[[], Ident | None] = lambda: None
-        """The member through which others reach us while we have no place on the ring."""
         self.across: Callable[[Ident], Ident | None] = lambda target: None
         """Our ring neighbour on the other side of a target that lies just beside us."""
         self._links = links
@@ -35,15 +33,16 @@ class Relay:
 
     def originate(self, route: Route, datagram: bytes) -> None:
         """Send a datagram of ours to `route.destination`."""
-        via: tuple[Ident, ...] = (route.agent,) if route.agent and route.agent != self._links.ident else ()
-        relayed = Relayed(route.destination, self._links.ident, bytes(datagram), via=via)
+        # A frame has no room for a long route: the station next to its destination must do.
+        via = route.via if _is_small(datagram) else route.via[-1:]
+        relayed = Relayed(
+            route.destination, self._links.ident, bytes(datagram), via=tuple(ident for ident in via if ident != self._links.ident)
+        )
         hop, via = self._next(relayed, None)
         if hop is None:
             self._runtime.count("relay_no_route")
             return
-        # Whoever takes it from us has a link to us: the answer finds us by way of it, also where the ring has us in a wrong place.
-        agent = self.agent() or (hop.ident if len(datagram) <= DATAGRAM_LIMIT else None)
-        self._pass(hop, replace(relayed, via=via, agent=agent if agent != route.destination else None))
+        self._pass(hop, replace(relayed, via=via))
         link = self._links.by_ident.get(route.destination)
         if link is not None:
             link.first_hop = hop.ident
@@ -58,12 +57,14 @@ class Relay:
         via = relayed.via[1:] if relayed.via and relayed.via[0] == self._links.ident else relayed.via
         if not via and relayed.destination == self._links.ident:
             if relayed.source != self._links.ident:
-                self._links.receive(Route(relayed.source, relayed.agent), relayed.datagram)
+                self._links.receive(Route(relayed.source, relayed.back), relayed.datagram)
         elif relayed.ttl <= 1:
             self._runtime.count("relay_ttl")
         else:
             self._runtime.count("relayed")
-            onward = relayed.next(via)
+            # Each hop notes itself, so the answer finds its way back also to a node that the ring has in a wrong place.
+            noted = _is_small(relayed.datagram) and len(relayed.back) < MAX_BACK
+            onward = relayed.next(via, (self._links.ident, *relayed.back) if noted else relayed.back)
             hop, via = self._next(onward, link)
             if hop is not None:
                 self._pass(hop, replace(onward, via=via))
@@ -98,7 +99,7 @@ class Relay:
             nearer.remove(link)
             if link.is_direct:
                 return link, None
-            relay = self._direct(link.route.agent) or self._direct(link.first_hop)
+            relay = self._direct(link.first_hop) or (self._direct(link.route.via[0]) if link.route.via else None)
             if relay is not None and relay is not came_by:
                 return relay, link.ident
         across = self._direct(self.across(target))
@@ -106,3 +107,7 @@ class Relay:
             return across, None
         direct = (link for link in distances if link.is_direct)
         return min(direct, key=lambda link: (not link.placed, distances[link]), default=None), None
+
+
+def _is_small(datagram: bytes) -> bool:
+    return len(datagram) <= DATAGRAM_LIMIT

@@ -63,12 +63,17 @@ class Rpc:
     # --- asking ------------------------------------------------------------------------------
 
     def call(self, ident: Ident, body: m.Ask, deadline: float = DEADLINE) -> Future[m.Answer]:
-        """Ask a member, over a link made for it if need be.
+        """Ask a member, over a link made for it if need be; the deadline covers both.
 
         Fails with `Unreachable`, or with the error that the member names.
         """
         link = self._links.by_ident.get(ident)
-        return self.on_link(link, body, deadline) if link is not None else spawn(self._connect_and_call(ident, body, deadline))
+        if link is not None:
+            return self.on_link(link, body, deadline)
+        answered = spawn(self._connect_and_call(ident, body, deadline))
+        late = self._runtime.after(deadline, lambda: answered.fail(Unreachable(f"{ident.hex()[:8]} cannot be reached")))
+        answered.then(lambda done: late.cancel())
+        return answered
 
     async def _connect_and_call(self, ident: Ident, body: m.Ask, deadline: float) -> m.Answer:
         return await self.on_link(await self._links.connect(ident), body, deadline)

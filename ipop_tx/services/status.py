@@ -99,7 +99,7 @@ class Status:
         if isinstance(link.active, Endpoint):
             return f"direct {link.active}"
         assert isinstance(link.active, Route)
-        first = link.first_hop or link.active.agent
+        first = link.first_hop or next(iter(link.active.via), None)
         return f"relay via {self.name_of(first)}" if first else "relay"
 
     def name_of(self, ident: Ident) -> str:

@@ -1,10 +1,10 @@
 """The header of a relayed datagram (payload of sealed kind 3).
 
 ```
-0     1       2     3          4             24        44                       n
-+-----+-------+-----+----------+-------------+---------+----------------+-------+----------+
-| ttl | agent | via | reserved | destination | source  | agent (0 or 1) | via.. | datagram |
-+-----+-------+-----+----------+-------------+---------+----------------+-------+----------+
+0     1      2     3          4             24        44                n
++-----+------+-----+----------+-------------+---------+-------+---------+----------+
+| ttl | back | via | reserved | destination | source  | back ..| via .. | datagram |
++-----+------+-----+----------+-------------+---------+-------+---------+----------+
        counts of 20-byte idents
 ```
 """
@@ -18,7 +18,8 @@ from ipop_tx.errors import BadMessage
 from ipop_tx.values import IDENT_BYTES, Ident
 
 MAX_TTL = 32
-MAX_VIA = 4
+MAX_VIA = 8
+MAX_BACK = 6
 _FIXED = struct.Struct("!BBBx20s20s")
 
 
@@ -30,30 +31,28 @@ class Relayed:
     source: Ident
     datagram: bytes
     ttl: int = MAX_TTL
-    agent: Ident | None = None
-    """The member through which `source` is reached while it has no place on the ring."""
+    back: tuple[Ident, ...] = ()
+    """The members that passed it on, the last one first: the way back to `source`. Only small datagrams note it."""
     via: tuple[Ident, ...] = ()
     """Members to pass first, in order (loose source route)."""
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        agent = self.agent or b""
-        head = _FIXED.pack(self.ttl, 1 if agent else 0, len(self.via), self.destination, self.source)
-        return b"".join((head, agent, *self.via, self.datagram))
+        head = _FIXED.pack(self.ttl, len(self.back), len(self.via), self.destination, self.source)
+        return b"".join((head, *self.back, *self.via, self.datagram))
 
     @classmethod
     def decode(cls, payload: bytes) -> Relayed:
         """Read a payload. Raises `BadMessage` when it is short or its counts are out of range."""
         if len(payload) < _FIXED.size:
             raise BadMessage("a relayed datagram is shorter than its header")
-        ttl, agents, hops, destination, source = _FIXED.unpack_from(payload)
-        start = _FIXED.size + IDENT_BYTES * (agents + hops)
-        if agents > 1 or hops > MAX_VIA or ttl > MAX_TTL or len(payload) <= start:
+        ttl, back, via, destination, source = _FIXED.unpack_from(payload)
+        start = _FIXED.size + IDENT_BYTES * (back + via)
+        if back > MAX_BACK or via > MAX_VIA or ttl > MAX_TTL or len(payload) <= start:
             raise BadMessage("a relayed datagram's header is out of range")
-        idents = [payload[at : at + IDENT_BYTES] for at in range(_FIXED.size, start, IDENT_BYTES)]
-        agent = idents.pop(0) if agents else None
-        return cls(destination, source, payload[start:], ttl, agent, tuple(idents))
+        idents = tuple(payload[at : at + IDENT_BYTES] for at in range(_FIXED.size, start, IDENT_BYTES))
+        return cls(destination, source, payload[start:], ttl, idents[:back], idents[back:])
 
-    def next(self, via: tuple[Ident, ...]) -> Relayed:
-        """The same datagram one hop on, with what is left of the route."""
-        return replace(self, ttl=self.ttl - 1, via=via)
+    def next(self, via: tuple[Ident, ...], back: tuple[Ident, ...]) -> Relayed:
+        """The same datagram one hop on, with what is left of the route and the way back so far."""
+        return replace(self, ttl=self.ttl - 1, via=via, back=back)
