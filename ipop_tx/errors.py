@@ -84,6 +84,10 @@ class Unreachable(EnvironmentProblem):
     """A node did not answer in time."""
 
 
+class NotFound(EnvironmentProblem):
+    """The ring could not say who owns a key."""
+
+
 class Unavailable(EnvironmentProblem):
     """Too few replicas of a register answered, so nothing was written.
 

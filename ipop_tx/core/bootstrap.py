@@ -21,6 +21,8 @@ FIRST_AFTER = 6.0
 LINKED_AFTER = 30.0
 """The same for the others of them: each may only be waiting for one that is just joining a ring."""
 RETRY = 1.0
+KNOCK_ALONE = 3.0
+"""Seconds between knocks of a node that has lost all its links."""
 KNOCK_AGAIN = 30.0
 """Seconds between knocks of a joined node on a remembered endpoint that it has no link to."""
 
@@ -93,9 +95,13 @@ class Bootstrap:
         return f"no member answers at {named}: check that one runs there and that UDP passes"
 
     async def _keep_knocking(self) -> None:
+        """Every few seconds while we have no link at all; else now and then, where we knew members that we have none to."""
+        last = self._runtime.now
         while not self._ring.leaving:
-            alone = not self._links.by_ident
-            await self._runtime.sleep(self._runtime.spread(RETRY * 5 if alone else KNOCK_AGAIN))
+            await self._runtime.sleep(self._runtime.spread(KNOCK_ALONE))
+            if self._links.by_ident and self._runtime.now - last < KNOCK_AGAIN:
+                continue
+            last = self._runtime.now
             linked = {endpoint for link in self._links for endpoint in link.direct}
             missing = [endpoint for endpoint in self.endpoints if endpoint not in linked]
             if missing and not self._ring.leaving:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipop_tx.core.link import Link, PathKey, Route
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
-from ipop_tx.errors import IpopError, Unreachable
+from ipop_tx.errors import IpopError, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.values import Ident
 
@@ -20,6 +20,8 @@ PATIENCE = 10.0
 """Seconds until a handshake is given up."""
 LINGER = 20.0
 """Seconds for which the answering side still repeats its last flight."""
+STRANGERS = 2000.0
+"""First flights of strangers answered in a second."""
 MOST = 256
 """Handshakes under way at once; beyond that newcomers must wait."""
 
@@ -33,6 +35,8 @@ class Handshake:
     expect: Ident | None
     timer: Timer
     retry: Timer | None = None
+    flight: list[bytes] = field(default_factory=list)
+    """What was sent last."""
     outcome: Future[Link] = field(default_factory=Future)
 
 
@@ -52,6 +56,8 @@ class Handshakes:
         self._send = send
         self._established = established
         self._refused = refused
+        self._allowance = STRANGERS
+        self._allowed_at = runtime.now
         self._by_path: dict[PathKey, Handshake] = {}
         # The stations of a route may change from one datagram to the next, so they are no part of the name.
 
@@ -76,7 +82,12 @@ class Handshakes:
                 self._pump(current)
             else:
                 self._runtime.count("handshake_unexpected")
-        elif current is None or not self._ours_wins(current, opening):
+        elif current is not None and current.session.initiated and current.session.opening == opening:
+            self._end(current, PeerRefused(f"{describe(path)} is this node itself", "name another member"))
+        elif current is not None and self._ours_wins(current, opening):
+            for lost in current.flight:  # theirs would not have come, had they got ours
+                self._send(current.path, lost)
+        else:
             self._answer(path, datagram, current)
 
     def _ours_wins(self, current: Handshake, opening: bytes) -> bool:
@@ -84,7 +95,7 @@ class Handshakes:
         return session.initiated and not session.established and session.opening > opening
 
     def _answer(self, path: PathKey, datagram: bytes, current: Handshake | None) -> None:
-        if current is None and len(self._by_path) >= MOST:
+        if current is None and (len(self._by_path) >= MOST or not self._may_greet()):
             self._runtime.count("handshake_shed")
             return
         session, reply = self._factory.accept(self._runtime.now, datagram, repr(_name(path)).encode())
@@ -98,6 +109,16 @@ class Handshakes:
             handshake.outcome.then(lambda done: yielded.outcome.fail(done.error) if done.error else yielded.outcome.succeed(done.result()))
         self._pump(handshake)
 
+    def _may_greet(self) -> bool:
+        """Whether there is time for one more stranger: a flood of them must not keep us from those we know."""
+        now = self._runtime.now
+        self._allowance = min(STRANGERS, self._allowance + (now - self._allowed_at) * STRANGERS)
+        self._allowed_at = now
+        if self._allowance < 1.0:
+            return False
+        self._allowance -= 1.0
+        return True
+
     def _enter(self, path: PathKey, session: ISession, expect: Ident | None) -> Handshake:
         previous = self._by_path.get(_name(path))
         if previous is not None:
@@ -108,8 +129,11 @@ class Handshakes:
 
     def _pump(self, handshake: Handshake) -> None:
         session = handshake.session
+        flight = []
         while (datagram := session.poll_transmit()) is not None:
+            flight.append(datagram)
             self._send(handshake.path, datagram)
+        handshake.flight = flight or handshake.flight
         if session.failure is not None:
             self._end(handshake, session.failure)
         elif session.established and not handshake.outcome.done:

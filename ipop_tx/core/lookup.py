@@ -14,7 +14,7 @@ from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.errors import IpopError, Unreachable
+from ipop_tx.errors import IpopError, NotFound, Unreachable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 
@@ -83,7 +83,7 @@ class Lookups:
             successors = tuple(ident for ident in self.ring.successors if ident != question.exclude)
             return m.Found(self._ident, successors, 0)
         if question.ttl == 0:
-            raise Unreachable("the look-up went round in circles", "the ring is healing; try again")
+            raise NotFound("the look-up went round in circles", "the ring is healing; try again")
         passed_on = m.Lookup(question.key, question.ttl - 1, question.exclude)
         tried: set[Ident] = {self._ident}
         if asker is not None:
@@ -97,11 +97,15 @@ class Lookups:
             tried.add(hop.ident)
             try:
                 found = _found(await self._rpc.on_link(hop, passed_on))
+            except NotFound:
+                if asker is None:
+                    continue
+                raise  # only who asked first tries other ways round; else the question would multiply at every hop
             except IpopError:
                 continue
             agent = self._ident if found.hops == 0 else found.agent
             return m.Found(found.owner, found.successors, found.hops + 1, agent)
-        raise Unreachable("nobody on the ring could say who owns a key", "the ring is healing; try again")
+        raise NotFound("nobody on the ring could say who owns a key", "the ring is healing; try again")
 
     def _next_hop(self, key: bytes, tried: set[Ident]) -> Link | None:
         """The link nearest to the key; where we precede the owner ourselves, our successor."""

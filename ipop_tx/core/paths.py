@@ -86,8 +86,7 @@ class Paths:
         """For each peer since when we count, and how many unknown endpoints of it we have challenged back."""
         links.on_path = self.proven
         links.on_up.append(self._link_up)
-        links.on_down.append(lambda link: self.facts.forget(link.ident))
-        links.on_down.append(lambda link: self._strangers.pop(link.ident, None))
+        links.on_down.append(self._link_down)
 
     # --- challenges --------------------------------------------------------------------------
 
@@ -198,6 +197,10 @@ class Paths:
     def _link_up(self, link: Link) -> None:
         self._runtime.background(self._keep(link))
         self._runtime.background(self._keep_upgrading(link))
+
+    def _link_down(self, link: Link) -> None:
+        self.facts.forget(link.ident)
+        self._strangers.pop(link.ident, None)
 
     async def _keep(self, link: Link) -> None:
         """Challenge now and then. One end's challenge serves both: who has just heard the other need not ask."""

@@ -12,12 +12,11 @@ from zope.interface import implementer
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.errors import IpopError
+from ipop_tx.identity import state as files
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.interfaces import IAddressPool
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
-
-LEASE_FILE = "lease.json"
 
 
 @implementer(IAddressPool)
@@ -52,7 +51,7 @@ class DHCPService(Service):
         self._protocol.submit(c.KeepLease(held.packed if held else None, self._wish.packed if self._wish else None, self._ttl))
 
     def _held(self) -> IPv4Address | None:
-        stored = self._state.read_json(LEASE_FILE)
+        stored = self._state.read_json(files.LEASE)
         return IPv4Address(stored["address"]) if isinstance(stored, dict) and stored.get("address") else None
 
     def claim(self, wish: IPv4Address | None = None) -> Deferred[IPv4Address]:
@@ -81,6 +80,6 @@ class DHCPService(Service):
     def _remember(self, address: str) -> None:
         """The lease is safe in the DHT; without the file the node only asks in another order next time."""
         try:
-            self._state.write_json(LEASE_FILE, {"address": address})
+            self._state.write_json(files.LEASE, {"address": address})
         except IpopError as error:
             self._log.error("lease_unsaved reason={reason}", reason=str(error))

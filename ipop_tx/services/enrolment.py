@@ -75,9 +75,10 @@ def join(invitation_text: str, state_dir: Path, name: str | None) -> Joined:
         raise error_of(answer)
     if not isinstance(answer, m.Enrolled):
         raise BadMessage("the member's answer makes no sense", "try another member")
+    bootstrap = list(dict.fromkeys([*map(str, invitation.endpoints), *answer.endpoints]))
+    state.write_json(files.PEERS, {"endpoints": bootstrap})  # before the certificate, which is what makes this machine a member
     network = install_enrolled(state, answer.certificates, invitation.fingerprint)
     peer = Credentials.load(state).peer
-    bootstrap = list(dict.fromkeys([*map(str, invitation.endpoints), *answer.endpoints]))
     return Joined(peer.name, peer.ident.hex(), network.name, bootstrap)
 
 

@@ -8,12 +8,12 @@ from twisted.application.service import Service
 from twisted.internet.task import LoopingCall
 
 from ipop_tx.errors import IpopError, LocalMisuse
+from ipop_tx.identity import state as files
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.values import Endpoint
 
-PEERS_FILE = "peers.json"
 SAVE_EVERY = 10.0
 MOST = 32
 
@@ -46,7 +46,7 @@ class PeerCache(Service):
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where to knock: what the configuration names, then what was remembered."""
-        stored = self._state.read_json(PEERS_FILE)
+        stored = self._state.read_json(files.PEERS)
         self._saved = [text for text in stored.get("endpoints", []) if isinstance(text, str)] if isinstance(stored, dict) else []
         remembered = []
         for text in self._saved:
@@ -63,7 +63,7 @@ class PeerCache(Service):
         if fresh == self._saved or not linked:
             return
         try:
-            self._state.write_json(PEERS_FILE, {"endpoints": fresh})
+            self._state.write_json(files.PEERS, {"endpoints": fresh})
             self._saved = fresh
         except IpopError as error:
             self._log.warn("peers_unsaved reason={reason}", reason=str(error))

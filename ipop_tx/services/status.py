@@ -110,7 +110,7 @@ class Status:
     def health(self) -> list[str]:
         """What does not work, a sentence each; empty when all is well."""
         node = self._node
-        sentences = [node.bootstrap.problem, node.leases.problem, node.leases.name_problem]
+        sentences = [node.bootstrap.problem, node.leases.problem, node.leases.name_problem, *node.links.twins.values()]
         if self._protocol.disk_problem:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:
