@@ -11,6 +11,9 @@ from ipop_tx.values import Endpoint, Ident, Peer
 
 CROSSING = 1.0
 """Seconds after which both ends of two sessions that crossed must have settled on the same one."""
+TWIN_WATCH = 120.0
+TWIN_RELAPSES = 3
+"""So many returns to an older session, none more than `TWIN_WATCH` seconds after the one before, make a member two."""
 KEY_LIFE = 180.0
 """Seconds from the birth of a session until its keys are dead."""
 
@@ -34,6 +37,8 @@ class Keyed:
     confirmed: bool
     heard: float = 0.0
     """When the peer last sent a control message by it."""
+    path: PathKey | None = None
+    """Where that came from."""
 
 
 @dataclass(slots=True)
@@ -59,6 +64,8 @@ class Link:
         "initiated",
         "peer",
         "placed",
+        "relapse_at",
+        "relapses",
         "route",
         "rtt",
         "sessions",
@@ -87,6 +94,9 @@ class Link:
         """Smoothed round trip of the active path in seconds; 0.0 while unmeasured."""
         self.alarm = False
         """Whether the active path is being doubted just now."""
+        self.relapses = 0
+        self.relapse_at = now - TWIN_WATCH
+        """How often, and when last, the peer has gone back to an older session."""
         self.asked = now - 60.0
         """When the peer last challenged the way over the ring."""
 
@@ -128,6 +138,23 @@ class Link:
             if preferred.heard < used.born and preferred.born < used.born < now - CROSSING:
                 self.sessions.sort(key=lambda keyed: keyed is not used)
         return self.session is not before
+
+    def twin_places(self, session: ISession, path: PathKey, now: float) -> tuple[PathKey, PathKey] | None:
+        """The two places from which the peer speaks, when it must be two machines.
+
+        One machine that has used a younger session for a while never goes back to an older one; two with one identity do so all the time.
+        """
+        used = next((keyed for keyed in self.sessions if keyed.session is session), None)
+        if used is None:
+            return None
+        used.path = path
+        for other in self.sessions:
+            if used.born < other.born and other.heard > other.born + CROSSING and other.heard < now - CROSSING:
+                if now - self.relapse_at > CROSSING:
+                    self.relapses = self.relapses + 1 if now - self.relapse_at < TWIN_WATCH else 1
+                    self.relapse_at = now
+                return (path, other.path or path) if self.relapses >= TWIN_RELAPSES else None
+        return None
 
     def retire(self, now: float) -> list[ISession]:
         """Take out the sessions whose keys are dead, and all but the first three."""

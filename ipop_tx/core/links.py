@@ -25,9 +25,6 @@ from ipop_tx.wire.datagram import CONTROL, FRAME, RELAY, Form, form_of, receiver
 REKEY_AFTER = 120.0
 """Seconds after which the initiator of a session makes a fresh one; the other side waits ten seconds longer."""
 MOST_GUESTS = 16
-TWIN_WATCH = 120.0
-TWIN_TURNS = 3
-"""Changes of address in `TWIN_WATCH` seconds, each with a handshake, from which on a member counts as two."""
 FRAMES_WAITING = 64
 """Frames kept for a node while its session is being made."""
 
@@ -61,7 +58,6 @@ class Links:
         self._by_index: dict[int, tuple[Link, ISession]] = {}
         self._connecting: dict[Ident, Future[Link]] = {}
         self._waiting: dict[Ident, deque[bytes]] = {}
-        self._arrivals: dict[Ident, list[tuple[float, PathKey]]] = {}
         self._reassembly = Reassembly(runtime)
         self._handshakes = Handshakes(runtime, factory, self.send_datagram, self._adopt, self._handshake_refused)
 
@@ -135,6 +131,8 @@ class Links:
     def unsealed(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
         """What a session of `link` unsealed, by whichever plane."""
         link.heard = self._runtime.now
+        if not link.peer.guest:
+            self._watch_for_twins(link, session, path)
         if link.confirm(session, self._runtime.now):
             self._runtime.emit(LinkChanged(link.ident))
         if isinstance(path, Route) and path.via:
@@ -216,8 +214,6 @@ class Links:
         if link is None:
             link = self._new_link(peer, handshake)
         link.peer = peer
-        if not session.initiated:
-            self._watch_for_twins(link, handshake.path)
         link.add_session(session, self._runtime.now)
         self._by_index[session.local_index] = (link, session)
         self._forget_sessions(link)
@@ -225,17 +221,11 @@ class Links:
         self._runtime.after(REKEY_AFTER + (0.0 if session.initiated else 10.0), lambda: self._rekey_due(link, session))
         return link
 
-    def _watch_for_twins(self, link: Link, path: PathKey) -> None:
-        """An identity that comes by turns from here and from there is used by two machines: one of them is a copy."""
-        if link.peer.guest or isinstance(path, Route):
-            return
-        recent = [entry for entry in self._arrivals.get(link.ident, []) if self._runtime.now - entry[0] < TWIN_WATCH]
-        if not recent or recent[-1][1] != path:
-            recent.append((self._runtime.now, path))
-        self._arrivals[link.ident] = recent
-        if len(recent) > TWIN_TURNS:
-            places = " and ".join(sorted({str(entry[1]) for entry in recent}))
-            self.twins[link.ident] = f"the identity of {link.peer.name} is used by two machines, at {places}: join one of them anew"
+    def _watch_for_twins(self, link: Link, session: ISession, path: PathKey) -> None:
+        places = link.twin_places(session, path, self._runtime.now)
+        if places is not None:
+            where = " and ".join(sorted({describe(place) for place in places}))
+            self.twins[link.ident] = f"the identity of {link.peer.name} is used by two machines ({where}): join one of them anew"
 
     def _new_link(self, peer: Peer, handshake: Handshake) -> Link:
         if peer.guest and len(self.guests) >= MOST_GUESTS:

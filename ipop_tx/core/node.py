@@ -13,10 +13,12 @@ from ipop_tx.core.bootstrap import Bootstrap
 from ipop_tx.core.coordinator import Coordinator
 from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.events import EnrolRequested
+from ipop_tx.core.fingers import Fingers
 from ipop_tx.core.lease import Leases
 from ipop_tx.core.link import Link, PathKey
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.merging import Merging
 from ipop_tx.core.paths import Paths
 from ipop_tx.core.relay import Relay
 from ipop_tx.core.replica import Replicas
@@ -72,6 +74,8 @@ class Node:
         self.rpc = Rpc(self.links, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
         self.ring = Ring(self.links, self.rpc, self.lookups, self.paths, self.runtime)
+        self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
+        self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
         self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)

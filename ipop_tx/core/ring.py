@@ -1,18 +1,19 @@
-"""A node's place on the ring: predecessor, successors, fingers.
+"""A node's place on the ring: predecessor and successors.
 
 Chord (Stoica et al. 2001) with the corrections of Zave ("Reasoning about identifier spaces", 2017): a list of successors
 that is never empty once joined, joining in two steps, and *rectify* in place of notify: a predecessor is replaced only by a nearer
 node that is alive, or when it is dead. Here alive means: has a link.
 
-Links carry both ways and every linked node is considered as a neighbour, so two rings that touch anywhere grow together.
+Links carry both ways and every linked node is considered as a neighbour. `merging` mends rings that have gone wrong; `fingers`
+keeps the far links.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ipop_tx.core.events import Joined, RingChanged
-from ipop_tx.core.ident import clockwise, offset, strictly_within, within
+from ipop_tx.core.ident import clockwise, strictly_within, within
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
@@ -29,25 +30,24 @@ LINKED = 4
 """How many of them a node has links to; the others are known by ident only, for when those are gone."""
 STABILISE = 10.0
 """Seconds between stabilisations of a calm ring; after a change it is a tenth."""
-FINGERS_EVERY = 30.0
-MERGE_EVERY = 30.0
-"""Seconds between looks for another ring; a fifteenth of it for a ring of one, and at first."""
 
 
 class Ring:
-    """Joins, stabilises, rectifies, leaves; owns predecessor, successor list and fingers."""
+    """Joins, stabilises, rectifies, leaves; owns predecessor and successor list."""
 
     def __init__(self, links: Links, rpc: Rpc, lookups: Lookups, paths: Paths, runtime: Runtime) -> None:
         self.ident = links.ident
         self.predecessor: Ident | None = None
         self.successors: list[Ident] = []
         self.fingers: list[Ident] = []
+        """Far members that `Fingers` keeps links to."""
         self.joined = False
         self.leaving = False
         self.placed = False
         """Whether we have had neighbours on both sides since we joined."""
         self.on_changed: Callable[[], None] = lambda: None
         self.on_placed: Callable[[], None] = lambda: None
+        self.on_joined: list[Callable[[], None]] = []
         self._links = links
         self._rpc = rpc
         self._lookups = lookups
@@ -87,6 +87,10 @@ class Ring:
         """This node and its successors, in ring order: who keeps what this node owns."""
         return [self.ident, *self.successors]
 
+    def near(self) -> list[Ident]:
+        """All neighbours, those after us first."""
+        return [*self.successors, *([self.predecessor] if self.predecessor else [])]
+
     def across(self, target: Ident) -> Ident | None:
         """Our neighbour on the other side of `target`, where that lies between the two of us."""
         if self.successors and strictly_within(self.ident, target, self.successors[0]):
@@ -114,7 +118,7 @@ class Ring:
         found = await self._lookups.ask(contact, self.ident, exclude=self.ident)
         await self._links.connect(found.owner, found.agent)
         for ident in (found.owner, *found.successors):
-            self._insert_successor(ident)
+            self.insert_successor(ident)
         self._become_member()
         await self._stabilise()
 
@@ -124,8 +128,8 @@ class Ring:
         self.joined = True
         self._runtime.emit(Joined())
         self._runtime.background(self._stabilise_for_ever())
-        self._runtime.background(self._mend_fingers_for_ever())
-        self._runtime.background(self._merge_for_ever())
+        for hook in self.on_joined:
+            hook()
 
     async def leave(self) -> None:
         """Tell the neighbours who takes our place."""
@@ -187,7 +191,7 @@ class Ring:
             except IpopError:
                 self._runtime.count("nearer_unreachable")
             else:
-                self._insert_successor(nearer)
+                self.insert_successor(nearer)
                 return False
         self._adopt_list(successor, answer.successors)
         return True
@@ -231,7 +235,7 @@ class Ring:
         self.predecessor = ident
         self._changed()
         if not self.successors:
-            self._insert_successor(ident)
+            self.insert_successor(ident)
         if old is not None and old in self._links.by_ident:
             self._runtime.background(self._tell(old, m.Suggest(ident)))
 
@@ -243,18 +247,19 @@ class Ring:
     def _link_up(self, link: Link) -> None:
         """Every linked member may be a neighbour; whether it is on the ring shows when we ask it."""
         if self.joined and self._fits(link.ident):
-            self._runtime.background(self._consider(link))
+            self._runtime.background(self.consider(link))
 
     def _fits(self, ident: Ident) -> bool:
         nearer_before = self.predecessor is None or strictly_within(self.predecessor, ident, self.ident)
         nearer_after = len(self.successors) < SUCCESSORS or strictly_within(self.ident, ident, self.successors[-1])
         return nearer_before or nearer_after
 
-    async def _consider(self, link: Link) -> None:
+    async def consider(self, link: Link) -> None:
+        """Ask a member whether it is on the ring, and take it as neighbour on either side if it is nearer than those we have."""
         answer = await self._rpc.on_link(link, m.GetNeighbours())
         if not isinstance(answer, m.Neighbours) or not answer.joined or not self.joined:
             return
-        self._insert_successor(link.ident)
+        self.insert_successor(link.ident)
         self._consider_predecessor(link.ident)
 
     def _suggested(self, link: Link, body: m.Suggest) -> m.Done:
@@ -269,7 +274,8 @@ class Ring:
     async def _try(self, ident: Ident, informant: Ident) -> None:
         await self._links.connect(ident, informant)
 
-    def _insert_successor(self, ident: Ident) -> None:
+    def insert_successor(self, ident: Ident) -> None:
+        """Put a linked member where it belongs in the list, if it does; tell it of the first one that it displaces."""
         if ident == self.ident or ident in self.successors:
             return
         ordered = sorted([*self.successors, ident], key=lambda other: clockwise(self.ident, other))[:SUCCESSORS]
@@ -315,73 +321,3 @@ class Ring:
         self.on_changed()
         if self.joined:
             self._runtime.after(0.05, lambda: self._runtime.background(self._stabilise()))
-
-    # --- merging -----------------------------------------------------------------------------
-
-    async def _merge_for_ever(self) -> None:
-        """Look for nearer neighbours from members at random: in another ring, or in one that has got into a tangle.
-
-        Neighbours that such a find displaces are told of it (`Suggest`), so two rings close like a zip from wherever they touch.
-        """
-        begun = self._runtime.now
-        while not self.leaving:
-            fresh = self._runtime.now - begun < MERGE_EVERY or not self.successors
-            await self._runtime.sleep(self._runtime.spread(MERGE_EVERY / 15 if fresh else MERGE_EVERY))
-            near = self._near()
-            linked = sorted(self._links.by_ident)
-            far = [ident for ident in linked if ident not in near] or linked
-            if far and self.joined:
-                await self._look_from(far[self._runtime.rng.randrange(len(far))])
-
-    def _near(self) -> list[Ident]:
-        return [*self.successors, *([self.predecessor] if self.predecessor else [])]
-
-    async def _look_from(self, member: Ident) -> None:
-        try:
-            found = await self._lookups.closest(member, self.ident, self._near())
-            named = {found.owner, *found.successors} - {self.ident}
-            after = min(named, key=lambda ident: clockwise(self.ident, ident), default=None)
-            before = min(named, key=lambda ident: clockwise(ident, self.ident), default=None)
-            if after and (not self.successors or strictly_within(self.ident, after, self.successors[0])):
-                await self._links.connect(after, found.agent if after == found.owner else found.owner)
-                self._insert_successor(after)
-            if before and (not self.predecessor or strictly_within(self.predecessor, before, self.ident)):
-                await self._consider(await self._links.connect(before, found.agent if before == found.owner else found.owner))
-        except IpopError:
-            self._runtime.count("merge_unanswered")
-
-    # --- fingers -----------------------------------------------------------------------------
-
-    async def _mend_fingers_for_ever(self) -> None:
-        await self._runtime.sleep(self._runtime.spread(2.0))
-        while not self.leaving:
-            await self._mend_fingers()
-            await self._runtime.sleep(self._runtime.spread(FINGERS_EVERY))
-
-    async def _mend_fingers(self) -> None:
-        """One look-up for each power of two that reaches beyond the successor list."""
-        fresh: list[Ident] = []
-        for target in self._finger_targets():
-            try:
-                found = await self._lookups.find(target)
-                if found.owner != self.ident and found.owner not in fresh:
-                    await self._links.connect(found.owner, found.agent)
-                    fresh.append(found.owner)
-            except IpopError:
-                self._runtime.count("finger_missing")
-        self.fingers = fresh
-
-    def _finger_targets(self) -> Iterable[Ident]:
-        if not self.successors:
-            return
-        reach = clockwise(self.ident, self.successors[-1])
-        for power in range(IDENT_BITS - 1, 0, -1):
-            if 1 << power <= reach:
-                return
-            yield offset(self.ident, 1 << power)
-
-    # --- for reports -------------------------------------------------------------------------
-
-    def needed(self, ident: Ident) -> bool:
-        """Whether the ring wants the link to this node kept."""
-        return ident == self.predecessor or ident in self.successors or ident in self.fingers

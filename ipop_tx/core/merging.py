@@ -1,0 +1,59 @@
+"""How rings that should be one become one: two that were parted, or one that has got into a tangle.
+
+Stabilisation sees only what neighbours know of each other, so it keeps a wrong ring as faithfully as a right one. Therefore each node
+looks for its own place now and then from a member that is none of its neighbours, by a walk that goes by idents and links alone.
+What it finds nearer it takes; neighbours that are displaced are told (`Suggest`), so two rings close like a zip from wherever they touch.
+"""
+
+from __future__ import annotations
+
+from ipop_tx.core.ident import clockwise, strictly_within
+from ipop_tx.core.links import Links
+from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.ring import Ring
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.errors import IpopError
+from ipop_tx.values import Ident
+
+EVERY = 30.0
+"""Seconds between looks; a fifteenth of it for a ring of one, and in the first half minute."""
+
+
+class Merging:
+    """Looks for nearer neighbours from members at random."""
+
+    def __init__(self, ring: Ring, lookups: Lookups, links: Links, runtime: Runtime) -> None:
+        self._ring = ring
+        self._lookups = lookups
+        self._links = links
+        self._runtime = runtime
+        ring.on_joined.append(self._begin)
+
+    def _begin(self) -> None:
+        self._runtime.background(self._look_for_ever())
+
+    async def _look_for_ever(self) -> None:
+        begun = self._runtime.now
+        while not self._ring.leaving:
+            fresh = self._runtime.now - begun < EVERY or not self._ring.successors
+            await self._runtime.sleep(self._runtime.spread(EVERY / 15 if fresh else EVERY))
+            near = self._ring.near()
+            linked = sorted(self._links.by_ident)
+            far = [ident for ident in linked if ident not in near] or linked
+            if far and self._ring.joined:
+                await self._look_from(far[self._runtime.rng.randrange(len(far))])
+
+    async def _look_from(self, member: Ident) -> None:
+        ring, own = self._ring, self._ring.ident
+        try:
+            found = await self._lookups.closest(member, own, ring.near())
+            named = {found.owner, *found.successors} - {own}
+            after = min(named, key=lambda ident: clockwise(own, ident), default=None)
+            before = min(named, key=lambda ident: clockwise(ident, own), default=None)
+            if after and (not ring.successors or strictly_within(own, after, ring.successors[0])):
+                await self._links.connect(after, found.agent if after == found.owner else found.owner)
+                ring.insert_successor(after)
+            if before and (not ring.predecessor or strictly_within(ring.predecessor, before, own)):
+                await ring.consider(await self._links.connect(before, found.agent if before == found.owner else found.owner))
+        except IpopError:
+            self._runtime.count("merge_unanswered")
