@@ -1,0 +1,112 @@
+"""The wires under test: for every system two machines with a router between them, and if wanted delay and loss.
+
+```
+                A --- 10.61.1.0/24 --- router --- 10.61.2.0/24 --- B          MTU 1500
+   with delay:  A --- [user-space wire] --- router --- B                      offloads off at A, router and B
+```
+
+Every system has three namespaces of its own, so that no system sees the overlay addresses of another.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from ipop_tx.lab import Host, Lab, Process, netns, wait_for
+from ipop_tx.lab.node import environment
+
+A_ADDRESS = "10.61.1.2"
+B_ADDRESS = "10.61.2.2"
+_ROUTER_A = "10.61.1.1"
+_ROUTER_B = "10.61.2.1"
+
+OFFLOADS = ("tx", "tso", "gso", "gro", "tx-udp-segmentation")
+"""Without them every frame on the delayed wire is one datagram of at most 1514 bytes, with its checksum filled in."""
+
+_LOSS = """
+flush ruleset
+table ip impair {{
+ chain lose {{ type filter hook forward priority -200;
+  {rule}
+ }}
+}}
+"""
+
+
+class Pair:
+    """A, a router, and B; `label` names them. `rtt_ms` is added by a user-space wire between A and the router."""
+
+    def __init__(self, lab: Lab, label: str, rtt_ms: float = 0) -> None:
+        self.lab = lab
+        self.label = label
+        self.a = Host(lab, f"{label}-a", A_ADDRESS, A_ADDRESS)
+        self.b = Host(lab, f"{label}-b", B_ADDRESS, B_ADDRESS)
+        self.router = Host(lab, f"{label}-router", _ROUTER_A, None)
+        self._wire: Process | None = None
+        if rtt_ms:
+            self._lay_delayed_wire(rtt_ms)
+        else:
+            _cable(self.router, "to-a", self.a, "eth0")
+        _cable(self.router, "to-b", self.b, "eth0")
+        _machine(self.a, A_ADDRESS, _ROUTER_A)
+        _machine(self.b, B_ADDRESS, _ROUTER_B)
+        netns.configure(
+            self.router.namespace,
+            f"addr add {_ROUTER_A}/24 dev to-a",
+            "link set to-a up",
+            f"addr add {_ROUTER_B}/24 dev to-b",
+            "link set to-b up",
+        )
+        netns.set_kernel(self.router.namespace, "ipv4.ip_forward", 1)
+        if rtt_ms:
+            for host, device in ((self.a, "eth0"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):
+                _without_offloads(host, device)
+
+    def side(self, name: Literal["a", "b"]) -> Host:
+        """A machine by its letter."""
+        return self.a if name == "a" else self.b
+
+    def pids(self) -> list[int]:
+        """All processes that live on A and B now: the daemons, as long as nothing is being measured."""
+        return netns.members([self.a.namespace, self.b.namespace])
+
+    def lose(self, percent: float) -> None:
+        """From now on the router drops this share of all packets, in either direction; at random, one by one."""
+        rule = f"numgen random mod 100000 < {round(percent * 1000)} drop" if percent else ""
+        self.router.run(["nft", "-f", "-"], text=_LOSS.format(rule=rule))
+
+    def stop(self) -> None:
+        """End all that runs here; the namespaces go with the lab."""
+        here = {self.a.namespace, self.b.namespace, self.router.namespace}
+        for process in self.lab.processes:
+            if process.returncode is None and any(netns.lives_in(process.pid, namespace) for namespace in here):
+                process.stop()
+        if self._wire is not None:
+            self._wire.stop()
+
+    def _lay_delayed_wire(self, rtt_ms: float) -> None:
+        middle = Host(self.lab, f"{self.label}-wire", "", None)
+        _cable(middle, "left", self.a, "eth0")
+        _cable(middle, "right", self.router, "to-a")
+        netns.configure(middle.namespace, "link set left up promisc on", "link set right up promisc on")
+        for name in ("all", "default", "left", "right"):
+            netns.set_kernel(middle.namespace, f"ipv6.conf.{name}.disable_ipv6", 1)
+        argv = [sys.executable, "-m", "benchmarks.dataplane.wire", "left", "right", str(rtt_ms / 2)]
+        wire = self._wire = middle.start(argv, "wire.log", environment())
+        wait_for(f"the delayed wire of {self.label}", 10, lambda: "ready" in wire.output)
+
+
+def _cable(one: Host, one_device: str, other: Host, other_device: str) -> None:
+    netns.configure(one.namespace, f"link add {one_device} type veth peer name {other_device} netns {other.namespace}")
+
+
+def _machine(host: Host, address: str, gateway: str) -> None:
+    # No IPv6 below: a system that prefers it would not be measured on the same way as the others.
+    netns.set_kernel(host.namespace, "ipv6.conf.eth0.disable_ipv6", 1)
+    netns.configure(host.namespace, f"addr add {address}/24 dev eth0", "link set eth0 up", f"route add default via {gateway}")
+
+
+def _without_offloads(host: Host, device: str) -> None:
+    for offload in OFFLOADS:  # one by one: no device knows all of them
+        host.run(["ethtool", "-K", device, offload, "off"], check=False)
