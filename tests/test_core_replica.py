@@ -9,7 +9,7 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core.dht import RegisterSigner
-from ipop_tx.core.replica import Replicas, genesis, page
+from ipop_tx.core.replica import LEFT_ROW, Replicas, genesis, page
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import StateError
 from ipop_tx.identity.store import MemoryReplicaStore
@@ -57,7 +57,7 @@ class ReplicaTests(TestCase):
     def install(self, number: int, members: Iterable[Ident] = (ME, YOU), cells: tuple[m.Cell, ...] = (), **fields: Any) -> m.Answer:
         """A view begins."""
         part, final = fields.get("part", 0), fields.get("final", True)
-        return self.replicas.install(YOU, m.Install(SHARD, number, tuple(members), cells, part, final))
+        return self.replicas.install(YOU, m.Install(SHARD, number, tuple(members), cells, part, final, 1))
 
     # --- registers -------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class ReplicaTests(TestCase):
         self.assertEqual(self.replicas.newest(SHARD), m.Redirect(SHARD, 2, (YOU, THIRD)))
         self.replicas.retire(m.Retire(SHARD, 1, (YOU, THIRD)))
         self.assertNotIn(SHARD, self.replicas.shards)
-        self.assertEqual([row for row in self.loaded() if row[0] == SHARD], [])
+        self.assertEqual([row[1] for row in self.loaded() if row[0] == SHARD], [LEFT_ROW], "only that it was given up is remembered")
 
     def test_retire(self) -> None:
         """Whoever is a member of the next view keeps its copy until it gets that; an old message retires no newer copy."""

@@ -60,7 +60,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Succeed(31, 4, BALLOT, (A, B))), "930501953a1f04{ballot}92{a}{b}"),
     (m.Request(1, m.Fetch(31, 4, b"")), "930501943b1f04c400"),
     (m.Reply(1, m.Page((CELL,), False)), "930601933d91963c{k}{ballot}{ballot}{record}cd05dcc2"),
-    (m.Request(1, m.Install(31, 5, (A, B), (CELL,), 0, True)), "930501973e1f0592{a}{b}91963c{k}{ballot}{ballot}{record}cd05dc00c3"),
+    (m.Request(1, m.Install(31, 5, (A, B), (CELL,), 0, True, 7)), "930501983e1f0592{a}{b}91963c{k}{ballot}{ballot}{record}cd05dc00c307"),
     (m.Request(1, m.Retire(31, 4, (A, B))), "930501943f1f0492{a}{b}"),
     (
         m.Request(1, m.Enrol(b"invitation", b"csr", b"", b"signature", "alice", A)),

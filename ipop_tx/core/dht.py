@@ -21,13 +21,13 @@ from ipop_tx.core.replica import Replicas
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, first
-from ipop_tx.errors import Conflict, IpopError, LocalMisuse, Unavailable, Unreachable
+from ipop_tx.core.tasks import Future, first, spawn
+from ipop_tx.errors import BadMessage, Conflict, IpopError, LocalMisuse, Unavailable, Unreachable
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire import messages as m
 
-PATIENCE = 15.0
+PATIENCE = 20.0
 """Seconds until an operation is given up."""
 OPERATION_DEADLINE = 8.0
 """Seconds that one coordinator is given."""
@@ -95,7 +95,10 @@ class Dht:
 
     async def get(self, key: bytes) -> m.Record | None:
         """The live record. Raises `Unavailable` or `Unreachable`."""
-        return (await self._operate(key, m.Read(key))).record
+        record = (await self._operate(key, m.Read(key))).record
+        if record is not None and not self._signer.authentic(key, record):
+            raise BadMessage("a member answered with a record that its owner has not signed", "try again")
+        return record
 
     async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
         """Fill an empty register. Raises `Conflict`, with what is there in its sentence.
@@ -122,21 +125,37 @@ class Dht:
         return _written(record, await self._operate(key, m.Write(key, expected, record)))
 
     async def _operate(self, key: bytes, body: m.Read | m.Write) -> m.Current:
-        deadline = self._runtime.now + PATIENCE
-        error: IpopError = Unreachable("the node is not on the ring yet", "wait until it has joined")
+        """Ask until there is an answer or patience ends, which it does also while somebody is still being waited for."""
+        problems: list[IpopError] = [self._why_not()]
+        asking = spawn(self._ask_until(self._runtime.now + PATIENCE, key, body, problems))
+        await first([asking, self._runtime.sleep(PATIENCE)])
+        if asking.done:
+            return asking.result()
+        raise problems[-1]
+
+    def _why_not(self) -> Unreachable:
+        if self._ring.joined:
+            return Unreachable("nobody on the ring answers for this part of the DHT", "wait for the nodes that keep it")
+        return Unreachable("the node is not on the ring yet", "wait until it has joined")
+
+    async def _ask_until(self, deadline: float, key: bytes, body: m.Read | m.Write, problems: list[IpopError]) -> m.Current:
+        """The most telling problem so far stands last in `problems`: numbers before sentences, many replicas before few."""
         pause = 0.1
         while self._runtime.now < deadline:
             try:
                 async for answer in self._answers(key, body):
                     if isinstance(answer, m.Current):
                         return answer
-                    if isinstance(answer, m.NoMajority) and not (isinstance(error, Unavailable) and error.reached > answer.reached):
-                        error = Unavailable(answer.reached, answer.needed, answer.replicas)
+                    if isinstance(answer, m.NoMajority) and not (
+                        isinstance(problems[-1], Unavailable) and problems[-1].reached > answer.reached
+                    ):
+                        problems.append(Unavailable(answer.reached, answer.needed, answer.replicas))
             except IpopError as problem:
-                error = problem if not isinstance(error, Unavailable) else error
+                if not isinstance(problems[-1], Unavailable):
+                    problems.append(problem)
             await self._runtime.sleep(self._runtime.spread(pause))
             pause = min(1.0, pause * 1.5)
-        raise error
+        raise problems[-1]
 
     async def _answers(self, key: bytes, body: m.Read | m.Write) -> AsyncIterator[m.Answer]:
         """The answers of one coordinator after the other."""

@@ -21,6 +21,8 @@ from ipop_tx.wire import messages as m
 MAX_HOPS = 40
 NEAREST = 8
 """Nodes that a walk names."""
+SENDINGS = 3
+"""Sendings of a question to a next hop until another is tried; fewer than usual, since there are others."""
 DETOURS = 3
 """Next hops tried at each node before it gives up."""
 
@@ -96,7 +98,7 @@ class Lookups:
                 break
             tried.add(hop.ident)
             try:
-                found = _found(await self._rpc.on_link(hop, passed_on))
+                found = _found(await self._rpc.on_link(hop, passed_on, sendings=SENDINGS))
             except NotFound:
                 if asker is None:
                     continue

@@ -23,6 +23,8 @@ REPLICAS = 5
 PAGE_BYTES = 8000
 """Rough size of one part of a hand-over."""
 VIEW_ROW = b""
+LEFT_ROW = b"left"
+"""The row that says which view of a shard this node gave up last."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,8 @@ class Shard:
     successor_ballot: m.Ballot = m.NO_BALLOT
     successor: tuple[Ident, ...] = ()
     sealed_since: float = 0.0
+    opened: float = 0.0
+    """When this node got its copy of the view."""
     cells: dict[bytes, CellState] = field(default_factory=dict)
 
     @property
@@ -70,6 +74,7 @@ class _Arriving:
     """Parts of a view that is being installed."""
 
     number: int
+    attempt: int
     parts: dict[int, tuple[m.Cell, ...]] = field(default_factory=dict)
     last: int | None = None
 
@@ -112,7 +117,9 @@ class Replicas:
         cells: list[tuple[int, bytes, bytes]] = []
         try:
             for index, key, value in self._store.load():
-                if key == VIEW_ROW:
+                if key == LEFT_ROW:
+                    self._left[index] = msgspec.msgpack.decode(value, type=int)
+                elif key == VIEW_ROW:
                     row = msgspec.msgpack.decode(value, type=ViewRow)
                     self.shards[index] = Shard(index, row.number, row.members, row.sealed, row.successor_ballot, row.successor)
                 else:
@@ -142,6 +149,7 @@ class Replicas:
     def drop(self, shard: Shard) -> None:
         """Forget a shard that others keep now; a late installation of what it was is not taken."""
         self._left[shard.index] = shard.number
+        self._store.put(shard.index, LEFT_ROW, msgspec.msgpack.encode(shard.number))
         for key in shard.cells:
             self._store.delete(shard.index, key)
         self._store.delete(shard.index, VIEW_ROW)
@@ -257,8 +265,11 @@ class Replicas:
         if self.ident not in body.members or body.number <= self._left.get(body.shard, 0):
             return self.stale(body.shard)
         arriving = self._arriving.get((sender, body.shard))
-        if arriving is None or arriving.number != body.number:
-            arriving = self._arriving[sender, body.shard] = _Arriving(body.number)
+        if any(cell.record is not None and not self._authentic(cell.key, cell.record) for cell in body.cells):
+            self._runtime.count("record_forged")
+            return m.Failed("BadMessage", "a record's signature is not its owner's", "")
+        if arriving is None or (arriving.number, arriving.attempt) != (body.number, body.attempt):
+            arriving = self._arriving[sender, body.shard] = _Arriving(body.number, body.attempt)
         arriving.parts[body.part] = body.cells
         if body.final:
             arriving.last = body.part
@@ -269,7 +280,7 @@ class Replicas:
 
     def _begin(self, body: m.Install, arriving: _Arriving) -> None:
         old = self.shards.get(body.shard)
-        shard = Shard(body.shard, body.number, body.members)
+        shard = Shard(body.shard, body.number, body.members, opened=self._runtime.now)
         for cell in (cell for part in arriving.parts.values() for cell in part):
             shard.cells[cell.key] = CellState(cell.promised, cell.accepted, cell.record, self._runtime.now - cell.age_ms / 1000)
         for key in old.cells if old else ():
@@ -282,6 +293,10 @@ class Replicas:
         for key, state in shard.cells.items():
             self._put_cell(shard, key, state)
         self.on_view()
+
+    def copy(self, shard: Shard) -> list[m.Cell]:
+        """All cells of a shard, in the order of their keys."""
+        return [self._cell(key, shard.cells[key]) for key in sorted(shard.cells)]
 
     def learn(self, index: int, number: int, members: tuple[Ident, ...]) -> None:
         """Somebody named a view; remember the newest. A copy that it leaves behind stays until a majority has the new one."""

@@ -38,6 +38,7 @@ class _Call:
     answered: Future[m.Answer]
     deadline: float
     wait: float
+    most: int
     sendings: int = 0
     timer: Timer | None = None
 
@@ -78,22 +79,22 @@ class Rpc:
     async def _connect_and_call(self, ident: Ident, body: m.Ask, deadline: float) -> m.Answer:
         return await self.on_link(await self._links.connect(ident), body, deadline)
 
-    def on_link(self, link: Link, body: m.Ask, deadline: float = DEADLINE) -> Future[m.Answer]:
-        """Ask the peer of a link."""
+    def on_link(self, link: Link, body: m.Ask, deadline: float = DEADLINE, sendings: int = SENDINGS) -> Future[m.Answer]:
+        """Ask the peer of a link; it counts as dead after `sendings` without any sign of life."""
         if not link.up:
             return failed(Unreachable(f"{link.peer.name or link.ident.hex()[:8]} is not connected"))
         self._next += 1
         wait = max(FIRST_WAIT, 3 * link.rtt)
-        call = _Call(link, m.Request(self._next, body), Future(), self._runtime.now + deadline, wait)
+        call = _Call(link, m.Request(self._next, body), Future(), self._runtime.now + deadline, wait, sendings)
         self._calls[self._next] = call
         self._send(call)
         return call.answered
 
     def _send(self, call: _Call) -> None:
-        if call.sendings >= SENDINGS or self._runtime.now >= call.deadline:
+        if call.sendings >= call.most or self._runtime.now >= call.deadline:
             self._end(call)
             call.answered.fail(Unreachable(f"{call.link.peer.name or call.link.ident.hex()[:8]} does not answer"))
-            if call.sendings >= SENDINGS:
+            if call.sendings >= call.most:
                 self.suspect(call.link.ident)
             return
         call.sendings += 1

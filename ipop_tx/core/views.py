@@ -8,7 +8,8 @@ compares and, where they differ, changes the view by a stop sign:
 3. collect from that majority every promise and accepted value, and *install* them at a majority of the next view, which is thereby open.
 
 Promises travel too: a ballot that was promised in one view cannot be undercut in the next. Members that miss the installation
-are simply replicas that have not heard anything yet; the steward keeps sending it to them.
+are simply replicas that have not heard anything yet; any member that has its copy sends them that copy, which is for them as if
+everything that it has accepted reached them only now.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PERIOD = 3.0
 """Seconds between looks at all shards of this node."""
 SETTLE = 0.5
 """Seconds after a change of the ring until the shards are looked at; neighbours often come in company."""
+VERIFY_AFTER = 5.0
+"""Seconds after which a node that has a copy of a view sees whether the other members have theirs."""
 UNFINISHED = 4.0
 """Seconds after which a sealed view is taken up by whoever is first among its living members."""
 
@@ -46,6 +49,8 @@ class Views:
         self._runtime = runtime
         self._changing: set[int] = set()
         self._lagging: dict[int, set[Ident]] = {}
+        self._verified: dict[int, int] = {}
+        """The view of each shard of which every member has been seen to have its copy."""
         self._round = 0
         self._checking = False
         self._leaving = False
@@ -78,6 +83,7 @@ class Views:
                     self._runtime.background(self._retire_if_over(shard))
                 elif shard.index not in self._changing and (self._is_steward(shard) or self._abandoned(shard)):
                     await self._check_shard(shard)
+                self._look_after(shard)
         finally:
             self._checking = False
 
@@ -110,11 +116,34 @@ class Views:
             desired = await self._desired(shard)
         except IpopError:
             return
-        lagging = self._lagging.pop(shard.index, set()) & set(self._links.by_ident)
         current = self._replicas.shards.get(shard.index)
-        if current is shard and (desired != shard.members or not shard.open or lagging):
+        if current is shard and (desired != shard.members or not shard.open):
             self._changing.add(shard.index)
             self._runtime.background(self._change_and_note(shard, desired))
+
+    def _look_after(self, shard: Shard) -> None:
+        """See that every member of a view has its copy; whoever installed them may have died over it."""
+        if not shard.open or self._replicas.superseded(shard) or self._runtime.now - shard.opened < VERIFY_AFTER:
+            return
+        if self._verified.get(shard.index) != shard.number:
+            self._runtime.background(self._verify(shard))
+        lagging = self._lagging.pop(shard.index, set()) & set(shard.members) & set(self._links.by_ident)
+        for member in sorted(lagging):
+            self._runtime.background(self._install_at(member, self._parts(shard, shard.number, shard.members, self._replicas.copy(shard))))
+
+    async def _verify(self, shard: Shard) -> None:
+        peek = m.Peek(shard.index, shard.number, bytes(IDENT_BYTES))
+        there = 0
+        for member in shard.members:
+            try:
+                answer = await self._coordinator.ask_member(member, peek)
+            except IpopError:
+                continue
+            if isinstance(answer, m.Stale) and answer.number < shard.number:
+                self._lagging.setdefault(shard.index, set()).add(member)
+            there += isinstance(answer, m.Promise)
+        if there == len(shard.members):
+            self._verified[shard.index] = shard.number
 
     async def _desired(self, shard: Shard) -> tuple[Ident, ...]:
         start = self._replicas.start_of(shard.index)
@@ -200,14 +229,8 @@ class Views:
         return [merged[key] for key in sorted(merged)]
 
     async def _install(self, shard: Shard, members: tuple[Ident, ...], cells: list[m.Cell]) -> None:
-        parts: list[tuple[m.Cell, ...]] = []
-        left = cells
-        while left or not parts:
-            part = page(left)
-            parts.append(part)
-            left = left[len(part) :]
         number = shard.number + 1
-        messages = [m.Install(shard.index, number, members, part, at, at == len(parts) - 1) for at, part in enumerate(parts)]
+        messages = self._parts(shard, number, members, cells)
         needed = majority(members)
         attempts = 0
         while attempts < 5 or not self._leaving:
@@ -220,6 +243,14 @@ class Views:
             attempts += 1
             await self._runtime.sleep(min(5.0, attempts))
         self._replicas.learn(shard.index, number, members)
+
+    def _parts(self, shard: Shard, number: int, members: tuple[Ident, ...], cells: list[m.Cell]) -> list[m.Install]:
+        parts: list[tuple[m.Cell, ...]] = []
+        while cells or not parts:
+            parts.append(page(cells))
+            cells = cells[len(parts[-1]) :]
+        attempt = self._runtime.rng.getrandbits(32)
+        return [m.Install(shard.index, number, members, part, at, at == len(parts) - 1, attempt) for at, part in enumerate(parts)]
 
     async def _install_at(self, member: Ident, messages: list[m.Install]) -> bool:
         for message in messages:

@@ -337,6 +337,8 @@ class Install(_Message, frozen=True, tag=62):
     cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
     part: Count
     final: bool
+    attempt: Count
+    """Tells the parts of one attempt from those of another."""
 
 
 class Retire(_Message, frozen=True, tag=63):
