@@ -285,3 +285,34 @@ class MembershipTests(NetCase):
         heal(net)
         net.run(60)
         self.assertEqual(net.wait(second.submit(c.Get(KEY))).value, b"x")
+
+    def test_changer_dies_half_way(self) -> None:
+        """The changer crashes when only it and one other have the next view: neither view has a majority, until that one hands it on."""
+        net = self.net(network=replace(NETWORK, shards=1))
+        machines = self.grow(net, 3)
+        net.wait(machines[0].submit(c.Create(KEY, b"x", 36000)))
+        number = machines[0].running.replicas.shards[0].number + 1
+        newcomer = net.add()
+        newcomer.start(machines[0])
+        pair: list[SimulatedNode] = []
+
+        def cut(one: SimulatedNode, other: SimulatedNode) -> bool:
+            """From the moment at which the changer has the next view, it reaches only one of the others."""
+            if not pair and self.having(machines, number):
+                changer = self.having(machines, number)[0]
+                pair.extend([changer, next(machine for machine in machines if machine is not changer)])
+            return not pair or {one.number, other.number} == {machine.number for machine in pair}
+
+        net.reachable = cut
+        self.assertTrue(net.run(60, lambda: len(self.having(machines, number)) == 2))
+        pair[0].crash()
+        heal(net)
+        self.assertEqual(len(self.having([*machines, newcomer], number)), 1)
+        net.run(120)
+        for machine in net.running():
+            self.assertEqual(net.wait(machine.submit(c.Get(KEY))).value, b"x")
+
+    def having(self, machines: Iterable[SimulatedNode], number: int) -> list[SimulatedNode]:
+        """Who of the machines has its copy of view `number` of shard 0."""
+        copies = [(machine, machine.running.replicas.shards.get(0)) for machine in machines if machine.node]
+        return [machine for machine, shard in copies if shard is not None and shard.number == number and shard.open]
