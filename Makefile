@@ -1,6 +1,6 @@
 # Two commands need nothing but a Debian machine with make: `make demo` and `make test`.
 # Progress goes to stderr; stdout belongs to the command itself.
-.PHONY: help setup demo test lint news
+.PHONY: help setup demo test lint bench news
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -10,7 +10,8 @@ help:
 	  'make demo [ARGS="--check --json --keep"]   several real nodes on this machine, in sites behind NATs (as root)' \
 	  'make test [ARGS="tests.test_config"]       the tests' \
 	  'make lint                                  ruff and mypy --strict' \
-	  'make bench-NAME [ARGS=...]                 one of benchmarks/' \
+	  'make bench [ARGS="--quick --json"]         throughput, latency, CPU beside packaged VPNs (as root; docs/performance.md)' \
+	  'make bench-NAME [ARGS=...]                 another one of benchmarks/, for instance bench-profile' \
 	  'make setup                                 only what the others need: Debian packages and .venv' \
 	  'make news                                  what the next release would announce'
 
@@ -31,6 +32,10 @@ lint:
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+bench:
+	@tools/setup
+	@$(PYTHON) -m benchmarks.dataplane $(ARGS)
 
 bench-%:
 	@tools/setup

@@ -27,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         netns.require_root_and(())
-        systems = _chosen(options)
+        systems, plan = _chosen(options), _plan(options)
         packages.require(packages.TOOLS)
         if options.plot:
             plot.require()
         left_out = {system.name: f"cannot have {', '.join(gone)}" for system in systems if (gone := packages.obtain(system.programs))}
         with Lab("bench") as lab:
-            report = run(lab, [system for system in systems if system.name not in left_out], _plan(options), left_out)
+            report = run(lab, [system for system in systems if system.name not in left_out], plan, left_out)
         if options.plot:
             plot.plot(report.as_dict(), options.plot)
         print(report.as_json() if options.json else report.as_text(), flush=True)
@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer", metavar="NAME=COMMAND", action="append", default=[], help="a system of your own; see docs/performance.md")
     parser.add_argument("--rounds", type=_count, help="how often everything is measured (default: 3)")
     parser.add_argument("--seconds", type=_count, help="length of each stream (default: 5, with --quick 3)")
+    parser.add_argument(
+        "--congestion", metavar="NAME", help="TCP's congestion control on A and B, for instance cubic (default: the machine's)"
+    )
     parser.add_argument("--no-lossy", action="store_true", help="without the scenario of delay and loss")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="a picture of the results; needs matplotlib")
     return parser
@@ -71,7 +74,16 @@ def _plan(options: argparse.Namespace) -> Plan:
     rounds, seconds = options.rounds or 3, options.seconds or (3 if quick else 5)
     conditions = () if options.no_lossy else _QUICK_LOSSY if quick else _LOSSY
     lossy_seconds = options.seconds or (5 if quick else 10)
-    return Plan(rounds, seconds, 200 if quick else 500, conditions, 1 if quick else rounds, lossy_seconds)
+    return Plan(rounds, seconds, 200 if quick else 500, conditions, 1 if quick else rounds, lossy_seconds, _congestion(options.congestion))
+
+
+def _congestion(wanted: str | None) -> str:
+    """The wanted TCP congestion control, or the machine's default."""
+    place = Path("/proc/sys/net/ipv4")
+    available = (place / "tcp_available_congestion_control").read_text().split()
+    if wanted is not None and wanted not in available:
+        raise LocalMisuse(f"this kernel has no congestion control {wanted!r}", f"choose of {', '.join(available)}")
+    return wanted or (place / "tcp_congestion_control").read_text().strip()
 
 
 def _chosen(options: argparse.Namespace) -> list[System]:

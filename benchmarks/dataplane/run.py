@@ -39,6 +39,8 @@ class Plan:
     lossy: tuple[tuple[int, float], ...]
     lossy_rounds: int
     lossy_seconds: int
+    congestion: str
+    """TCP's congestion control at A and B."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def say(text: str) -> None:
 
 def run(lab: Lab, systems: Sequence[System], plan: Plan, left_out: Mapping[str, str]) -> Report:
     """The whole run, in `lab`. What cannot be measured is left out and named; raises only when the lab itself fails."""
-    report = Report(_machine(), plan.rounds, plan.seconds, left_out=dict(left_out))
-    running = _start_all(lab, systems, report.left_out, "", 0)
+    report = Report(_machine(plan.congestion), plan.rounds, plan.seconds, left_out=dict(left_out))
+    running = _start_all(lab, systems, report.left_out, plan)
     report.systems = {one.system.name: Results(one.system.version) for one in running}
     for number in range(plan.rounds):
         for one in _turned(running, number):
@@ -74,20 +76,20 @@ def run(lab: Lab, systems: Sequence[System], plan: Plan, left_out: Mapping[str, 
     return report
 
 
-def _start_all(lab: Lab, systems: Sequence[System], left_out: dict[str, str], suffix: str, rtt_ms: int) -> list[Running]:
+def _start_all(lab: Lab, systems: Sequence[System], left_out: dict[str, str], plan: Plan, rtt_ms: int = 0) -> list[Running]:
+    suffix = f"-{rtt_ms}ms" if rtt_ms else ""
     running = []
     for system in systems:
         try:
-            running.append(_start(lab, system, system.name + suffix, rtt_ms))
+            running.append(_start(system, Pair(lab, system.name + suffix, rtt_ms, plan.congestion)))
         except (IpopError, OSError, RuntimeError) as error:
             left_out[system.name + suffix] = str(error)
             say(f"{system.name}{suffix} is left out: {error}")
     return running
 
 
-def _start(lab: Lab, system: System, label: str, rtt_ms: int) -> Running:
+def _start(system: System, pair: Pair) -> Running:
     began = time.monotonic()
-    pair = Pair(lab, label, rtt_ms)
     try:
         target = system.start(pair)
         if not holds_within(PATIENCE, lambda: not pair.a.run(["ping", "-n", "-c1", "-W1", target], check=False).returncode):
@@ -95,7 +97,7 @@ def _start(lab: Lab, system: System, label: str, rtt_ms: int) -> Running:
     except BaseException:
         pair.stop()
         raise
-    say(f"{label} {system.version} is up after {time.monotonic() - began:.1f} s")
+    say(f"{pair.label} {system.version} is up after {time.monotonic() - began:.1f} s")
     return Running(system, pair, target)
 
 
@@ -118,7 +120,7 @@ def _say_round(number: int, name: str, found: Mapping[str, float], faults: Seque
 
 def _run_lossy(lab: Lab, systems: Sequence[System], plan: Plan, report: Report) -> None:
     for rtt in dict.fromkeys(rtt for rtt, _ in plan.lossy):
-        running = _start_all(lab, systems, report.left_out, f"-{rtt}ms", rtt)
+        running = _start_all(lab, systems, report.left_out, plan, rtt)
         for loss in [loss for its_rtt, loss in plan.lossy if its_rtt == rtt]:
             report.lossy += _one_condition(running, rtt, loss, plan)
         for one in running:
@@ -140,7 +142,7 @@ def _one_condition(running: Sequence[Running], rtt: int, loss: float, plan: Plan
     return [Lossy(name, rtt, loss, tuple(values)) for name, values in found.items()]
 
 
-def _machine() -> dict[str, Any]:
+def _machine(congestion: str) -> dict[str, Any]:
     busy = _busy(1.0)
     if busy > NOISE:
         say(f"others use {busy:.0%} of this machine: the figures will be worse than they could be")
@@ -149,6 +151,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "processor": _processor(),
+        "congestion": congestion,
         "busy_before": round(busy, 3),
         "load_before": os.getloadavg()[0],
     }

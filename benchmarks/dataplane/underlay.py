@@ -35,9 +35,12 @@ table ip impair {{
 
 
 class Pair:
-    """A, a router, and B; `label` names them. `rtt_ms` is added by a user-space wire between A and the router."""
+    """A, a router, and B; `label` names them. `rtt_ms` is added by a user-space wire between A and the router.
 
-    def __init__(self, lab: Lab, label: str, rtt_ms: float = 0) -> None:
+    `congestion` names the TCP congestion control of A and B, instead of the machine's default.
+    """
+
+    def __init__(self, lab: Lab, label: str, rtt_ms: float = 0, congestion: str = "") -> None:
         self.lab = lab
         self.label = label
         self.a = Host(lab, f"{label}-a", A_ADDRESS, A_ADDRESS)
@@ -59,6 +62,8 @@ class Pair:
             "link set to-b up",
         )
         netns.set_kernel(self.router.namespace, "ipv4.ip_forward", 1)
+        for host in (self.a, self.b) if congestion else ():
+            host.run(["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={congestion}"])
         if rtt_ms:
             for host, device in ((self.a, "eth0"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):
                 _without_offloads(host, device)
@@ -73,7 +78,8 @@ class Pair:
 
     def lose(self, percent: float) -> None:
         """From now on the router drops this share of all packets, in either direction; at random, one by one."""
-        rule = f"numgen random mod 100000 < {round(percent * 1000)} drop" if percent else ""
+        share = round(percent * 1000)
+        rule = "drop" if share >= 100_000 else f"numgen random mod 100000 < {share} drop" if share else ""
         self.router.run(["nft", "-f", "-"], text=_LOSS.format(rule=rule))
 
     def stop(self) -> None:
