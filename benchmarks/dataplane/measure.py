@@ -23,7 +23,7 @@ DATAGRAM = 100
 _PORT = 5201
 _GRACE = 15.0
 _TICKS = os.sysconf("SC_CLK_TCK")
-_INTERVAL = 0.01
+_INTERVAL = 0.005
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def small_datagrams(pair: Pair, target: str, seconds: int) -> float:
 
 
 def idle_pings(pair: Pair, target: str, count: int) -> list[float]:
-    """Round trips in ms, 100 pings a second, while nothing else goes on."""
+    """Round trips in ms, 200 pings a second, while nothing else goes on."""
     argv = ["ping", "-n", f"-i{_INTERVAL}", f"-c{count}", "-W1", target]
-    done = pair.a.run(argv, check=False, timeout=count * _INTERVAL * 5 + _GRACE)
+    done = pair.a.run(argv, check=False, timeout=count * _INTERVAL * 10 + _GRACE)
     return parse_pings(done.stdout, count)
 
 
