@@ -240,4 +240,4 @@ class Delay(TestCase):
             self.assertRaises(EnvironmentProblem, measure.idle_pings, pair, B_ADDRESS, 3)
             pair.lose(0)
             self.assertEqual(len([one for one in measure.idle_pings(pair, B_ADDRESS, 20) if one < measure.UNANSWERED_MS]), 20)
-            self.assertEqual(pair.a.run(["sysctl", "-n", "net.ipv4.tcp_congestion_control"]).stdout, "reno\n")
+            self.assertEqual(measure.tcp(pair, B_ADDRESS, 1).congestion, "reno")

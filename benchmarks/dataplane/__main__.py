@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, help="how often everything is measured (default: 3)")
     parser.add_argument("--seconds", type=_count, help="length of each stream (default: 5, with --quick 3)")
     parser.add_argument(
-        "--congestion", metavar="NAME", help="TCP's congestion control on A and B, for instance cubic (default: the machine's)"
+        "--congestion", metavar="NAME", help="TCP's congestion control in iperf3, for instance cubic (default: the machine's)"
     )
     parser.add_argument("--no-lossy", action="store_true", help="without the scenario of delay and loss")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="a picture of the results; needs matplotlib")

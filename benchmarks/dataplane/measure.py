@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Stream:
     gigabytes: float
     retransmits: int
     mss: int
+    congestion: str = ""
+    """TCP's congestion control at the sender."""
     cpu_seconds: float = 0.0
 
     @property
@@ -48,12 +50,16 @@ def tcp(pair: Pair, target: str, seconds: int, *options: str) -> Stream:
     server = _serve(pair)
     try:
         before = cpu_seconds(daemons)
-        text = _client(pair, target, seconds, *options)
+        text = _client(pair, target, seconds, *_of_tcp(pair), *options)
         used = cpu_seconds(daemons) - before
     finally:
         server.stop()
     found = parse_tcp(text)
-    return Stream(found.gbps, found.gigabytes, found.retransmits, found.mss, used)
+    return replace(found, cpu_seconds=used)
+
+
+def _of_tcp(pair: Pair) -> tuple[str, ...]:
+    return ("-C", pair.congestion) if pair.congestion else ()
 
 
 def small_datagrams(pair: Pair, target: str, seconds: int) -> float:
@@ -79,7 +85,7 @@ def loaded_pings(pair: Pair, target: str, count: int) -> list[float]:
     """The same beside one TCP stream at full speed in the same direction."""
     server = _serve(pair)
     seconds = math.ceil(count * _INTERVAL * 3) + 3
-    bulk = pair.a.start(["iperf3", "-c", target, "-t", str(seconds)], "bulk.log")
+    bulk = pair.a.start(["iperf3", "-c", target, "-t", str(seconds), *_of_tcp(pair)], "bulk.log")
     try:
         wait_for("the first second of the bulk stream", 10, lambda: bulk.returncode is not None or _downloaded(bulk), 0.05)
         found = idle_pings(pair, target, count)
@@ -138,7 +144,8 @@ def parse_tcp(text: str) -> Stream:
     try:
         received, sent = found["end"]["sum_received"], found["end"]["sum_sent"]
         mss = int(found["start"].get("tcp_mss_default") or found["start"].get("tcp_mss") or 0)
-        return Stream(received["bits_per_second"] / 1e9, received["bytes"] / 1e9, int(sent.get("retransmits", 0)), mss)
+        congestion = str(found["end"].get("sender_tcp_congestion", ""))
+        return Stream(received["bits_per_second"] / 1e9, received["bytes"] / 1e9, int(sent.get("retransmits", 0)), mss, congestion)
     except (KeyError, TypeError):
         raise EnvironmentProblem("iperf3 told nothing of TCP", "version 3.9 or newer is needed") from None
 

@@ -40,7 +40,7 @@ class Plan:
     lossy_rounds: int
     lossy_seconds: int
     congestion: str
-    """TCP's congestion control at A and B."""
+    """TCP's congestion control in what is measured."""
 
 
 @dataclass(frozen=True)

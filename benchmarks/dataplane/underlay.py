@@ -37,12 +37,13 @@ table ip impair {{
 class Pair:
     """A, a router, and B; `label` names them. `rtt_ms` is added by a user-space wire between A and the router.
 
-    `congestion` names the TCP congestion control of A and B, instead of the machine's default.
+    `congestion` names TCP's congestion control for what is measured here, instead of the machine's default.
     """
 
     def __init__(self, lab: Lab, label: str, rtt_ms: float = 0, congestion: str = "") -> None:
         self.lab = lab
         self.label = label
+        self.congestion = congestion
         self.a = Host(lab, f"{label}-a", A_ADDRESS, A_ADDRESS)
         self.b = Host(lab, f"{label}-b", B_ADDRESS, B_ADDRESS)
         self.router = Host(lab, f"{label}-router", _ROUTER_A, None)
@@ -62,8 +63,6 @@ class Pair:
             "link set to-b up",
         )
         netns.set_kernel(self.router.namespace, "ipv4.ip_forward", 1)
-        for host in (self.a, self.b) if congestion else ():
-            host.run(["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={congestion}"])
         if rtt_ms:
             for host, device in ((self.a, "eth0"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):
                 _without_offloads(host, device)
