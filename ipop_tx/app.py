@@ -80,6 +80,7 @@ class Node(MultiService):
             now=boot_seconds(),
         )
         self.core = core
+        self.store.close()  # twistd forks before it starts us; a database must not be carried along
         self.protocol = ChordProtocol(reactor, core, self.store, boot_seconds)
         transport = UdpTransport(reactor, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
@@ -109,12 +110,14 @@ class Node(MultiService):
         """Take the state directory, then start the parts; if one fails, what was started is stopped."""
         self.state.lock()
         try:
+            self.store.open()
             super().startService()
         except IpopError:
             self.running = 1
             for service in self:
                 if service.running:
                     service.stopService()
+            self.store.close()
             self.state.unlock()
             raise
         self._log.info("node_started name={name} ident={ident}", name=self.core.peer.name, ident=self.core.ident.hex())
@@ -129,13 +132,13 @@ class Node(MultiService):
         self.store.close()
         self.state.unlock()
 
-    async def leave(self) -> None:
-        """Give the address back, hand over registers, tell the neighbours; then stop."""
+    async def leave(self) -> int:
+        """Give the address back, hand over registers, tell the neighbours; gives how many shards could not be handed over."""
         try:
             await self.pool.release()
         except IpopError as error:
             self._log.warn("lease_unreleased reason={reason}", reason=str(error))
-        await self.ring.leave()
+        return await self.ring.leave()
 
     def _address_changed(self, address: IPv4Address | None) -> None:
         if self.tap is not None and self.forwarding is not None:
@@ -169,9 +172,9 @@ class Node(MultiService):
 
     async def _leave_and_exit(self) -> dict[str, Any]:
         """Leave, answer, and end the daemon once the answer is out. Under another application only this node stops."""
-        await self.leave()
+        kept = await self.leave()
         self._reactor.callLater(0.2, self._reactor.stop if self.ends_process else self.disownServiceParent)
-        return {}
+        return {"kept": kept, "of": self.core.replicas.count}
 
 
 def _text(arguments: dict[str, Any], key: str) -> str:

@@ -255,6 +255,31 @@ class MembershipTests(NetCase):
             net.run(30)
             self.assertEqual(net.wait(machines[5].submit(c.Get(KEY))).value, b"x")
 
+    def test_leave_while_another_joins(self) -> None:
+        """However far the newcomer's views are: who leaves just then takes nothing with it."""
+        for step in range(12):
+            net = self.net(step)
+            machines = self.grow(net, 3)
+            net.wait(machines[0].submit(c.Create(KEY, b"x", 36000)))
+            newcomer = net.add()
+            net.wait(newcomer.start(machines[0]))
+            net.run(0.1 * step)
+            for leaver in machines:
+                self.assertEqual(net.wait(leaver.submit(c.Leave())), 0, f"shards kept by a node that left after {step / 10} s")
+                leaver.crash()
+                net.run(2.0)
+            self.assertEqual(net.wait(newcomer.submit(c.Get(KEY))).value, b"x")
+
+    def test_last_one_leaves(self) -> None:
+        """Nobody is there to take over: all of it stays on the disk, and is there again when the node comes back."""
+        net = self.net()
+        (founder,) = self.grow(net, 1)
+        net.wait(founder.submit(c.Create(KEY, b"x", 36000)))
+        self.assertEqual(net.wait(founder.submit(c.Leave()), 2.0), net.network.shards)
+        founder.crash()
+        net.wait(founder.start())
+        self.assertEqual(net.wait(founder.submit(c.Get(KEY))).value, b"x")
+
     def test_many_registers_hand_over(self) -> None:
         """More than one page of cells moves to a newcomer, none is lost."""
         net = self.net(network=replace(NETWORK, shards=1))

@@ -18,7 +18,7 @@ class TwinTests(NetCase):
         copy.ident, copy.peer = original.ident, original.peer
         copy.start(machines[0])
         told = machines[0].running.links.twins
-        self.becomes(net, lambda: original.ident in told, 180.0, "a warning")
+        self.becomes(net, lambda: original.ident in told, 400.0, "a warning")
         self.assertIn(f"the identity of {original.peer.name} is used by two machines (", told[original.ident])
 
     def test_a_restart_is_no_twin(self) -> None:

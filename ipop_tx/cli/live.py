@@ -97,5 +97,8 @@ def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool) -> Non
 @daemon_options
 def leave(daemon: Daemon) -> None:
     """Hand this node's part of the ring over, give its address back and stop the daemon."""
-    daemon.post("/leave")
+    left = daemon.post("/leave")
     click.echo("left the network; the node's keys are kept, so it may come back")
+    if left.get("kept"):
+        what = f"{left['kept']} of {left['of']} parts of the DHT stay on this node's disk, since no other node could take them over"
+        click.echo(f"{what}: start it again before the network needs them", err=True)

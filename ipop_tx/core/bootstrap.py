@@ -10,7 +10,7 @@ from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, quorum
+from ipop_tx.core.tasks import Future, first, quorum
 from ipop_tx.errors import IpopError, PeerRefused
 from ipop_tx.values import Endpoint
 
@@ -20,6 +20,8 @@ FIRST_AFTER = 6.0
 """The same for the least of linked nodes that all are looking for a ring, as after a power cut."""
 LINKED_AFTER = 30.0
 """The same for the others of them: each may only be waiting for one that is just joining a ring."""
+REMEMBERED = 64
+"""Endpoints kept to knock on; the first eight of them for good."""
 RETRY = 1.0
 KNOCK_ALONE = 3.0
 """Seconds between knocks of a node that has lost all its links."""
@@ -37,12 +39,19 @@ class Bootstrap:
         self._links = links
         self._ring = ring
         self._runtime = runtime
+        self._next_link: Future[None] = Future()
+        links.on_up.append(self._link_up)
 
-    async def run(self, endpoints: tuple[Endpoint, ...], first: bool) -> None:
-        """Join; returns once this node has its place. `first`: there is no other node yet, so do not wait for one."""
+    def _link_up(self, link: Link) -> None:
+        """Whoever looks for the ring need not wait any longer: somebody has come."""
+        came, self._next_link = self._next_link, Future()
+        came.succeed(None)
+
+    async def run(self, endpoints: tuple[Endpoint, ...], alone: bool) -> None:
+        """Join; returns once this node has its place. `alone`: there is no other node yet, so do not wait for one."""
         self.remember(endpoints)
         begun = self._runtime.now
-        if first:
+        if alone:
             self._ring.found()
         while not self._ring.joined:
             await self._knock()
@@ -52,7 +61,7 @@ class Bootstrap:
             else:
                 if self._runtime.now - begun > self._patience():
                     self._ring.found()
-                await self._runtime.sleep(RETRY)
+                await first([self._runtime.sleep(RETRY), self._next_link])
         self._runtime.background(self._keep_knocking())
 
     def _patience(self) -> float:
@@ -61,8 +70,9 @@ class Bootstrap:
         return FIRST_AFTER if all(self._links.ident < ident for ident in self._links.by_ident) else LINKED_AFTER
 
     def remember(self, endpoints: tuple[Endpoint, ...]) -> None:
-        """Endpoints to knock on, in this order, behind those known already."""
-        self.endpoints = list(dict.fromkeys([*self.endpoints, *endpoints]))[:64]
+        """Endpoints to knock on, the newest last; beyond a bound the oldest that came later than the first few are forgotten."""
+        known = list(dict.fromkeys([*self.endpoints, *endpoints]))
+        self.endpoints = known if len(known) <= REMEMBERED else [*known[:8], *known[8 - REMEMBERED :]]
 
     async def _join_through(self, link: Link) -> bool:
         try:

@@ -141,4 +141,4 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Hand over what we keep, tell the neighbours, close all links. Future of None."""
+    """Tell the neighbours, hand over what we keep, close all links. Future of the number of shards that could not be handed over."""

@@ -11,8 +11,8 @@ from ipop_tx.values import Endpoint, Ident, Peer
 
 CROSSING = 1.0
 """Seconds after which both ends of two sessions that crossed must have settled on the same one."""
-TWIN_WATCH = 120.0
-TWIN_RELAPSES = 3
+TWIN_WATCH = 180.0
+TWIN_RELAPSES = 2
 """So many returns to an older session, none more than `TWIN_WATCH` seconds after the one before, make a member two."""
 KEY_LIFE = 180.0
 """Seconds from the birth of a session until its keys are dead."""

@@ -28,7 +28,7 @@ from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, settled, spawn
 from ipop_tx.core.views import Views
-from ipop_tx.errors import IpopError, LocalMisuse
+from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer
 from ipop_tx.wire import messages as m
@@ -206,7 +206,10 @@ class Node:
         self.paths.try_candidates(link, body.candidates)
 
     def _forget_hello(self, link: Link) -> None:
-        self.peer_hellos.pop(link.ident, None)
+        """A member that vanished is knocked for again, at the endpoints that it had."""
+        hello = self.peer_hellos.pop(link.ident, None)
+        named = [endpoint for text in (hello.candidates if hello else ()) if (endpoint := self.paths.admissible(text))]
+        self.bootstrap.remember(tuple(dict.fromkeys([*link.direct, *named[:2]])))
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:
         self.paths.try_candidates(link, body.candidates)
@@ -256,11 +259,11 @@ class Node:
     async def _punch(self, ident: Ident) -> None:
         await self.paths.punch(await self.links.connect(ident))
 
-    async def _leave(self) -> None:
-        try:
-            await self.views.leave()
-            await self.ring.leave()
-        except IpopError:
-            self.runtime.count("leave_incomplete")
+    async def _leave(self) -> int:
+        """First the place on the ring, so that nobody gives us shards any more; then the shards; then the links."""
+        heirs = [*self.ring.near(), *sorted(self.links.by_ident)]
+        await self.ring.leave()
+        kept = await self.views.leave(heirs)
         for link in self.links:
             self.links.drop(link, "the node leaves")
+        return kept

@@ -288,7 +288,7 @@ class Paths:
 
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
         """Challenge a peer's endpoints, paced, until one answers."""
-        endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self._admissible(text))]
+        endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))]
         if endpoints and not link.is_direct:
             self._runtime.background(self._challenge_all(link, endpoints))
 
@@ -301,7 +301,7 @@ class Paths:
             for endpoint in endpoints:
                 self.challenge(link, endpoint, 3.0)
 
-    def _admissible(self, text: str) -> Endpoint | None:
+    def admissible(self, text: str) -> Endpoint | None:
         """The endpoint, if it is one that a datagram of ours may go to."""
         try:
             endpoint = Endpoint.parse(text)

@@ -154,6 +154,7 @@ class Ring:
     async def _stabilise_for_ever(self) -> None:
         while not self.leaving:
             await self._stabilise()
+            self._consider_linked()
             quick = self._unsettled > 0
             self._unsettled = max(0, self._unsettled - 1)
             await self._runtime.sleep(self._runtime.spread(STABILISE / 10 if quick else STABILISE))
@@ -197,10 +198,10 @@ class Ring:
         return True
 
     def _adopt_list(self, successor: Ident, theirs: tuple[Ident, ...]) -> None:
-        """Our list is our successor and the head of its list; nothing behind ourselves."""
+        """Our list is our successor and the head of its list, as long as that goes on clockwise and does not pass us."""
         fresh = [successor]
         for ident in theirs:
-            if ident == self.ident or ident in fresh:
+            if not strictly_within(fresh[-1], ident, self.ident):
                 break
             fresh.append(ident)
         fresh = fresh[:SUCCESSORS]
@@ -253,6 +254,14 @@ class Ring:
         nearer_before = self.predecessor is None or strictly_within(self.predecessor, ident, self.ident)
         nearer_after = len(self.successors) < SUCCESSORS or strictly_within(self.ident, ident, self.successors[-1])
         return nearer_before or nearer_after
+
+    def _consider_linked(self) -> None:
+        """A member to whom we have a link and who lies nearer than our neighbours has been overlooked."""
+        for link in self._links:
+            after = not self.successors or strictly_within(self.ident, link.ident, self.successors[0])
+            before = self.predecessor is None or strictly_within(self.predecessor, link.ident, self.ident)
+            if link.placed and (after or before):
+                self._runtime.background(self.consider(link))
 
     async def consider(self, link: Link) -> None:
         """Ask a member whether it is on the ring, and take it as neighbour on either side if it is nearer than those we have."""

@@ -14,7 +14,8 @@ everything that it has accepted reached them only now.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ipop_tx.core.coordinator import Coordinator, majority
 from ipop_tx.core.links import Links
@@ -31,6 +32,8 @@ PERIOD = 3.0
 """Seconds between looks at all shards of this node."""
 SETTLE = 0.5
 """Seconds after a change of the ring until the shards are looked at; neighbours often come in company."""
+HAND_OVER = 10.0
+"""Seconds that a node which leaves gives to handing over."""
 VERIFY_AFTER = 5.0
 """Seconds after which a node that has a copy of a view sees whether the other members have theirs."""
 UNFINISHED = 4.0
@@ -52,7 +55,7 @@ class Views:
         self._verified: dict[int, int] = {}
         """The view of each shard of which every member has been seen to have its copy."""
         self._round = 0
-        self._checking = False
+        self._looking: set[int] = set()
         self._leaving = False
         coordinator.on_lagging = lambda shard, member: self._lagging.setdefault(shard, set()).add(member)
         self._soon: Timer | None = None
@@ -62,7 +65,7 @@ class Views:
     async def _check_for_ever(self) -> None:
         while not self._ring.leaving:
             await self._runtime.sleep(self._runtime.spread(PERIOD))
-            await self.check()
+            self.check()
 
     def _check_soon(self) -> None:
         if self._soon is None:
@@ -70,22 +73,23 @@ class Views:
 
     def _check_now(self) -> None:
         self._soon = None
-        self._runtime.background(self.check())
+        self.check()
 
-    async def check(self) -> None:
-        """Look at every shard that this node keeps; change the views that want it."""
-        if self._checking or not self._ring.joined:
+    def check(self) -> None:
+        """Look at every shard that this node keeps; change the views that want it. Each by itself: one slow look-up delays no other."""
+        if self._leaving or not self._ring.joined:
             return
-        self._checking = True
-        try:
-            for shard in list(self._replicas.shards.values()):
-                if self._replicas.superseded(shard):
-                    self._runtime.background(self._retire_if_over(shard))
-                elif shard.index not in self._changing and (self._is_steward(shard) or self._abandoned(shard)):
-                    await self._check_shard(shard)
-                self._look_after(shard)
-        finally:
-            self._checking = False
+        for shard in list(self._replicas.shards.values()):
+            if self._replicas.superseded(shard):
+                self._look(shard, self._retire_if_over)
+            elif self._is_steward(shard) or self._abandoned(shard):
+                self._look(shard, self._check_shard)
+            self._look_after(shard)
+
+    def _look(self, shard: Shard, work: Callable[[Shard], Coroutine[Any, None, None]]) -> None:
+        if shard.index not in self._changing and shard.index not in self._looking:
+            self._looking.add(shard.index)
+            self._runtime.background(work(shard)).then(lambda done: self._looking.discard(shard.index))
 
     async def _retire_if_over(self, shard: Shard) -> None:
         """Forget a copy once a majority answers for the view that we have heard of; while it does not, ours may still be needed."""
@@ -152,17 +156,33 @@ class Views:
         found = await self._lookups.find(start)
         return (found.owner, *(ident for ident in found.successors if ident != found.owner))[:REPLICAS]
 
-    async def leave(self) -> None:
-        """Hand over every shard that this node keeps, as far as majorities allow."""
+    async def leave(self, heirs: list[Ident]) -> int:
+        """Hand over every shard that this node keeps, to `heirs` after the members that stay; gives how many it could not.
+
+        Changes that are under way are seen through first. What cannot be handed over stays on this node's disk.
+        """
         self._leaving = True
-        moves = []
-        for shard in list(self._replicas.shards.values()):
-            others = [ident for ident in self._ring.around() if ident != self._replicas.ident]
-            rest = [member for member in shard.members if member != self._replicas.ident and member in self._links.by_ident]
-            members = tuple(dict.fromkeys([*rest, *others]))[:REPLICAS]
-            if shard.open and members and self._replicas.ident in shard.members:
-                moves.append(self._runtime.background(self._change_and_note(shard, members)))
-        await quorum(moves, lambda done: False)
+        deadline = self._runtime.now + HAND_OVER
+        while (ours := self._ours()) and self._runtime.now < deadline:
+            for shard in ours:
+                rest = [member for member in shard.members if member != self._replicas.ident and member in self._links.by_ident]
+                members = tuple(dict.fromkeys([*rest, *(heir for heir in heirs if heir in self._links.by_ident)]))[:REPLICAS]
+                if not members and not await self._reach_any(heirs):
+                    return len(ours)
+                if members and shard.index not in self._changing:
+                    self._runtime.background(self._change_and_note(shard, members))
+            await self._runtime.sleep(0.1)
+        return len(ours)
+
+    async def _reach_any(self, heirs: list[Ident]) -> bool:
+        """Whether there is a link to one of the heirs now; neighbours that were named to us only just now may have none yet."""
+        await quorum([self._links.connect(heir) for heir in dict.fromkeys(heirs)], lambda links: len(links) > 0)
+        return any(heir in self._links.by_ident for heir in heirs)
+
+    def _ours(self) -> list[Shard]:
+        """The shards whose newest view, as far as we know, needs this node."""
+        newest = [(shard, self._replicas.newest(shard.index)) for shard in self._replicas.shards.values()]
+        return [shard for shard, view in newest if self._replicas.ident in view.members]
 
     async def _change_and_note(self, shard: Shard, desired: tuple[Ident, ...]) -> None:
         self._changing.add(shard.index)

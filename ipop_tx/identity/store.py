@@ -33,7 +33,12 @@ class SqliteReplicaStore:
         self._path = path
         self._errors = sqlite3.Error
         self._waiting: dict[tuple[int, bytes], bytes | None] = {}
-        self._database: sqlite3.Connection = self._try(lambda: sqlite3.connect(path, isolation_level=None))
+        self._connect: Callable[[], sqlite3.Connection] = lambda: sqlite3.connect(path, isolation_level=None)
+        self.open()
+
+    def open(self) -> None:
+        """Open the file, again if it was closed. A connection must not be carried into a process that was forked off."""
+        self._database = self._try(self._connect)
         self._try(self._prepare)
 
     def load(self) -> Iterable[tuple[int, bytes, bytes]]:

@@ -217,8 +217,8 @@ class ChordService(Service):
         self.protocol.stop()
         self.transport.stop()
 
-    def leave(self) -> Deferred[None]:
-        """Hand over what this node keeps and close all links."""
+    def leave(self) -> Deferred[int]:
+        """Hand over what this node keeps and close all links; gives how many shards stay on its disk."""
         return self.protocol.submit(c.Leave())
 
     def _link_up(self, event: e.LinkUp) -> None:

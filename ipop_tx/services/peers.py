@@ -7,6 +7,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.task import LoopingCall
 
+from ipop_tx.core import events as e
 from ipop_tx.errors import IpopError, LocalMisuse
 from ipop_tx.identity import state as files
 from ipop_tx.identity.state import StateDirectory
@@ -15,6 +16,7 @@ from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.values import Endpoint
 
 SAVE_EVERY = 10.0
+SAVE_AFTER = 0.3
 MOST = 32
 
 
@@ -31,6 +33,9 @@ class PeerCache(Service):
         self._saved: list[str] = []
         self._save = LoopingCall(self.save)
         self._save.clock = reactor
+        self._reactor = reactor
+        self._soon: Any = None
+        protocol.on(e.LinkUp, lambda event: self._save_soon())
 
     def startService(self) -> None:
         """Save now and then."""
@@ -39,6 +44,9 @@ class PeerCache(Service):
 
     def stopService(self) -> None:
         """Save a last time."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         if self._save.running:
             self._save.stop()
             self.save()
@@ -55,6 +63,15 @@ class PeerCache(Service):
             except LocalMisuse:
                 self._log.warn("peer_unreadable text={text}", text=text)
         return tuple(dict.fromkeys([*self._bootstrap, *remembered]))
+
+    def _save_soon(self) -> None:
+        """A little after a new link, when its company has come too."""
+        if self._soon is None and self._save.running:
+            self._soon = self._reactor.callLater(SAVE_AFTER, self._save_now)
+
+    def _save_now(self) -> None:
+        self._soon = None
+        self.save()
 
     def save(self) -> None:
         """Write the endpoints down if they have changed; those that are linked now come first, older ones are kept behind them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial import unittest
 
-from ipop_tx.lab import Host, Lab
+from ipop_tx.lab import Host, Lab, wait_for
 from ipop_tx.lab.node import LabNode, Refusal
 from tests.system import why_not
 
@@ -53,6 +53,14 @@ class LabTestCase(unittest.SynchronousTestCase):
                 if other != node.name:
                     self.assertTrue(node.reaches(ipv4, seconds), f"{node.name} -> {other} over IPv4")
                     self.assertTrue(node.reaches(ipv6, seconds), f"{node.name} -> {other} over IPv6")
+
+    def settle(self, *nodes: LabNode, seconds: float = 20.0) -> None:
+        """Wait until every node has a copy of every part of the DHT, as in a network of up to five: then any one may be lost."""
+
+        def full() -> bool:
+            return all(dht["shards"] == dht["of"] for dht in (node.status()["self"]["dht"] for node in nodes))
+
+        wait_for("a full copy on every node", seconds, full, every=0.2)
 
     def assert_refused(self, refusal: Refusal, *words: str, status: int = 1) -> None:
         """One sentence with all of `words`, no traceback, the exit status."""

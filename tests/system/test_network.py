@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from ipop_tx.lab import Nat, wait_for
+from ipop_tx.lab.node import LabNode
 from ipop_tx.lab.traffic import fetch
 from tests.system.case import LabTestCase
 
@@ -63,6 +64,7 @@ class SurvivalTests(LabTestCase):
         home = self.lab.site("home", Nat.PORT_RESTRICTED)
         right = self.admit(founder, home.host("right"))
         self.assert_reach(deputy, left, right)
+        self.settle(founder, deputy, left, right)
         founder.kill9()
         self.assert_reach(deputy, left, right, seconds=20)
         late = self.admit(deputy, home.host("late"))
@@ -101,9 +103,29 @@ class SurvivalTests(LabTestCase):
         founder = self.found(self.lab.public_host("founder"))
         node = self.admit(founder, self.lab.public_host("node"))
         self.assert_reach(founder, node)
-        node.ipop("leave", "--socket", str(node.socket))
-        assert node.process is not None
-        self.assertEqual(node.process.wait(15), 0)
+        self.leave(node)
         self.assertIsNone(node.address_on_tap())
         self.assertFalse(node.socket.exists())
         self.assertEqual(founder.status()["self"]["name"], "founder")
+
+    def test_leaving_by_turns(self) -> None:
+        """Whoever leaves, the founder too, hands over to the other, and comes back to its address; the last one keeps all on its disk."""
+        founder = self.found(self.lab.public_host("founder"))
+        node = self.admit(founder, self.lab.public_host("node"))
+        addresses = founder.address, node.address
+        for leaver, stayer in ((node, founder), (founder, node)):
+            self.leave(leaver)
+            self.assertEqual(stayer.status()["self"]["dht"], {"shards": 32, "of": 32})
+            leaver.start()
+            leaver.wait_until_up()
+        self.assertEqual((founder.address, node.address), addresses)
+        self.leave(node)
+        self.leave(founder)
+        founder.start()
+        self.assertEqual(founder.wait_until_up(), addresses[0])
+
+    def leave(self, node: LabNode) -> None:
+        """Leave by command, and wait for the daemon's end."""
+        node.ipop("leave", "--socket", str(node.socket))
+        assert node.process is not None
+        self.assertEqual(node.process.wait(15), 0)
