@@ -262,7 +262,7 @@ class MembershipTests(NetCase):
             machines = self.grow(net, 3)
             net.wait(machines[0].submit(c.Create(KEY, b"x", 36000)))
             newcomer = net.add()
-            net.wait(newcomer.start(machines[0]))
+            net.wait(newcomer.start(*machines))
             net.run(0.1 * step)
             for leaver in machines:
                 self.assertEqual(net.wait(leaver.submit(c.Leave())), 0, f"shards kept by a node that left after {step / 10} s")
