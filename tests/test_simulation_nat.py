@@ -6,6 +6,7 @@ from itertools import combinations_with_replacement
 
 from twisted.trial.unittest import TestCase
 
+from ipop_tx.core import commands as c
 from ipop_tx.core.paths import CANDIDATES
 from ipop_tx.simulation.nat import Depends, Nat, NattedNet
 from ipop_tx.simulation.network import SimulatedNode
@@ -89,6 +90,17 @@ class PunchTests(NetCase):
         self.assertLess((net.datagrams - before) / 60, 15, "datagrams a second")
         for machine in (first, second):
             self.assertLessEqual(max(len(link.direct) for link in machine.running.links), CANDIDATES)
+
+    def test_doubt_ends(self) -> None:
+        """Two ends of a relayed link that doubt it at the same moment convince themselves once, and are quiet again."""
+        net, one, other = self.pair(1, KINDS["symmetric"], KINDS["symmetric"])
+        net.run(30)
+        for machine, peer in ((one, other), (other, one), (one, other)):
+            machine.submit(c.Suspect(peer.ident))
+            net.run(0.2)
+        before = net.datagrams
+        net.run(60)
+        self.assertLess(net.datagrams - before, 60 * 4 * 4, "datagrams of four idle nodes in a minute")
 
     def test_observed(self) -> None:
         """A node behind a NAT learns how others see it and offers that."""

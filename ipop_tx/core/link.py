@@ -56,6 +56,7 @@ class Link:
         "active",
         "active_since",
         "alarm",
+        "answered",
         "asked",
         "direct",
         "first_hop",
@@ -97,6 +98,8 @@ class Link:
         self.relapses = 0
         self.relapse_at = now - TWIN_WATCH
         """How often, and when last, the peer has gone back to an older session."""
+        self.answered = now
+        """When the peer last answered a challenge of ours on the active path."""
         self.asked = now - 60.0
         """When the peer last challenged the way over the ring."""
 

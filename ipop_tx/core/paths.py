@@ -109,7 +109,8 @@ class Paths:
         observed = "" if isinstance(path, Route) else str(path)
         self._links.send_message(link, m.PathResponse(message.token, observed), path)
         if isinstance(path, Route):
-            if self._runtime.now - link.asked < ASKED_AGAIN:
+            # Not when the way has just been found good from here: two ends that made each other doubt would never stop.
+            if self._runtime.now - link.asked < ASKED_AGAIN < self._runtime.now - link.answered:
                 self.suspect(link.ident)
             link.asked = self._runtime.now
         self.heard(link, path)
@@ -126,6 +127,7 @@ class Paths:
         if pending.path == link.active:
             link.measured(rtt)
             link.alarm = False
+            link.answered = self._runtime.now
         if isinstance(pending.path, Endpoint):
             self._direct_answered(link, pending.path, rtt)
             if message.observed and path == pending.path:
