@@ -54,7 +54,6 @@ class Link:
 
     __slots__ = (
         "active",
-        "active_since",
         "alarm",
         "answered",
         "asked",
@@ -90,7 +89,6 @@ class Link:
         self.first_hop: Ident | None = None
         """The member that took our last relayed datagram."""
         self.active: PathKey = self.route
-        self.active_since = now
         self.rtt = 0.0
         """Smoothed round trip of the active path in seconds; 0.0 while unmeasured."""
         self.alarm = False

@@ -171,7 +171,7 @@ class Paths:
     def _activate(self, link: Link, path: PathKey) -> None:
         if link.active == path:
             return
-        link.active, link.active_since = path, self._runtime.now
+        link.active = path
         link.rtt = link.direct[path].rtt if isinstance(path, Endpoint) else 0.0
         link.alarm = False
         self._runtime.emit(LinkChanged(link.ident))

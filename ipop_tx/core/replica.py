@@ -96,7 +96,6 @@ class Replicas:
         self.shards: dict[int, Shard] = {}
         self.known: dict[int, m.Redirect] = {}
         """The newest view that we have heard of, of shards that others keep."""
-        self.on_view: Callable[[], None] = lambda: None
         self.suspended = False
         """Set by the driver while the disk takes no writes: nothing is promised that could be forgotten."""
         self._store = store
@@ -154,7 +153,6 @@ class Replicas:
             self._store.delete(shard.index, key)
         self._store.delete(shard.index, VIEW_ROW)
         del self.shards[shard.index]
-        self.on_view()
 
     # --- acceptor ----------------------------------------------------------------------------
 
@@ -292,7 +290,6 @@ class Replicas:
         self._put_view(shard)
         for key, state in shard.cells.items():
             self._put_cell(shard, key, state)
-        self.on_view()
 
     def copy(self, shard: Shard) -> list[m.Cell]:
         """All cells of a shard, in the order of their keys."""

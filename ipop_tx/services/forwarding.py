@@ -13,7 +13,7 @@ from zope.interface import implementer
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.link import Link
-from ipop_tx.forwarding.fib import Adjacency, Fib
+from ipop_tx.forwarding.fib import Fib
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
@@ -109,8 +109,3 @@ def sessions_of(link: Link) -> list[ISession]:
     """The sessions of a link, the one to seal with first."""
     sealing = link.session
     return [sealing, *(keyed.session for keyed in link.sessions if keyed.session is not sealing)]
-
-
-def traffic_of(adjacency: Adjacency | None) -> tuple[int, int]:
-    """Bytes sent to and received from a peer."""
-    return (adjacency.tx_bytes, adjacency.rx_bytes) if adjacency is not None else (0, 0)
