@@ -21,26 +21,39 @@ if TYPE_CHECKING:
 
 
 class IFramePort(Interface):
-    """A device that gives and takes Ethernet frames: a TAP, or a test's pair of queues."""
+    """A device that gives and takes Ethernet frames: a TAP, or a test's pair of queues.
+
+    A frame crosses the port behind an *offload head* of 10 bytes (`ipop_tx.forwarding.offload`): it may be a super-frame of up to
+    64 KiB, to be cut into segments by whoever is last, and its checksum may be left to them. All zeros: an ordinary frame.
+    """
 
     name: str = Attribute("the interface's name, for logs")
     mtu: int = Attribute("largest IP packet, in bytes")
 
     def start(receiver: IFrameReceiver) -> None:
-        """Open the device and deliver its frames to `receiver`. Raises `EnvironmentProblem`."""
+        """Open the device and tell `receiver` when frames wait. Raises `EnvironmentProblem`."""
 
     def stop() -> None:
         """Close the device and put back what `start` changed."""
 
-    def write(frame: bytes | memoryview) -> None:
-        """Hand one frame to the kernel. A full queue drops it and counts."""
+    def readv(buffers: Sequence[bytearray | memoryview]) -> int:
+        """Take the next frame: offload head and frame, filled into `buffers` one after another. Gives their bytes; 0 when none waits."""
+
+    def writev(buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Hand one frame to the kernel: the buffers one after another are offload head and frame. A full queue drops it and counts."""
+
+    def pause() -> None:
+        """Tell the receiver nothing until `resume`: frames wait in the kernel."""
+
+    def resume() -> None:
+        """Go on after `pause`."""
 
 
 class IFrameReceiver(Interface):
-    """Where an `IFramePort` delivers."""
+    """Whom an `IFramePort` tells."""
 
-    def frame_received(frame: bytes | memoryview) -> None:
-        """One frame from the kernel. It is valid only during the call."""
+    def frames_waiting() -> None:
+        """Take some by `readv`. If any are left, this is called again soon, after others had their turn."""
 
 
 class ITransport(Interface):
