@@ -91,14 +91,15 @@ class Node(MultiService):
         wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
         self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
         self.tap = TapService(reactor, config.tap.name, config.tap.mtu, network, core.ident) if config.tap.enabled else None
-        self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport) if self.tap else None
+        self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
-        plane = self.forwarding.plane if self.forwarding else None
-        self._status = Status(self.protocol, plane.fib if plane else None, self.tap, plane.dropped if plane else {})
+        plane = self.forwarding.plane
+        self._status = Status(self.protocol, plane, self.tap, transport)
         # ... then wire everything. Services start in this order and stop in the reverse one.
-        if self.tap is not None and self.forwarding is not None:
-            self.tap.receiver = self.forwarding.plane
+        self.ring.receiver = plane
+        if self.tap is not None:
+            self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         for service in (self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.admission, self.peers):
             if service is not None:
@@ -141,7 +142,7 @@ class Node(MultiService):
         return await self.ring.leave()
 
     def _address_changed(self, address: IPv4Address | None) -> None:
-        if self.tap is not None and self.forwarding is not None:
+        if self.tap is not None:
             self.forwarding.plane.configure(address)
             self.tap.configure(address, ipv6_of(self.core.network.prefix, self.core.ident))
 

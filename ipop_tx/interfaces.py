@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ipop_tx.values import Endpoint, Ident, Peer
 
+    Buffer = bytes | bytearray | memoryview
+
 
 class IFramePort(Interface):
     """A device that gives and takes Ethernet frames: a TAP, or a test's pair of queues.
@@ -70,8 +72,12 @@ class ITransport(Interface):
     def write(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """Send one datagram; errors of the path are silent, as on the wire."""
 
-    def write_batch(endpoint: Endpoint, datagrams: Sequence[bytes | memoryview]) -> None:
-        """Send several datagrams to one endpoint in order; a transport with offloads does it in one call."""
+    def write_run(endpoint: Endpoint, buffers: Sequence[bytes | memoryview], size: int, total: int) -> bool:
+        """Send a *run*: the buffers, `total` bytes one after another, cut into datagrams of `size` bytes, of which the last may be shorter.
+
+        A transport with offloads does it in one call; at most 64 datagrams and 65000 bytes. The buffers are free again on return.
+        False when the queue is full: this run will still be sent, but no other should follow before `IDatagramReceiver.drained`.
+        """
 
     def local_endpoints() -> list[Endpoint]:
         """The endpoints under which this machine itself knows that it can be reached, the likeliest first."""
@@ -82,6 +88,42 @@ class IDatagramReceiver(Interface):
 
     def datagram_received(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """One datagram, from `endpoint`. It is valid only during the call."""
+
+    def run_received(endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
+        """A run from one endpoint: datagrams of `size` bytes, of which the last may be shorter, `total` bytes in all.
+
+        The first 16 bytes of each stand side by side in `heads`, the rest side by side in `bodies`. Both are valid only during the call,
+        in which the receiver may write into them.
+        """
+
+    def burst_ended() -> None:
+        """Nothing more has arrived for now: what waits to be joined with others need not wait any longer."""
+
+    def drained() -> None:
+        """The transport's queue, which was full, is empty again."""
+
+
+class ISealedChannel(Interface):
+    """Both directions of an established session, for a data plane that seals and opens records in buffers of its own."""
+
+    send_index: int = Attribute("the peer's receiver index")
+    highest: int = Attribute("the greatest counter opened so far, -1 before the first")
+    datagrams_opened: int = Attribute("how many records were opened")
+
+    def reserve(count: int) -> int:
+        """Take `count` counters, each for one record to be sealed; gives the first one."""
+
+    def encrypt(nonce: Buffer, data: Buffer, associated: None, into: Buffer) -> int:
+        """Seal `data` into a buffer that is exactly 16 bytes longer."""
+
+    def decrypt(nonce: Buffer, data: Buffer, associated: None, into: Buffer) -> int:
+        """Open `data` into a buffer that is exactly 16 bytes shorter. Raises `InvalidTag`; the buffer then holds anything."""
+
+    def fresh(counter: int) -> bool:
+        """Whether a record with this counter may still be opened."""
+
+    def accept(counter: int) -> None:
+        """Such a record was opened."""
 
 
 class ISession(Interface):
@@ -94,6 +136,8 @@ class ISession(Interface):
     peer: Peer | None = Attribute("the peer, once established")
     local_index: int = Attribute("receiver index of the datagrams that we shall get (bit 31 set, bit 30 clear)")
     tag: bytes = Attribute("8 bytes that both ends derive alike once established; orders two sessions of one link")
+
+    channel: ISealedChannel | None = Attribute("the sealed channel once established; None in sessions that only simulations use")
 
     def receive(now: float, datagram: bytes | memoryview) -> None:
         """Take a handshake datagram (first byte 20-63). Garbage is ignored; refusal sets `failure`."""
@@ -257,11 +301,17 @@ class IForwardingControl(Interface):
     def owns(ident: Ident, address: IPv4Address) -> Deferred[bool]:
         """Whether `address` is verifiably leased to `ident`; asked once for each new inner source address."""
 
-    def send_frame(ident: Ident, frame: bytes) -> None:
-        """Carry a frame to a node that has no direct path yet: by the ring, or later, when its session is up."""
+    def connect(ident: Ident) -> Deferred[Any]:
+        """Make a link to a node; fires when the FIB knows it."""
+
+    def next_hop(target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
+        """Which linked node to hand relayed traffic for `target` to, and through whom it then reaches it if not by itself."""
 
     def unsealed(endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
         """A sealed datagram that the plane has opened and that is no frame."""
+
+    def opened(adjacency: Any) -> None:
+        """Records of a peer were opened since this was last called for it: it wants to hear how many."""
 
     def path_seen(session: ISession, endpoint: Endpoint) -> None:
         """An authentic frame came from an endpoint other than the adjacency's."""

@@ -142,3 +142,14 @@ class Ask:
 @dataclass(frozen=True, slots=True)
 class Leave:
     """Tell the neighbours, hand over what we keep, close all links. Future of the number of shards that could not be handed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell a member which of its records we have opened; see `m.Opened`."""
+
+    ident: Ident
+    index: int
+    highest: int
+    opened: int
+    failed: int

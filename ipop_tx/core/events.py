@@ -39,11 +39,14 @@ class PeerRejected:
 
 
 @dataclass(frozen=True, slots=True)
-class FrameReceived:
-    """An Ethernet frame from a member, unsealed, its source not checked yet."""
+class Reported:
+    """A member tells which of our records it has opened: those of the session with this receiver index (its own)."""
 
     ident: Ident
-    frame: bytes
+    index: int
+    highest: int
+    opened: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)

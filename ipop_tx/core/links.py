@@ -6,11 +6,10 @@ unseal is handed on by kind. Which path is active is the business of `Paths`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ipop_tx.core.events import FrameReceived, LinkChanged, LinkDown, LinkUp, PeerRejected
+from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected
 from ipop_tx.core.fragments import Reassembly, split
 from ipop_tx.core.handshakes import Handshake, Handshakes, describe
 from ipop_tx.core.link import KEY_LIFE, Link, PathKey, Route
@@ -20,13 +19,11 @@ from ipop_tx.errors import BadDatagram, BadMessage, IpopError, LocalMisuse, Peer
 from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Peer
 from ipop_tx.wire import messages as m
-from ipop_tx.wire.datagram import CONTROL, FRAME, RELAY, Form, form_of, receiver_index
+from ipop_tx.wire.datagram import CONTROL, RELAY, Form, form_of, receiver_index
 
 REKEY_AFTER = 120.0
 """Seconds after which the initiator of a session makes a fresh one; the other side waits ten seconds longer."""
 MOST_GUESTS = 16
-FRAMES_WAITING = 64
-"""Frames kept for a node while its session is being made."""
 
 
 class Relaying(Protocol):
@@ -57,7 +54,6 @@ class Links:
         self._runtime = runtime
         self._by_index: dict[int, tuple[Link, ISession]] = {}
         self._connecting: dict[Ident, Future[Link]] = {}
-        self._waiting: dict[Ident, deque[bytes]] = {}
         self._reassembly = Reassembly(runtime)
         self._handshakes = Handshakes(runtime, factory, self.send_datagram, self._adopt, self._handshake_refused)
 
@@ -78,25 +74,6 @@ class Links:
         session = link.session
         for part in split(m.encode(message), self._runtime):
             self.send_datagram(path or link.active, session.protect(CONTROL, part))
-
-    def send_frame(self, ident: Ident, frame: bytes) -> None:
-        """Carry a frame to a member. It waits for the link if there is none yet; only the newest few wait."""
-        link = self.by_ident.get(ident)
-        if link is not None:
-            self.send_datagram(link.active, link.session.protect(FRAME, frame))
-            return
-        waiting = self._waiting.setdefault(ident, deque(maxlen=FRAMES_WAITING))
-        waiting.append(frame)
-        if len(waiting) == 1:
-            self.connect(ident).then(lambda done: self._release_frames(ident, done))
-
-    def _release_frames(self, ident: Ident, done: Future[Link]) -> None:
-        frames = self._waiting.pop(ident, deque())
-        if done.error is not None:
-            self._runtime.count("frames_unreachable", len(frames))
-            return
-        for frame in frames:
-            self.send_frame(ident, frame)
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -143,8 +120,6 @@ class Links:
             self._control(path, link, payload)
         elif link.peer.guest:
             self._runtime.count("guest_overreach")
-        elif kind == FRAME:
-            self._runtime.emit(FrameReceived(link.ident, payload))
         elif kind == RELAY:
             self.relaying.received(link, payload)
         else:

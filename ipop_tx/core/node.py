@@ -12,7 +12,7 @@ from ipop_tx.core import commands as c
 from ipop_tx.core.bootstrap import Bootstrap
 from ipop_tx.core.coordinator import Coordinator
 from ipop_tx.core.dht import Dht, RegisterSigner
-from ipop_tx.core.events import EnrolRequested
+from ipop_tx.core.events import EnrolRequested, Reported
 from ipop_tx.core.fingers import Fingers
 from ipop_tx.core.lease import Leases
 from ipop_tx.core.link import Link, PathKey
@@ -114,6 +114,7 @@ class Node:
             c.Punch: lambda x: spawn(self._punch(x.ident)),
             c.Suspect: self._suspect,
             c.PathSeen: self._path_seen,
+            c.Report: self._report,
             c.Ask: lambda x: self.rpc.call(x.ident, x.body),
             c.Leave: lambda x: spawn(self._leave()),
         }
@@ -131,11 +132,6 @@ class Node:
         link = self.links.of_session(session)
         if link is not None:
             self.links.unsealed(endpoint, link, session, kind, payload)
-
-    def send_frame(self, now: float, ident: Ident, frame: bytes) -> None:
-        """Carry an Ethernet frame to a member: at once over its link, or when there is one."""
-        self.runtime.now = now
-        self.links.send_frame(ident, frame)
 
     def submit(self, now: float, command: object) -> Future[Any]:
         """Ask for something: one of `ipop_tx.core.commands`."""
@@ -172,6 +168,8 @@ class Node:
             self.paths.challenged(link, path, message)
         elif isinstance(message, m.PathResponse):
             self.paths.responded(link, path, message)
+        elif isinstance(message, m.Opened):
+            self.runtime.emit(Reported(link.ident, message.index, message.highest, message.opened, message.failed))
         elif isinstance(message, m.Request):
             self.rpc.requested(link, message)
         elif isinstance(message, m.Reply):
@@ -250,6 +248,12 @@ class Node:
         link = self.links.by_ident.get(command.ident)
         if link is not None:
             self.paths.heard(link, command.endpoint)
+        return settled(None)
+
+    def _report(self, command: c.Report) -> Future[None]:
+        link = self.links.by_ident.get(command.ident)
+        if link is not None:
+            self.links.send_message(link, m.Opened(command.index, command.highest, command.opened, command.failed))
         return settled(None)
 
     async def _ping(self, ident: Ident) -> float:

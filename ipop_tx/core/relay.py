@@ -17,7 +17,7 @@ from ipop_tx.core.links import Links
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import BadMessage
 from ipop_tx.values import Ident
-from ipop_tx.wire.datagram import DATAGRAM_LIMIT, RELAY
+from ipop_tx.wire.datagram import RELAY
 from ipop_tx.wire.relay import MAX_BACK, MAX_VIA, Relayed
 
 
@@ -33,11 +33,7 @@ class Relay:
 
     def originate(self, route: Route, datagram: bytes) -> None:
         """Send a datagram of ours to `route.destination`."""
-        # A frame has no room for a long route: the station next to its destination must do.
-        via = route.via if _is_small(datagram) else route.via[-1:]
-        relayed = Relayed(
-            route.destination, self._links.ident, bytes(datagram), via=tuple(ident for ident in via if ident != self._links.ident)
-        )
+        relayed = self._begun(route, bytes(datagram), route.via)
         hop, via = self._next(relayed, None)
         if hop is None:
             self._runtime.count("relay_no_route")
@@ -46,6 +42,21 @@ class Relay:
         link = self._links.by_ident.get(route.destination)
         if link is not None:
             link.first_hop = hop.ident
+
+    def _begun(self, route: Route, datagram: bytes, via: tuple[Ident, ...]) -> Relayed:
+        return Relayed(route.destination, self._links.ident, datagram, via=tuple(ident for ident in via if ident != self._links.ident))
+
+    def way(self, route: Route) -> tuple[Ident, Relayed] | None:
+        """How traffic takes a route now: the first hop, and the header (of an empty datagram) to put before each record."""
+        # Traffic needs no long route: the station next to its destination must do.
+        begun = self._begun(route, b"", route.via[-1:])
+        hop, via = self._next(begun, None)
+        return (hop.ident, replace(begun, via=via)) if hop is not None else None
+
+    def next_hop(self, target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
+        """The member to hand traffic for `target` to that came by another one, and through whom that reaches it, if not by itself."""
+        hop, detour = self._towards(target, self._links.by_ident.get(came_by))
+        return (hop.ident, detour) if hop is not None else None
 
     def received(self, link: Link, payload: bytes) -> None:
         """A relayed datagram came by `link`: for us, or to be passed on."""
@@ -63,7 +74,7 @@ class Relay:
         else:
             self._runtime.count("relayed")
             # Each hop notes itself, so the answer finds its way back also to a node that the ring has in a wrong place.
-            noted = _is_small(relayed.datagram) and len(relayed.back) < MAX_BACK
+            noted = len(relayed.back) < MAX_BACK
             onward = relayed.next(via, (self._links.ident, *relayed.back) if noted else relayed.back)
             hop, via = self._next(onward, link)
             if hop is not None:
@@ -108,6 +119,3 @@ class Relay:
         direct = (link for link in distances if link.is_direct)
         return min(direct, key=lambda link: (not link.placed, distances[link]), default=None), None
 
-
-def _is_small(datagram: bytes) -> bool:
-    return len(datagram) <= DATAGRAM_LIMIT

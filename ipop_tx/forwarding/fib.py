@@ -5,30 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Network
 
-from ipop_tx.interfaces import ISession
+from ipop_tx.forwarding.width import Width
+from ipop_tx.interfaces import ISealedChannel, ISession
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident, short
 from ipop_tx.wire.address import ipv6_of, mac_of
+from ipop_tx.wire.datagram import HEADER_BYTES, OVERHEAD
+
+BASE_MTU = 1200
+"""Bytes of a datagram that every path carries: what is assumed until more is known."""
+PACKED_HEAD = 12
+"""Bytes before the IP packet in a packed frame."""
 
 
 class Adjacency:
-    """One peer as the forwarding plane sees it. `endpoint` or `session` is None while there is no direct path."""
+    """One peer as the forwarding plane sees it: its session, and the way there.
+
+    The way is `endpoint`, or else `hop`, the adjacency of a relay with an endpoint; neither while there is none.
+    """
 
     __slots__ = (
-        "addresses", "asked", "endpoint", "ident", "indexes", "ipv6", "mac", "name", "refused", "rx_bytes", "rx_frames", "rx_last",
-        "session", "stray", "tx_bytes", "tx_frames",
+        "addresses", "asked", "channel", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac", "macs", "name",
+        "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames", "tx_pieces",
+        "tx_records", "width",
     )  # fmt: skip
 
-    def __init__(self, ident: Ident, ipv6: bytes) -> None:
+    def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes) -> None:
         self.ident = ident
         self.mac = mac_of(ident)
+        self.macs = our_mac + self.mac
+        """Destination and source of the frames that it sends us."""
         self.ipv6 = ipv6
         """The one IPv6 address (16 bytes) from which this peer may send."""
         self.name = ""
         self.session: ISession | None = None
+        self.channel: ISealedChannel | None = None
+        """That of `session`: what we seal with."""
         self.indexes: tuple[int, ...] = ()
         """Our receiver indexes that mean this peer."""
         self.endpoint: Endpoint | None = None
+        self.piece = BASE_MTU - HEADER_BYTES
+        """Bytes of a record that one datagram to `endpoint` carries."""
+        self.hop: Adjacency | None = None
+        self.relay_header = b""
+        """What stands before a record that goes by way of `hop`."""
+        self.width = Width()
+        self.inner_mtu = 0
+        """Largest IP packet that reaches the peer in one datagram; 0 while that is not known or will soon change."""
         self.stray: Endpoint | None = None
         """The last endpoint reported by `IForwardingControl.path_seen`, so that it is reported once."""
         self.addresses: set[bytes] = set()
@@ -38,8 +61,18 @@ class Adjacency:
         self.refused: dict[bytes, float] = {}
         """IPv4 address -> until when it is known not to be this peer's."""
         self.tx_frames = self.tx_bytes = self.rx_frames = self.rx_bytes = 0
+        self.tx_records = self.tx_pieces = 0
+        self.failed = 0
+        """Records in several pieces that did not open."""
+        self.heard = False
+        """Whether records were opened since the peer was last told."""
         self.rx_last = float("-inf")
         """When the last frame of this peer was opened (the plane's clock)."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether frames can leave for this peer now."""
+        return self.channel is not None and (self.endpoint is not None or (self.hop is not None and self.hop.channel is not None))
 
 
 class Fib:
@@ -47,16 +80,27 @@ class Fib:
 
     _log = Logger()
 
-    def __init__(self, prefix: IPv6Network) -> None:
+    def __init__(self, ident: Ident, prefix: IPv6Network) -> None:
+        """The table of node `ident`."""
+        self.mac = mac_of(ident)
         self.prefix = prefix
         self.by_ident: dict[Ident, Adjacency] = {}
         self.by_mac: dict[bytes, Adjacency] = {}
-        self.by_index: dict[int, tuple[ISession, Adjacency]] = {}
+        self.by_index: dict[int, tuple[ISession, ISealedChannel, Adjacency]] = {}
 
-    def update(self, ident: Ident, sessions: Sequence[ISession], endpoint: Endpoint | None, name: str = "") -> Adjacency | None:
-        """Say what is now true of a peer: its established sessions (the first one seals, all open) and its direct path.
+    def update(
+        self,
+        ident: Ident,
+        sessions: Sequence[ISession],
+        endpoint: Endpoint | None,
+        name: str = "",
+        mtu: int = BASE_MTU,
+        hop: Ident | None = None,
+        relay_header: bytes = b"",
+    ) -> Adjacency | None:
+        """Say what is now true of a peer: its established sessions (the first one seals, all open), its direct path or the relay to it.
 
-        Counters and verified addresses stay. Gives None, and logs, when another peer already has the same MAC: 46 bits
+        `mtu` is the longest datagram, in bytes, that the direct path carries. Counters and verified addresses stay. Gives None, and logs, when another peer already has the same MAC: 46 bits
         agree by accident once in a hundred million networks of a thousand nodes, and never by a peer's choice.
         """
         adjacency = self.by_ident.get(ident) or self._add(ident)
@@ -64,8 +108,14 @@ class Fib:
             return None
         adjacency.name = name or adjacency.name
         adjacency.session = sessions[0] if sessions else None
-        if adjacency.endpoint != endpoint:
-            adjacency.endpoint, adjacency.stray = endpoint, None
+        adjacency.channel = sessions[0].channel if sessions else None
+        relay = self.by_ident.get(hop) if hop is not None and endpoint is None else None
+        if (adjacency.endpoint, adjacency.hop) != (endpoint, relay):
+            adjacency.width.forget()
+            adjacency.endpoint, adjacency.hop, adjacency.stray = endpoint, relay, None
+        adjacency.piece = mtu - HEADER_BYTES
+        adjacency.inner_mtu = mtu - OVERHEAD - PACKED_HEAD if endpoint is not None else 0
+        adjacency.relay_header = relay_header
         self._index(adjacency, sessions)
         return adjacency
 
@@ -75,6 +125,7 @@ class Fib:
         if adjacency is not None:
             del self.by_mac[adjacency.mac]
             self._index(adjacency, ())
+            adjacency.session = adjacency.channel = adjacency.endpoint = adjacency.hop = None
 
     def disown(self, ident: Ident, address: IPv4Address) -> None:
         """Stop believing that `address` is leased to `ident`: the next frame from it asks again."""
@@ -83,7 +134,7 @@ class Fib:
             adjacency.addresses.discard(address.packed)
 
     def _add(self, ident: Ident) -> Adjacency | None:
-        adjacency = Adjacency(ident, ipv6_of(self.prefix, ident).packed)
+        adjacency = Adjacency(ident, ipv6_of(self.prefix, ident).packed, self.mac)
         holder = self.by_mac.setdefault(adjacency.mac, adjacency)
         if holder is not adjacency:
             self._log.error("mac_collision ident={ident} holder={holder}", ident=short(ident), holder=short(holder.ident))
@@ -96,7 +147,8 @@ class Fib:
             del self.by_index[index]
         free = [session for session in sessions if session.local_index not in self.by_index]
         for session in free:
-            self.by_index[session.local_index] = (session, adjacency)
+            assert session.channel is not None
+            self.by_index[session.local_index] = (session, session.channel, adjacency)
         adjacency.indexes = tuple({session.local_index: None for session in free})
         if len(free) < len(sessions):
             self._log.error("index_collision ident={ident}", ident=short(adjacency.ident))

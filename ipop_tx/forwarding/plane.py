@@ -1,11 +1,10 @@
 """The forwarding plane: frames from the kernel to the peer that owns the destination, datagrams from peers to the kernel.
 
-It obeys the FIB and decides nothing: what is slow, rare or a decision goes to `IForwardingControl`. Functions stand in the
-order in which a packet travels, first out, then in.
+It obeys the FIB and decides nothing: what is slow, rare or a decision goes to `IForwardingControl`. The ordinary ways of a packet are
+`Outbound` and `Inbound`; here is what is put around them, and what is not ordinary.
 
-Out: known MAC -> seal -> send. Questions for neighbours are answered here, so that no ARP and no neighbour discovery is ever
-carried. Broadcast and multicast end here. In: receiver index -> open -> source check -> kernel. The overlay is one
-Ethernet-like segment: TTL and hop limit stay as they are.
+Questions for neighbours are answered here, so that no ARP and no neighbour discovery is ever carried. Broadcast and multicast end here.
+The overlay is one Ethernet-like segment: TTL and hop limit stay as they are.
 """
 
 from __future__ import annotations
@@ -13,20 +12,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.errors import BadDatagram, IpopError
+from ipop_tx.errors import IpopError
 from ipop_tx.forwarding import neighbour, source
-from ipop_tx.forwarding.fib import Adjacency, Fib
+from ipop_tx.forwarding.delivery import Delivery
+from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
+from ipop_tx.forwarding.inbound import Inbound
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
-from ipop_tx.interfaces import IForwardingControl, IFramePort, IFrameReceiver, ISession, ITransport
+from ipop_tx.forwarding.offload import PLAIN
+from ipop_tx.forwarding.outbound import Outbound
+from ipop_tx.forwarding.relaying import Relaying
+from ipop_tx.interfaces import IDatagramReceiver, IForwardingControl, IFramePort, IFrameReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.address import ipv6_of, mac_of
-from ipop_tx.wire.datagram import FRAME, OVERHEAD
+from ipop_tx.wire.datagram import HEADER_BYTES
 
 Drop = Literal[
     "out_runt",  # shorter than an Ethernet header
@@ -37,77 +42,124 @@ Drop = Literal[
     "out_neighbour",  # a question for a neighbour that is malformed or not about the overlay
     "out_unresolved",  # nobody owns the address
     "out_unknown_mac",  # no peer has this MAC (any more)
-    "out_busy",  # too many look-ups under way
+    "out_busy",  # too many look-ups under way, or frames waiting for one link
+    "out_unreachable",  # no link to the peer could be made
     "in_forged",  # a sealed datagram that does not open: forged, replayed or too old
-    "in_stranger",  # a frame from an ident that is no adjacency
     "in_runt",  # shorter than its headers
-    "in_source_mac",  # a MAC that is not the sender's
-    "in_destination_mac",  # a MAC that is not ours
+    "in_malformed",  # a super-frame or a bundle that does not add up
     "in_ethertype",  # not IP
     "in_neighbour",  # neighbour discovery: a peer could claim the address of another
     "in_source_address",  # an IP address that is not the sender's
     "in_destination_address",  # an IP address that is not ours
+    "relay_malformed",  # a relayed record with a senseless header
+    "relay_ttl",  # a relayed record that has gone too far
+    "relay_no_route",  # a relayed record of which nobody knows the next hop
     "in_unverified",  # too many frames or addresses of one peer wait for verification
 ]
 """Every reason for which a frame or datagram is dropped; the keys of `ForwardingPlane.dropped`."""
 
 WAITING_FRAMES = 64
-"""Frames kept for one MAC whose owner is being looked up."""
+"""Frames kept for one node that cannot be reached yet, or for one MAC whose owner is being looked up."""
 WAITING_LOOKUPS = 1024
-"""Look-ups of the resolver under way at a time."""
+"""Look-ups of the resolver, and nodes that frames wait for, at a time."""
 
 _DHCP_SERVER_PORT = b"\x00\x43"
 
 
-@implementer(IFrameReceiver)
+@implementer(IFrameReceiver, IDatagramReceiver)
 class ForwardingPlane:
-    """Carries the frames of one node.
+    """Carries the frames of one node, and relays those of others.
 
-    Give it to the port as receiver; hand it every datagram first (`receive`), and `deliver` what came in another way.
+    Give it to the port and to the transport as receiver; what is not its own goes on to `control_plane`. Tell it of every change of the FIB (`fib_changed`).
     """
 
     _log = Logger()
 
     def __init__(
-        self, ident: Ident, fib: Fib, port: IFramePort, transport: ITransport, control: IForwardingControl, clock: Callable[[], float]
+        self,
+        ident: Ident,
+        fib: Fib,
+        port: IFramePort,
+        transport: ITransport,
+        control: IForwardingControl,
+        clock: Callable[[], float],
+        control_plane: IDatagramReceiver,
     ) -> None:
         self.fib = fib
         self.dropped: dict[str, int] = dict.fromkeys(get_args(Drop), 0)
+        self._ident = ident
         self._port = port
-        self._transport = transport
         self._control = control
-        self._clock = clock
-        self._mac = mac_of(ident)
-        self._ipv4: bytes | None = None
+        self._control_plane = control_plane
         self._ipv6 = ipv6_of(fib.prefix, ident).packed
         self._questions: dict[IPv4Address | IPv6Address, neighbour.Request] = {}
         self._homeless: dict[bytes, list[bytes]] = {}
-        self._check = source.SourceCheck(fib, control, clock, self._deliver_ipv4, self._drop)
+        self._waiting: dict[Ident, list[bytes]] = {}
+        # Build everything ...
+        self.delivery = Delivery(port, self._ipv6, clock, self._drop, lambda *unverified: self._check.unknown(*unverified))
+        self.outbound = Outbound(fib, port, transport, self._exceptional, self._unreachable, self._narrowed)
+        self.relaying = Relaying(ident, fib, control, self.outbound, clock, self._drop)
+        self.inbound = Inbound(
+            fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received
+        )
+        self._check = source.SourceCheck(fib, control, clock, self.delivery.verified, self._drop)
+        # ... then wire everything.
+        self.relaying.nested = self.inbound.nested
+        self.frames_waiting = self.outbound.frames_waiting
+        self.run_received = self.inbound.run
+        self.burst_ended = self.inbound.burst_ended
+        self.drained = self.outbound.drained
 
     def configure(self, ipv4: IPv4Address | None) -> None:
         """Our own IPv4 address, None while there is none. Frames for any other are dropped."""
-        self._ipv4 = ipv4.packed if ipv4 is not None else None
+        self.delivery.ipv4 = ipv4.packed if ipv4 is not None else None
 
-    # out
+    def fib_changed(self, adjacency: Adjacency) -> None:
+        """A peer may be reachable now: send what waits for it. Next hops are asked for anew."""
+        self.relaying.forget()
+        if adjacency.reachable:
+            for packed in self._waiting.pop(adjacency.ident, ()):
+                self.outbound.send(adjacency, packed)
 
-    def frame_received(self, frame: bytes | memoryview) -> None:
-        """A frame from the kernel."""
-        adjacency = self.fib.by_mac.get(bytes(frame[:6]))
-        if adjacency is not None and _is_carried(frame):
-            self._send(adjacency, frame)
+    def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        """A datagram that did not come in a run."""
+        head = bytearray(datagram[:HEADER_BYTES])
+        body = memoryview(bytearray(datagram[HEADER_BYTES:]))
+        self.inbound.run(endpoint, head, body, len(datagram), len(datagram))
+
+    # frames for peers that cannot be reached yet
+
+    def _unreachable(self, peer: Adjacency, packed: bytes) -> None:
+        self._wait_for(peer.ident, packed)
+
+    def _wait_for(self, ident: Ident, packed: bytes) -> None:
+        """A frame is never dropped for want of a link: it waits for one, and only the first few do."""
+        waiting = self._waiting.get(ident)
+        if waiting is not None:
+            self._wait(waiting, packed)
+        elif len(self._waiting) >= WAITING_LOOKUPS:
+            self._drop("out_busy")
         else:
-            self._exceptional(frame)
+            self._waiting[ident] = [packed]
+            self._control.connect(ident).addErrback(self._unanswered).addCallback(self._connected, ident)
 
-    def _send(self, adjacency: Adjacency, frame: bytes | memoryview) -> None:
-        adjacency.tx_frames += 1
-        adjacency.tx_bytes += len(frame)
-        session, endpoint = adjacency.session, adjacency.endpoint
-        if session is None or endpoint is None:
-            self._control.send_frame(adjacency.ident, bytes(frame))
-        else:
-            self._transport.write(endpoint, session.protect(FRAME, frame))
+    def _connected(self, outcome: Any, ident: Ident) -> None:
+        """A link is there, or cannot be made. Mostly `fib_changed` has sent the frames already."""
+        adjacency = self.fib.by_ident.get(ident)
+        if adjacency is not None and adjacency.reachable:
+            self.fib_changed(adjacency)
+        self._drop("out_unreachable", len(self._waiting.pop(ident, ())))
 
-    def _exceptional(self, frame: bytes | memoryview) -> None:
+    def _narrowed(self, peer: Adjacency, packed: memoryview) -> None:
+        """A frame for a peer whose path is narrower than our interface."""
+
+    # frames that are not simply for a peer
+
+    def _exceptional(self, mac: bytes, packed: memoryview) -> None:
+        frame = mac + bytes(6) + bytes(packed[10:])
+        self._exceptional_frame(frame, bytes(packed))
+
+    def _exceptional_frame(self, frame: bytes, packed: bytes) -> None:
         request = neighbour.parse(frame)
         if request is not None:
             self._asked(request)
@@ -116,7 +168,7 @@ class ForwardingPlane:
         elif frame[0] & 1:
             self._drop(_why_not_multicast(frame))
         elif _is_carried(frame):
-            self._unknown_mac(frame)
+            self._unknown_mac(frame, packed)
         else:
             self._drop("out_neighbour" if frame[12:14] in (ETHERTYPE_IPV6, neighbour.ETHERTYPE_ARP) else "out_ethertype")
 
@@ -139,24 +191,24 @@ class ForwardingPlane:
         if owner is None:
             self._drop("out_unresolved")
         else:
-            self._port.write(neighbour.answer(request, mac_of(owner)))
+            self._port.writev((PLAIN, neighbour.answer(request, mac_of(owner))))
 
-    def _unknown_mac(self, frame: bytes | memoryview) -> None:
+    def _unknown_mac(self, frame: bytes, packed: bytes) -> None:
         """The kernel remembers a peer that we have forgotten: find it again rather than lose its packets."""
-        mac, target = bytes(frame[:6]), _destination(frame)
+        mac, target = frame[:6], _destination(frame)
         if target is None or (isinstance(target, IPv6Address) and target not in self.fib.prefix):
             self._drop("out_unknown_mac")
         elif mac in self._homeless:
-            self._wait(self._homeless[mac], frame)
+            self._wait(self._homeless[mac], packed)
         elif len(self._homeless) >= WAITING_LOOKUPS:
             self._drop("out_busy")
         else:
-            self._homeless[mac] = [bytes(frame)]
+            self._homeless[mac] = [packed]
             self._control.resolve(target).addErrback(self._unanswered).addCallback(partial(self._found, mac))
 
-    def _wait(self, frames: list[bytes], frame: bytes | memoryview) -> None:
+    def _wait(self, frames: list[bytes], packed: bytes) -> None:
         if len(frames) < WAITING_FRAMES:
-            frames.append(bytes(frame))
+            frames.append(packed)
         else:
             self._drop("out_busy")
 
@@ -166,91 +218,16 @@ class ForwardingPlane:
             self._drop("out_unknown_mac", len(frames))
             return
         adjacency = self.fib.by_ident.get(owner)
-        for frame in frames:
-            if adjacency is not None:
-                self._send(adjacency, frame)
+        for packed in frames:
+            if adjacency is not None and adjacency.reachable:
+                self.outbound.send(adjacency, packed)
             else:
-                self._control.send_frame(owner, frame)
+                self._wait_for(owner, packed)
 
     def _unanswered(self, failure: Failure) -> None:
         """No answer is an answer; only a fault of our own is worth a line."""
         if not isinstance(failure.value, IpopError):
             self._log.failure("resolve_failed", failure)
-
-    # in
-
-    def receive(self, endpoint: Endpoint, datagram: bytes | memoryview) -> bool:
-        """A datagram from `endpoint`. True when it was ours: sealed, with a receiver index of the FIB."""
-        if len(datagram) < OVERHEAD or not 128 <= datagram[0] <= 191:
-            return False
-        entry = self.fib.by_index.get(int.from_bytes(datagram[:4], "big"))
-        if entry is None:
-            return False
-        session, adjacency = entry
-        try:
-            kind, payload = session.unprotect(datagram)
-        except BadDatagram:
-            self._drop("in_forged")
-            return True
-        if kind != FRAME:
-            self._control.unsealed(endpoint, session, kind, payload)
-            return True
-        if endpoint != adjacency.endpoint:
-            self._strayed(adjacency, session, endpoint)
-        self._received(adjacency, payload)
-        return True
-
-    def deliver(self, ident: Ident, frame: bytes) -> None:
-        """A frame that `ident` sent by another way than a datagram of its own; checked like any other."""
-        adjacency = self.fib.by_ident.get(ident)
-        if adjacency is None:
-            self._drop("in_stranger")
-        else:
-            self._received(adjacency, frame)
-
-    def _strayed(self, adjacency: Adjacency, session: ISession, endpoint: Endpoint) -> None:
-        if endpoint != adjacency.stray:
-            adjacency.stray = endpoint
-            self._control.path_seen(session, endpoint)
-
-    def _received(self, adjacency: Adjacency, frame: bytes) -> None:
-        adjacency.rx_frames += 1
-        adjacency.rx_bytes += len(frame)
-        adjacency.rx_last = self._clock()
-        if len(frame) < 34:
-            self._drop("in_runt")
-        elif frame[6:12] != adjacency.mac:
-            self._drop("in_source_mac")
-        elif frame[:6] != self._mac:
-            self._drop("in_destination_mac")
-        elif frame[12:14] == ETHERTYPE_IPV4:
-            self._deliver_ipv4(adjacency, frame)
-        elif frame[12:14] == ETHERTYPE_IPV6:
-            self._deliver_ipv6(adjacency, frame)
-        else:
-            self._drop("in_ethertype")
-
-    def _deliver_ipv4(self, adjacency: Adjacency, frame: bytes) -> None:
-        if frame[14] >> 4 != 4:
-            self._drop("in_runt")
-        elif frame[30:34] != self._ipv4:
-            self._drop("in_destination_address")
-        elif frame[26:30] in adjacency.addresses:
-            self._port.write(frame)
-        else:
-            self._check.unknown(adjacency, frame[26:30], frame)
-
-    def _deliver_ipv6(self, adjacency: Adjacency, frame: bytes) -> None:
-        if len(frame) < 54 or frame[14] >> 4 != 6:
-            self._drop("in_runt")
-        elif neighbour.is_discovery(frame):
-            self._drop("in_neighbour")
-        elif frame[22:38] != adjacency.ipv6:
-            self._drop("in_source_address")
-        elif frame[38:54] != self._ipv6:
-            self._drop("in_destination_address")
-        else:
-            self._port.write(frame)
 
     def _drop(self, reason: Drop, count: int = 1) -> None:
         self.dropped[reason] += count

@@ -16,7 +16,8 @@ from ipop_tx.log import Logger
 from ipop_tx.values import short
 
 WAITING_FRAMES = 64
-"""Frames kept for one (peer, address) while it is verified."""
+WAITING_BYTES = 1 << 18
+"""Most that is kept for one (peer, address) while it is verified."""
 DOUBTFUL_ADDRESSES = 64
 """Addresses of one peer that are being verified or are refused: bounds how many look-ups a peer can cause."""
 REFUSED_FOR = 10.0
@@ -65,7 +66,7 @@ class SourceCheck:
             verdict.addErrback(partial(self._unverifiable, adjacency)).addCallback(partial(self._settled, adjacency, address))
 
     def _wait(self, waiting: list[bytes], frame: bytes) -> None:
-        if len(waiting) < WAITING_FRAMES:
+        if len(waiting) < WAITING_FRAMES and sum(map(len, waiting)) + len(frame) <= WAITING_BYTES:
             waiting.append(frame)
         else:
             self._dropped("in_unverified")

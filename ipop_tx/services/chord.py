@@ -22,7 +22,8 @@ from ipop_tx.errors import IpopError
 from ipop_tx.interfaces import IDatagramReceiver, IReplicaStore, ISession, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.services.deferred import deferred_of
-from ipop_tx.values import Endpoint, Ident, short
+from ipop_tx.values import Endpoint, short
+from ipop_tx.wire.datagram import HEADER_BYTES
 
 FROZEN = 5.0
 """Seconds of delay of a timer from which on this process was stopped rather than busy."""
@@ -46,8 +47,6 @@ class ChordProtocol(DatagramProtocol):
         self.clock = clock
         self.disk_problem = ""
         """Why replicas cannot be written, in a sentence; empty when they can."""
-        self.fast_path: Callable[[Endpoint, bytes | memoryview], bool] = lambda endpoint, datagram: False
-        """The forwarding plane's `receive`: true when it has consumed the datagram."""
         self.carrier: ITransport | None = None
         self.stopped = False
         self._listeners: dict[type, list[Callable[[Any], object]]] = {}
@@ -64,19 +63,27 @@ class ChordProtocol(DatagramProtocol):
         self.datagram_received(Endpoint("udp", addr[0], addr[1]), datagram)
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        """A datagram from a transport: to the forwarding plane if it is a member's sealed one, else to the node."""
-        if not self.fast_path(endpoint, datagram):
-            self.node.receive_datagram(self.clock(), endpoint, datagram)
-            self.settle()
+        """A datagram from a transport, or from the forwarding plane, when it is no member's traffic."""
+        self.node.receive_datagram(self.clock(), endpoint, datagram)
+        self.settle()
+
+    def run_received(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
+        """A run of datagrams, for a node without forwarding plane."""
+        body = size - HEADER_BYTES
+        for at in range(0, total, size):
+            place = at // size
+            head = heads[place * HEADER_BYTES :][: min(HEADER_BYTES, total - at)]
+            self.datagram_received(endpoint, bytes(head) + bodies[place * body :][: max(0, min(body, total - at - HEADER_BYTES))])
+
+    def burst_ended(self) -> None:
+        """Nothing is held back here."""
+
+    def drained(self) -> None:
+        """The control plane does not wait for the transport: it repeats what was lost."""
 
     def unsealed(self, endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
         """What the forwarding plane unsealed and did not deliver itself."""
         self.node.receive_unsealed(self.clock(), endpoint, session, kind, payload)
-        self.settle()
-
-    def send_frame(self, ident: Ident, frame: bytes) -> None:
-        """A frame for a member without a direct path."""
-        self.node.send_frame(self.clock(), ident, frame)
         self.settle()
 
     def submit(self, command: object) -> Deferred[Any]:
@@ -195,6 +202,8 @@ class ChordService(Service):
         self.protocol = protocol
         self.transport = transport
         self._bootstrap = bootstrap
+        self.receiver: IDatagramReceiver = protocol
+        """Where the transport delivers: a forwarding plane, where there is one."""
         protocol.carrier = transport
         for kind, report in (
             (e.LinkUp, self._link_up),
@@ -207,7 +216,7 @@ class ChordService(Service):
 
     def startService(self) -> None:
         """Bind, and look for the ring. Raises `EnvironmentProblem` when the address is taken."""
-        self.transport.start(self.protocol)
+        self.transport.start(self.receiver)
         Service.startService(self)
         self.protocol.submit(c.Start(self._bootstrap())).addErrback(lambda failure: self._log.failure("start_failed", failure))
 

@@ -13,12 +13,17 @@ from zope.interface import implementer
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.link import Link
-from ipop_tx.forwarding.fib import Fib
+from ipop_tx.forwarding.fib import Adjacency, Fib
+from ipop_tx.forwarding.memory import NoPort
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.values import Endpoint, Ident
 
+REPORT_AFTER = 0.05
+"""Seconds after which a member is told how many of its records were opened."""
+VANISHING = 0.5
+"""Share of lost records from which on the path's MTU is doubted."""
 SILENCE = 1.5
 """Seconds for which a member may be sent frames without a sign of life before its path is tested."""
 
@@ -29,19 +34,24 @@ class ForwardingService(Service):
 
     name = "forwarding"
 
-    def __init__(self, reactor: Any, protocol: ChordProtocol, port: IFramePort, transport: ITransport) -> None:
+    def __init__(self, reactor: Any, protocol: ChordProtocol, port: IFramePort | None, transport: ITransport) -> None:
+        """Without `port` the node only relays."""
         node = protocol.node
-        self.fib = Fib(node.network.prefix)
-        self.plane = ForwardingPlane(node.ident, self.fib, port, transport, self, protocol.clock)
+        self.fib = Fib(node.ident, node.network.prefix)
+        self.plane = ForwardingPlane(node.ident, self.fib, port or NoPort(), transport, self, protocol.clock, protocol)
+        self._reactor = reactor
         self._protocol = protocol
+        self._heard: list[Adjacency] = []
+        """Members whose records were opened since they were last told how many."""
+        self._reporting: Any = None
         self._sent: dict[Ident, tuple[int, float]] = {}
         self._watch = LoopingCall(self._watch_silence)
         self._watch.clock = reactor
-        protocol.fast_path = self.plane.receive
         protocol.on(e.LinkUp, self._link_changed)
         protocol.on(e.LinkChanged, self._link_changed)
-        protocol.on(e.LinkDown, lambda event: self.fib.remove(event.ident))
-        protocol.on(e.FrameReceived, lambda event: self.plane.deliver(event.ident, event.frame))
+        protocol.on(e.LinkDown, self._link_down)
+        protocol.on(e.RingChanged, lambda event: self._relays_changed())
+        protocol.on(e.Reported, self._reported)
 
     def startService(self) -> None:
         """Watch for members that fall silent."""
@@ -53,16 +63,77 @@ class ForwardingService(Service):
         Service.stopService(self)
         if self._watch.running:
             self._watch.stop()
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
 
     # --- FIB ---------------------------------------------------------------------------------
 
     def _link_changed(self, event: e.LinkUp | e.LinkChanged) -> None:
         link = self._protocol.node.link(event.ident)
         if link is not None:
-            self.fib.update(link.ident, sessions_of(link), link.active if isinstance(link.active, Endpoint) else None, link.peer.name)
+            self._write(link)
+            self._relays_changed()
+
+    def _link_down(self, event: e.LinkDown) -> None:
+        self.fib.remove(event.ident)
+        self._sent.pop(event.ident, None)
+        self._relays_changed()
+
+    def _relays_changed(self) -> None:
+        """Relays come and go with links: look again at the way to every member that is reached through one."""
+        for link in self._protocol.node.links:
+            if not link.is_direct:
+                self._write(link)
+
+    def _write(self, link: Link) -> None:
+        """What is true of a link now, as the FIB says it."""
+        sessions = [session for session in sessions_of(link) if session.channel is not None]
+        if isinstance(link.active, Endpoint):
+            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu)
+        else:
+            way = self._protocol.node.relay.way(link.active)
+            hop, header = (way[0], way[1].traffic_header()) if way is not None else (None, b"")
+            adjacency = self.fib.update(link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header)
+        if adjacency is not None:
+            self.plane.fib_changed(adjacency)
+
+    # --- how much arrives --------------------------------------------------------------------
+
+    def opened(self, adjacency: Adjacency) -> None:
+        """Records of a member were opened: tell it how many, soon."""
+        adjacency.heard = True
+        self._heard.append(adjacency)
+        if self._reporting is None:
+            self._reporting = self._reactor.callLater(REPORT_AFTER, self._report)
+
+    def _report(self) -> None:
+        self._reporting = None
+        heard, self._heard = self._heard, []
+        for adjacency in heard:
+            adjacency.heard = False
+            for index in adjacency.indexes:
+                session, channel, _ = self.fib.by_index[index]
+                if channel.highest >= 0:
+                    self._protocol.submit(
+                        c.Report(adjacency.ident, session.local_index, channel.highest, channel.datagrams_opened, adjacency.failed)
+                    )
+
+    def _reported(self, event: e.Reported) -> None:
+        adjacency = self.fib.by_ident.get(event.ident)
+        if adjacency is None or adjacency.channel is None or adjacency.channel.send_index != event.index:
+            return
+        each = adjacency.tx_pieces / adjacency.tx_records if adjacency.tx_records else 1.0
+        adjacency.tx_records = adjacency.tx_pieces = 0
+        lost = adjacency.width.report(self._protocol.clock(), event.index, event.highest, event.opened, event.failed, each)
+        if lost > VANISHING and adjacency.endpoint is not None:
+            self._protocol.submit(c.DoubtMtu(adjacency.ident))
+
+    # --- silence -----------------------------------------------------------------------------
 
     def _watch_silence(self) -> None:
         """A member that is sent frames and gives none back may be gone: sooner known than the next keep-alive would tell."""
+        self._relays_changed()
         now = self._protocol.clock()
         for adjacency in list(self.fib.by_ident.values()):
             frames, since = self._sent.get(adjacency.ident, (adjacency.tx_frames, now))
@@ -90,9 +161,13 @@ class ForwardingService(Service):
         """Whether an address is leased to a member."""
         return self._protocol.submit(c.Resolve(str(address))).addCallback(lambda owner: owner is not None and owner.ident == ident)
 
-    def send_frame(self, ident: Ident, frame: bytes) -> None:
-        """A frame for a member without a direct path."""
-        self._protocol.send_frame(ident, frame)
+    def connect(self, ident: Ident) -> Deferred[Any]:
+        """A link to a member."""
+        return self._protocol.submit(c.Connect(ident))
+
+    def next_hop(self, target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
+        """The next hop of relayed traffic."""
+        return self._protocol.node.relay.next_hop(target, came_by)
 
     def unsealed(self, endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
         """A sealed datagram that is no frame."""

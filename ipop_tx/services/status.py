@@ -11,12 +11,14 @@ from zope.interface import implementer
 from ipop_tx import __version__
 from ipop_tx.core.link import Link, Route
 from ipop_tx.core.node import Node
-from ipop_tx.forwarding.fib import Fib
+from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.tap import TapService
+from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.address import ipv6_of
+from ipop_tx.wire.datagram import HEADER_BYTES
 
 EXPIRY_WARNING = 30 * 86400
 """Seconds before the end of this node's certificate from which on its health says so."""
@@ -26,12 +28,13 @@ EXPIRY_WARNING = 30 * 86400
 class Status:
     """Gathers from all parts; changes nothing."""
 
-    def __init__(self, protocol: ChordProtocol, fib: Fib | None, tap: TapService | None, dropped: dict[str, int]) -> None:
+    def __init__(self, protocol: ChordProtocol, plane: ForwardingPlane, tap: TapService | None, transport: UdpTransport) -> None:
         self._protocol = protocol
         self._node: Node = protocol.node
-        self._fib = fib
+        self._plane = plane
+        self._fib = plane.fib
         self._tap = tap
-        self._dropped = dropped
+        self._transport = transport
         self._since = protocol.clock()
 
     def status(self) -> dict[str, Any]:
@@ -41,7 +44,7 @@ class Status:
             "self": self._self(),
             "peers": [self._peer(link) for link in links],
             "health": self.health(),
-            "counters": {**self._node.runtime.counters, **{name: count for name, count in self._dropped.items() if count}},
+            "counters": {**self._node.runtime.counters, **{name: count for name, count in self._plane.dropped.items() if count}},
         }
 
     def _self(self) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class Status:
             "endpoints": [str(endpoint) for endpoint in node.paths.facts.candidates()],
             "tap": self._tap.name if self._tap else None,
             "mtu": self._tap.mtu if self._tap else None,
+            "offloads": {"tap": list(self._tap.offloads) if self._tap else [], "udp": list(self._transport.offloads)},
             "admits": node.peer.admits,
             "ring": self._ring(),
             "dht": {"shards": len(node.replicas.shards), "of": node.replicas.count},
@@ -74,7 +78,7 @@ class Status:
 
     def _peer(self, link: Link) -> dict[str, Any]:
         hello = self._node.peer_hellos.get(link.ident)
-        adjacency = self._fib.by_ident.get(link.ident) if self._fib else None
+        adjacency = self._fib.by_ident.get(link.ident)
         return {
             "name": link.peer.name,
             "ident": link.ident.hex(),
@@ -82,6 +86,8 @@ class Status:
             "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),
             "path": self.path_of(link),
             "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
+            "mtu": adjacency.piece + HEADER_BYTES if adjacency and adjacency.endpoint else None,
+            "width": adjacency.width.pieces if adjacency else None,
             "tx_bytes": adjacency.tx_bytes if adjacency else 0,
             "rx_bytes": adjacency.rx_bytes if adjacency else 0,
             "age_s": round(self._protocol.clock() - link.since, 1),
@@ -89,7 +95,7 @@ class Status:
 
     def _address_of(self, ident: Ident) -> str | None:
         """The verified address, where traffic has made us verify one."""
-        adjacency = self._fib.by_ident.get(ident) if self._fib else None
+        adjacency = self._fib.by_ident.get(ident)
         return _text(min(adjacency.addresses)) if adjacency and adjacency.addresses else None
 
     def path_of(self, link: Link | None) -> str:
@@ -115,6 +121,7 @@ class Status:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:
             sentences.extend(self._tap.health())
+        sentences.extend(self._transport.health())
         left = node.peer.not_after - time.time()
         if left < EXPIRY_WARNING:
             sentences.append(f"this node's certificate ends in {max(0, int(left // 86400))} days: join anew before it does")

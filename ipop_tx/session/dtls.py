@@ -80,6 +80,11 @@ class DtlsSession:
         self._give_up_at = now + GIVE_UP_AFTER
 
     @property
+    def channel(self) -> SealedChannel | None:
+        """The sealed channel, once established."""
+        return self._channel
+
+    @property
     def datagrams_sealed(self) -> int:
         """How many datagrams were sealed; a link makes a new session before 2**32."""
         return self._channel.datagrams_sealed if self._channel else 0
@@ -123,10 +128,11 @@ class DtlsSession:
         """Open one sealed datagram. Raises `BadDatagram`, and `LocalMisuse` before the session is established."""
         if self._channel is None:
             raise LocalMisuse("a session that is not established cannot open")
-        opened = self._channel.unprotect(datagram)
-        # The peer uses its keys, so it will not ask again for our last flight: 84 kB can go.
+        return self._channel.unprotect(datagram)
+
+    def _peer_has_keys(self) -> None:
+        """The peer uses its keys, so it will not ask again for our last flight: 84 kB can go."""
         self._connection = None
-        return opened
 
     def close(self) -> None:
         """Forget the keys, and all that is not yet sent. Idempotent."""
@@ -167,10 +173,10 @@ class DtlsSession:
         algorithm = Algorithm.CHACHA20_POLY1305 if chacha else Algorithm.AES_128_GCM
         if self.initiated:
             self.local_index = to_client
-            self._channel = SealedChannel(client_key, server_key, to_server, to_client, algorithm)
+            self._channel = SealedChannel(client_key, server_key, to_server, to_client, algorithm, self._peer_has_keys)
         else:
             self.local_index = to_server
-            self._channel = SealedChannel(server_key, client_key, to_client, to_server, algorithm)
+            self._channel = SealedChannel(server_key, client_key, to_client, to_server, algorithm, self._peer_has_keys)
         self.peer = self.judged
         self.established = True
 

@@ -15,8 +15,9 @@ from zope.interface import implementer
 from ipop_tx.errors import BadDatagram, IpopError, LocalMisuse, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.session.replay import ReplayWindow
-from ipop_tx.session.sealed import HEADER, OVERHEAD, sealed_index
+from ipop_tx.session.sealed import sealed_index
 from ipop_tx.values import Peer
+from ipop_tx.wire.datagram import HEADER, OVERHEAD
 
 FIRST_WAIT = 0.5
 """Seconds until the first retransmission; doubles each time."""
@@ -51,6 +52,7 @@ class PlainSession:
         self.opening = opening
         self.peer: Peer | None = None
         self.local_index = 0
+        self.channel = None
         self.tag = b""
         self.datagrams_sealed = 0
         self._factory = factory
@@ -104,7 +106,7 @@ class PlainSession:
             raise LocalMisuse("a session that is not established cannot seal")
         counter = self.datagrams_sealed
         self.datagrams_sealed = counter + 1
-        sealed = HEADER.pack(self._send_index, kind, 0, 0, counter) + payload
+        sealed = HEADER.pack(self._send_index, kind, 0, 1, 0, counter) + payload
         return sealed + _TAG.pack(self.tag, crc32(sealed), 0)
 
     def unprotect(self, datagram: bytes | memoryview) -> tuple[int, bytes]:
@@ -114,7 +116,7 @@ class PlainSession:
         end = len(datagram) - _TAG.size
         if end < OVERHEAD - _TAG.size:
             raise BadDatagram("a sealed datagram is too short")
-        index, kind, _, _, counter = HEADER.unpack_from(datagram)
+        index, kind, _, _, _, counter = HEADER.unpack_from(datagram)
         if index != self.local_index:
             raise BadDatagram("a sealed datagram is for another session")
         if not self._replay.fresh(counter):

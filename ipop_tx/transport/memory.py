@@ -49,6 +49,7 @@ class MemoryNet:
         if receiver is not None:
             buffer = bytearray(datagram)
             receiver.datagram_received(source, memoryview(buffer))
+            receiver.burst_ended()
             buffer[:] = bytes(len(buffer))  # whoever kept the view sees what the interface promised: nothing
 
 
@@ -78,10 +79,12 @@ class MemoryTransport:
         if self._bound is not None:
             self._net.carry(self._bound, endpoint, bytes(datagram))
 
-    def write_batch(self, endpoint: Endpoint, datagrams: Sequence[bytes | memoryview]) -> None:
-        """Send several datagrams, in order."""
-        for datagram in datagrams:
-            self.write(endpoint, datagram)
+    def write_run(self, endpoint: Endpoint, buffers: Sequence[bytes | memoryview], size: int, total: int) -> bool:
+        """Send the datagrams of a run one by one; this transport is never full."""
+        run = b"".join(buffers)
+        for at in range(0, len(run), size):
+            self.write(endpoint, run[at : at + size])
+        return True
 
     def local_endpoints(self) -> list[Endpoint]:
         """The endpoint, while it is bound."""

@@ -1,21 +1,57 @@
-"""What kind of datagram this is, by its first byte (RFC 7983), and the kinds of sealed payload."""
+"""What kind of datagram this is, by its first byte (RFC 7983), and the header of sealed ones.
+
+A sealed *record* travels in one or more *pieces*, datagrams of one length of which the last may be shorter. Each has this header:
+
+```
+0               4      5       6        7       8                  16
++---------------+------+-------+--------+-------+-------------------+-------------------
+| receiver index| kind | piece | pieces | flags |  counter          | piece of the record
++---------------+------+-------+--------+-------+-------------------+-------------------
+  10xxxxxx ...   \__ bytes 4-15 of piece 0 are the AEAD nonce ______/
+```
+"""
 
 from __future__ import annotations
 
+import struct
 from enum import Enum
 
 CONTROL = 1
 """A control message: `ipop_tx.wire.messages`."""
 FRAME = 2
-"""One Ethernet frame."""
+"""One packed frame: `ipop_tx.forwarding.offload`."""
 RELAY = 3
 """A datagram for somebody else: `ipop_tx.wire.relay`."""
+BUNDLE = 4
+"""Several packed frames, then their lengths (2 bytes each), then their number (2 bytes)."""
 
-OVERHEAD = 32
-"""Bytes that sealing adds: 16 of header, 16 of tag."""
+HEADER = struct.Struct("!IBBBBQ")
+"""Receiver index, kind, number of this piece, number of pieces, flags (0), counter."""
+HEADER_BYTES = 16
+TAG_BYTES = 16
+OVERHEAD = HEADER_BYTES + TAG_BYTES
+"""Bytes that sealing adds to a payload in one piece."""
+
+MAX_PIECES = 64
+"""Most pieces of a record."""
 
 DATAGRAM_LIMIT = 1200
 """Largest handshake or control datagram in bytes before relaying adds its header; fits the minimum MTU of IPv6."""
+
+# The headers of all pieces of a record, side by side, as one integer: piece 0's header repeated, plus the numbers of the pieces.
+_BITS = 8 * HEADER_BYTES
+_REPEAT = [sum(1 << _BITS * place for place in range(count)) for count in range(MAX_PIECES + 1)]
+_NUMBERS = [sum(count - 1 - place << _BITS * place + 80 for place in range(count)) for count in range(MAX_PIECES + 1)]
+
+
+def first_header(index: int, kind: int, pieces: int, counter: int) -> int:
+    """The header of piece 0 as an integer of 16 bytes."""
+    return index << 96 | kind << 88 | pieces << 72 | counter
+
+
+def headers(first: int, pieces: int) -> bytes:
+    """The headers of all pieces of a record, one after another; `first` is that of piece 0, as an integer."""
+    return (first * _REPEAT[pieces] + _NUMBERS[pieces]).to_bytes(HEADER_BYTES * pieces, "big")
 
 
 class Form(Enum):

@@ -70,6 +70,18 @@ class Fragment(_Message, frozen=True, tag=4):
     part: bytes
 
 
+class Opened(_Message, frozen=True, tag=7):
+    """What the sender has opened of the receiver's records of a session: the one whose datagrams carry `index`.
+
+    `highest` is the greatest counter, `opened` the number of records, `failed` that of records in several pieces which did not open, on any session.
+    """
+
+    index: Count
+    highest: Count
+    opened: Count
+    failed: Count
+
+
 # --- links ---------------------------------------------------------------------------------------
 
 
@@ -442,7 +454,7 @@ class Reply(_Message, frozen=True, tag=6):
     body: Answer
 
 
-Message = PathChallenge | PathResponse | Close | Fragment | Request | Reply
+Message = PathChallenge | PathResponse | Close | Fragment | Opened | Request | Reply
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

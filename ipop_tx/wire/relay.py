@@ -3,7 +3,7 @@
 ```
 0     1      2     3          4             24        44                n
 +-----+------+-----+----------+-------------+---------+-------+---------+----------+
-| ttl | back | via | reserved | destination | source  | back ..| via .. | datagram |
+| ttl | back | via |  flags   | destination | source  | back ..| via .. | datagram |
 +-----+------+-----+----------+-------------+---------+-------+---------+----------+
        counts of 20-byte idents
 ```
@@ -20,7 +20,10 @@ from ipop_tx.values import IDENT_BYTES, Ident
 MAX_TTL = 32
 MAX_VIA = 8
 MAX_BACK = 6
+TRAFFIC = 1
+"""Flag: a record of a forwarding plane, which forwarding planes pass on; it notes no way back."""
 _FIXED = struct.Struct("!BBBx20s20s")
+FIXED_BYTES = _FIXED.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,11 @@ class Relayed:
             raise BadMessage("a relayed datagram's header is out of range")
         idents = tuple(payload[at : at + IDENT_BYTES] for at in range(_FIXED.size, start, IDENT_BYTES))
         return cls(destination, source, payload[start:], ttl, idents[:back], idents[back:])
+
+    def traffic_header(self) -> bytes:
+        """What stands before a record of the forwarding plane that takes this way."""
+        head = _FIXED.pack(self.ttl, 0, len(self.via), self.destination, self.source)
+        return b"".join((head[:3], bytes((TRAFFIC,)), head[4:], *self.via))
 
     def next(self, via: tuple[Ident, ...], back: tuple[Ident, ...]) -> Relayed:
         """The same datagram one hop on, with what is left of the route and the way back so far."""

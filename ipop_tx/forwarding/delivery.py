@@ -1,0 +1,151 @@
+"""The last steps of a frame: does it belong to its sender and to us? Then the kernel gets it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
+from ipop_tx.forwarding.neighbour import is_discovery
+from ipop_tx.forwarding.offload import join_datagrams, payload_at
+from ipop_tx.interfaces import IFramePort
+
+_PART = struct.Struct("<H")
+_COUNT = struct.Struct("!H")
+_TCP, _UDP = 6, 17
+_IPV4_LEAST, _IPV6_LEAST = PACKED_HEAD + 20, PACKED_HEAD + 40
+
+
+class Delivery:
+    """Checks packed frames once each, however many segments they have, and writes them to the port."""
+
+    def __init__(
+        self,
+        port: IFramePort,
+        ipv6: bytes,
+        clock: Callable[[], float],
+        drop: Callable[..., None],
+        unverified: Callable[[Adjacency, bytes, bytes], None],
+    ) -> None:
+        """`unverified` takes frames of an IPv4 source that is not known to be the peer's: (peer, address, packed frame)."""
+        self.ipv4: bytes | None = None
+        """Our own address."""
+        self._port = port
+        self._ipv6 = ipv6
+        self._clock = clock
+        self._drop = drop
+        self._unverified = unverified
+
+    def frame(self, peer: Adjacency, packed: memoryview) -> None:
+        """One frame of a peer."""
+        peer.rx_frames += 1
+        peer.rx_bytes += len(packed)
+        peer.rx_last = self._clock()
+        if self._is_admitted(peer, packed):
+            self._write(peer, packed)
+
+    def bundle(self, peer: Adjacency, packed: memoryview) -> None:
+        """Several frames, then their lengths, then their number."""
+        lengths = _lengths(packed)
+        if lengths is None:
+            self.malformed()
+            return
+        count, at, place = len(lengths), 0, 0
+        peer.rx_frames += count
+        peer.rx_bytes += len(packed)
+        peer.rx_last = self._clock()
+        while place < count:
+            length = lengths[place]
+            many = 1
+            while place + many < count and lengths[place + many] == length:
+                many += 1
+            if many == 1 or not (taken := self._datagrams(peer, packed, at, length, many)):
+                taken = 1
+                frame = packed[at : at + length]
+                if self._is_admitted(peer, frame):
+                    self._write(peer, frame)
+            place += taken
+            at += taken * length
+
+    def malformed(self) -> None:
+        """A frame that its peer has not made well."""
+        self._drop("in_malformed")
+
+    def verified(self, peer: Adjacency, packed: bytes) -> None:
+        """A frame that waited for its source address to be verified."""
+        view = memoryview(bytearray(packed))
+        if self._is_admitted(peer, view):
+            self._write(peer, view)
+
+    def _datagrams(self, peer: Adjacency, packed: memoryview, at: int, length: int, count: int) -> int:
+        """Write the first of some frames of equal length as one, if they are datagrams of one flow; gives how many those were."""
+        joined = join_datagrams(packed, at, length, count)
+        if joined is None or not self._is_admitted(peer, packed[at : at + length]):
+            return 0
+        begin = at + joined.payload
+        payloads = [packed[start : start + length - joined.payload] for start in range(begin, begin + joined.frames * length, length)]
+        self._port.writev([joined.headers[:10], peer.macs, joined.headers[10:], *payloads])
+        return joined.frames
+
+    def _is_admitted(self, peer: Adjacency, packed: memoryview) -> bool:
+        size = len(packed)
+        if size < _IPV4_LEAST:
+            self._drop("in_runt")
+            return False
+        ethertype = packed[10] << 8 | packed[11]
+        if ethertype == 0x0800:
+            return self._is_admitted_ipv4(peer, packed)
+        if ethertype == 0x86DD and size >= _IPV6_LEAST:
+            return self._is_admitted_ipv6(peer, packed)
+        self._drop("in_ethertype")
+        return False
+
+    def _is_admitted_ipv4(self, peer: Adjacency, packed: memoryview) -> bool:
+        if packed[12] >> 4 != 4:
+            self._drop("in_runt")
+        elif packed[28:32] != self.ipv4:
+            self._drop("in_destination_address")
+        elif (source := bytes(packed[24:28])) not in peer.addresses:
+            self._unverified(peer, source, bytes(packed))
+        else:
+            return True
+        return False
+
+    def _is_admitted_ipv6(self, peer: Adjacency, packed: memoryview) -> bool:
+        if packed[12] >> 4 != 6:
+            self._drop("in_runt")
+        elif packed[18] not in (_TCP, _UDP) and is_discovery(bytes(14) + packed[PACKED_HEAD:]):
+            self._drop("in_neighbour")
+        elif packed[20:36] != peer.ipv6:
+            self._drop("in_source_address")
+        elif packed[36:52] != self._ipv6:
+            self._drop("in_destination_address")
+        else:
+            return True
+        return False
+
+    def _write(self, peer: Adjacency, packed: memoryview) -> None:
+        headers = 0
+        if packed[1]:
+            try:
+                headers = payload_at(packed, len(packed)) + 2
+            except BadDatagram:
+                self.malformed()
+                return
+        _PART.pack_into(packed, 2, headers)
+        self._port.writev((packed[:10], peer.macs, packed[10:]))
+
+
+def _lengths(packed: memoryview) -> tuple[int, ...] | None:
+    """The lengths of a bundle's frames; None when they are not those of this bundle."""
+    end = len(packed) - 2
+    if end < 0:
+        return None
+    (count,) = _COUNT.unpack_from(packed, end)
+    begin = end - 2 * count
+    if begin < 0 or not count:
+        return None
+    lengths = struct.unpack_from(f"!{count}H", packed, begin)
+    return lengths if sum(lengths) == begin else None
+

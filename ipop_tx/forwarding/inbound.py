@@ -1,0 +1,258 @@
+"""Runs of datagrams to frames for the kernel. Functions stand in the order in which a datagram travels.
+
+A run mostly is one record, whole, its ciphertext already in one piece: it is opened with one call. Records that carry parts of one super-frame and follow on
+each other are opened one behind the other, each with its headers over the end of the payload before it, which is put back afterwards: so they join without being copied.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from cryptography.exceptions import InvalidTag
+
+from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.fib import Adjacency, Fib
+from ipop_tx.forwarding.offload import payload_at, restore
+from ipop_tx.forwarding.reassembly import Reassembly
+from ipop_tx.interfaces import IForwardingControl, ISealedChannel, ISession
+from ipop_tx.values import Endpoint
+from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, OVERHEAD, RELAY, TAG_BYTES, first_header, headers
+
+_LARGEST = 66000
+_OFFLOAD_HEAD = 10
+_PART = struct.Struct("<H")
+_MORE = 0x8000
+RELAY_ROOM = 60
+"""Bytes left free before the content of a relayed record, so that its header can grow by three idents."""
+_JOINED = 65000
+"""Most bytes of a frame that is joined from several records."""
+
+
+class Deliver(Protocol):
+    """Takes opened frames, packed, one after another in a buffer that is free again on return."""
+
+    def frame(self, peer: Adjacency, packed: memoryview) -> None:
+        """One frame."""
+
+    def bundle(self, peer: Adjacency, packed: memoryview) -> None:
+        """The content of a bundle: several frames, their lengths, their number."""
+
+    def malformed(self) -> None:
+        """A frame that its peer has not made well."""
+
+
+class Inbound:
+    """Opens what arrives. Everything that is not traffic of a known peer goes elsewhere."""
+
+    def __init__(
+        self,
+        fib: Fib,
+        deliver: Deliver,
+        forged: Callable[[], None],
+        relayed: Callable[[Endpoint, ISession, Adjacency, memoryview, int], None],
+        control: IForwardingControl,
+        elsewhere: Callable[[Endpoint, bytes], None],
+    ) -> None:
+        self._fib = fib
+        self._deliver = deliver
+        self._forged = forged
+        self._relayed = relayed
+        self._control = control
+        self._elsewhere = elsewhere
+        self.reassembly = Reassembly()
+        self._joined = memoryview(bytearray(2 * _LARGEST))
+        self._opened = memoryview(bytearray(_LARGEST + RELAY_ROOM))
+        self._nested = memoryview(bytearray(2 * _LARGEST))
+        # What is being joined: whose, its headers, where they and the payload end, the first part's number, the next one's, whether more will come.
+        self._peer: Adjacency | None = None
+        self._headers = b""
+        self._at = self._end = self._first = self._next = 0
+        self._more = False
+
+    def run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
+        """A run from a transport; see `IDatagramReceiver.run_received`."""
+        count = -(-total // size) if size else 1
+        body, end = size - HEADER_BYTES, total - HEADER_BYTES * count
+        place = 0
+        while place < count:
+            begin, stop = place * body, min((place + 1) * body, end)
+            if stop <= begin or not 128 <= heads[place * HEADER_BYTES] <= 191:
+                self._other(endpoint, heads, bodies, place, begin, stop, total)
+                place += 1
+                continue
+            index, kind, piece, pieces, flags, counter = HEADER.unpack_from(heads, place * HEADER_BYTES)
+            entry = self._fib.by_index.get(index)
+            if entry is None:
+                self._other(endpoint, heads, bodies, place, begin, stop, total)
+                place += 1
+                continue
+            many = 1
+            if pieces == 1 and piece == 0:
+                header = bytes(heads[place * HEADER_BYTES : (place + 1) * HEADER_BYTES])
+                self._open(endpoint, entry, kind, header, counter, bodies[begin:stop], 1)
+            elif piece == 0 and place + pieces <= count and self._is_whole(heads, place, pieces, index, kind, flags, counter):
+                many = pieces
+                header = bytes(heads[place * HEADER_BYTES : (place + 1) * HEADER_BYTES])
+                self._open(endpoint, entry, kind, header, counter, bodies[begin : min((place + many) * body, end)], pieces)
+            else:
+                self._piece(endpoint, entry, heads, place, piece, pieces, counter, bodies[begin:stop])
+            place += many
+
+    def _other(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, place: int, begin: int, stop: int, total: int) -> None:
+        head = heads[place * HEADER_BYTES : min((place + 1) * HEADER_BYTES, total)]
+        self._elsewhere(endpoint, bytes(head) + bodies[begin : max(begin, stop)])
+
+    def _is_whole(self, heads: bytearray, place: int, pieces: int, index: int, kind: int, flags: int, counter: int) -> bool:
+        expected = headers(first_header(index, kind, pieces, counter) | flags << 64, pieces)
+        return heads[place * HEADER_BYTES : (place + pieces) * HEADER_BYTES] == expected
+
+    def _piece(
+        self,
+        endpoint: Endpoint,
+        entry: tuple[ISession, ISealedChannel, Adjacency],
+        heads: bytearray,
+        place: int,
+        piece: int,
+        pieces: int,
+        counter: int,
+        data: memoryview,
+    ) -> None:
+        if not entry[1].fresh(counter):
+            self._forged()
+            return
+        header = heads[place * HEADER_BYTES : (place + 1) * HEADER_BYTES]
+        header[5] = 0
+        whole = self.reassembly.add(entry[0].local_index, counter, bytes(header), piece, pieces, data)
+        if whole is not None:
+            self._open(endpoint, entry, header[4], whole[0], counter, whole[1], pieces)
+
+    # --- records -----------------------------------------------------------------------------
+
+    def nested(self, record: memoryview) -> None:
+        """A record for us that came in a relay's record: traffic, or nothing that we believe."""
+        if len(record) < OVERHEAD:
+            self._forged()
+            return
+        index, kind, piece, pieces, _, counter = HEADER.unpack_from(record)
+        entry = self._fib.by_index.get(index)
+        if entry is None or kind not in (FRAME, BUNDLE) or piece or pieces != 1:
+            self._forged()
+        else:
+            self._open(None, entry, kind, bytes(record[:HEADER_BYTES]), counter, record[HEADER_BYTES:], 1)
+
+    def _open(
+        self,
+        endpoint: Endpoint | None,
+        entry: tuple[ISession, ISealedChannel, Adjacency],
+        kind: int,
+        header: bytes,
+        counter: int,
+        sealed: memoryview,
+        pieces: int,
+    ) -> None:
+        """Open a whole record and hand on what is in it; `endpoint` is None for one that came in a relay's record."""
+        session, channel, peer = entry
+        length = len(sealed) - TAG_BYTES
+        if length < 0 or not channel.fresh(counter):
+            self._forged()
+            return
+        into, at = (self._nested if endpoint is None else self._opened), RELAY_ROOM if kind == RELAY else 0
+        joins = False
+        try:
+            if kind == FRAME:
+                joins = self._open_frame(channel, peer, header, sealed, length)
+            else:
+                channel.decrypt(header[4:], sealed, None, into[at : at + length])
+        except InvalidTag:
+            self._failed(peer, pieces)
+            return
+        channel.accept(counter)
+        if kind == FRAME or kind == BUNDLE:
+            self._note(endpoint, session, peer)
+        if kind == FRAME:
+            if not joins:
+                self._begin(peer, length)
+        elif kind == BUNDLE:
+            self.burst_ended()
+            self._deliver.bundle(peer, into[:length])
+        elif kind == RELAY and endpoint is not None:
+            self._relayed(endpoint, session, peer, into, RELAY_ROOM + length)
+        elif endpoint is not None:
+            self._control.unsealed(endpoint, session, kind, bytes(into[:length]))
+
+    def _failed(self, peer: Adjacency, pieces: int) -> None:
+        self._forged()
+        if pieces > 1:
+            peer.failed += 1
+            self._control.opened(peer)
+
+    def _note(self, endpoint: Endpoint | None, session: ISession, peer: Adjacency) -> None:
+        if not peer.heard:
+            self._control.opened(peer)
+        if endpoint is not None and endpoint not in (peer.endpoint, peer.stray):
+            peer.stray = endpoint
+            self._control.path_seen(session, endpoint)
+
+    # --- joining -----------------------------------------------------------------------------
+
+    def _open_frame(self, channel: ISealedChannel, peer: Adjacency, header: bytes, sealed: memoryview, length: int) -> bool:
+        """Open a frame; True when it goes on where the one before ended. Else it is at the beginning of the buffer. Raises `InvalidTag`."""
+        joined, end = self._joined, self._end
+        if not end or peer is not self._peer or length <= self._at or end + length > _JOINED:
+            self.burst_ended()
+            channel.decrypt(header[4:], sealed, None, joined[:length])
+            return False
+        begin = end - self._at
+        kept = bytes(joined[begin:end])
+        try:
+            channel.decrypt(header[4:], sealed, None, joined[begin : begin + length])
+            found = bytes(joined[begin:end])
+            (part,) = _PART.unpack_from(found, 2)
+            if found[:2] == self._headers[:2] and found[4:] == self._headers[4:] and part & ~_MORE == self._next:
+                self._went_on(part, length)
+                return True
+            other = bytes(joined[begin : begin + length])
+        finally:
+            joined[begin:end] = kept
+        self.burst_ended()
+        joined[:length] = other
+        return False
+
+    def _went_on(self, part: int, length: int) -> None:
+        size = int.from_bytes(self._headers[4:6], "little")
+        self._next += -(-(length - self._at) // size)
+        self._end += length - self._at
+        self._more = bool(part & _MORE)
+
+    def _begin(self, peer: Adjacency, length: int) -> None:
+        """A frame at the beginning of the buffer: deliver it, or wait for more if it is only a part."""
+        joined = self._joined
+        part = int.from_bytes(joined[2:4], "little")
+        if length < _OFFLOAD_HEAD or not joined[1] or not part:
+            self._deliver.frame(peer, joined[:length])
+            return
+        try:
+            at = payload_at(joined, length)
+        except BadDatagram:
+            self._deliver.malformed()
+            return
+        size = int.from_bytes(joined[4:6], "little")
+        self._peer, self._headers, self._at, self._end = peer, bytes(joined[:at]), at, length
+        self._first = part & ~_MORE
+        self._next = self._first + -(-(length - at) // size)
+        self._more = bool(part & _MORE)
+
+    def burst_ended(self) -> None:
+        """Deliver what is being joined."""
+        if self._end:
+            peer, end = self._peer, self._end
+            assert peer is not None
+            self._peer, self._end = None, 0
+            try:
+                restore(self._joined, end, self._first, self._more)
+            except BadDatagram:
+                self._deliver.malformed()
+            else:
+                self._deliver.frame(peer, self._joined[:end])

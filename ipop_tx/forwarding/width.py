@@ -1,0 +1,86 @@
+"""How wide records may be: how many datagrams may live and die together.
+
+A record of k pieces is lost when one of them is, so with a loss of p for each datagram a share of about k x p of the traffic is lost. The
+rule: k x p <= 0.1 %. What p is, the receiver tells: the greatest counter that it has opened and how many records it has opened in all, both authenticated.
+From that we know lost records, and each has lost at least one piece.
+
+The estimate forgets: it is a sum over the last `MEMORY` pieces, older ones fading out. It is also careful: it counts one loss that has not
+happened yet, so n pieces without any loss prove no more than p < 1 / n. A path of which nothing is known has width 1, and grows with proof.
+
+Somebody beside the path can inject pieces. That makes a record fail as a whole that would have arrived, so a failure counts as an attack: the
+width is 1 at once, for a while, and for twice as long each time it happens again soon after.
+"""
+
+from __future__ import annotations
+
+from ipop_tx.wire.datagram import MAX_PIECES
+
+BUDGET = 0.001
+"""Share of the traffic that may be lost because records are wide."""
+MEMORY = 65536.0
+"""Pieces over which the estimate reaches."""
+HALF_LIFE = 60.0
+"""Seconds after which what was measured counts half, however little was sent since."""
+FIRST_HOLD = 10.0
+"""Seconds for which the width stays 1 after a record that failed."""
+LONGEST_HOLD = 640.0
+
+
+class Width:
+    """The width of one direction of one path. Reports may come late, twice or out of order; `now` never goes back."""
+
+    __slots__ = ("_at", "_failed", "_hold", "_held_until", "_highest", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces")  # fmt: skip
+
+    def __init__(self, most: int = MAX_PIECES) -> None:
+        self.most = most
+        """Never wider than this."""
+        self.pieces = 1
+        """The width: most pieces of a record now."""
+        self.lost = 0
+        """Records known to be lost since the start."""
+        self._hold = FIRST_HOLD
+        self._held_until = float("-inf")
+        self._failed = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Another path: nothing is known of it. An attacker beside the old one may be beside this one too, so that is remembered."""
+        self._pieces = self._lost = 0.0
+        self._session, self._highest, self._opened = -1, -1, 0
+        self._at = float("-inf")
+        self.pieces = 1
+
+    def report(self, now: float, session: int, highest: int, opened: int, failed: int, pieces_each: float) -> float:
+        """The peer has opened `opened` records of a session, the latest with counter `highest`; `failed` wide ones did not open.
+
+        `pieces_each` is the mean number of pieces of the records that we sent lately. Gives the share of the records since the last report that were lost.
+        """
+        if session != self._session:
+            self._session, self._highest, self._opened = session, -1, 0
+        span, got = highest - self._highest, opened - self._opened
+        if span <= 0:
+            return 0.0
+        if failed > self._failed:
+            self._suspect(now)
+        self._highest, self._opened, self._failed = highest, opened, failed
+        lost = max(0, span - got)
+        self.lost += lost
+        self._learn(now, span * pieces_each, lost)
+        self.pieces = self._allowed(now)
+        return lost / span
+
+    def _learn(self, now: float, pieces: float, lost: float) -> None:
+        keep = 0.5 ** ((now - self._at) / HALF_LIFE) * max(0.0, 1.0 - pieces / MEMORY)
+        self._at = now
+        self._pieces = min(self._pieces * keep + pieces, MEMORY)
+        self._lost = self._lost * keep + lost * min(1.0, MEMORY / max(pieces, 1.0))
+
+    def _allowed(self, now: float) -> int:
+        if now < self._held_until:
+            return 1
+        return max(1, min(self.most, int(BUDGET * self._pieces / (self._lost + 1.0))))
+
+    def _suspect(self, now: float) -> None:
+        again = now < self._held_until + self._hold
+        self._hold = min(2 * self._hold, LONGEST_HOLD) if again else FIRST_HOLD
+        self._held_until = now + self._hold
