@@ -57,12 +57,12 @@ class HandshakeTests(PathCase):
             machine.settle()
         found = self.all_done(self.sim, links, 5)
         self.assertEqual([link.ident for link in found], [self.other.ident, self.one.ident])
+        self.converse(self.sim, [(self.one, self.other), (self.other, self.one)], 2)
         self.sim.run(3)
         self.assertTrue(self.sessions()[2])
-        self.converse(self.sim, [(self.one, self.other), (self.other, self.one)], 2)
 
     def test_crossing(self) -> None:
-        """On a direct path and over the ring: one link, and both seal with the same session."""
+        """On a direct path and over the ring: one link, and once both have spoken they seal with the same session."""
         self.crossing(over_ring=False)
         self.crossing(over_ring=True)
 

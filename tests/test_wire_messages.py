@@ -28,7 +28,7 @@ PARTS["ballot"] = "933207" + PARTS["a"]
 PARTS["record"] = "9728" + PARTS["a"] + "03ce00015180c40576616c7565c4067369676e6572c4097369676e6174757265"
 
 VECTORS: list[tuple[m.Message, str]] = [
-    (m.PathChallenge(2**62), "9201cf4000000000000000"),
+    (m.PathChallenge(2**62, b"pad"), "9301cf4000000000000000c403706164"),
     (m.PathResponse(1, ENDPOINT), "930201{endpoint}"),
     (m.Close("the node leaves"), "9203af746865206e6f6465206c6561766573"),
     (m.Fragment(9, 1, 2, b"part"), "9504090102c40470617274"),
@@ -99,6 +99,10 @@ class VectorTests(TestCase):
             fields = msgspec.msgpack.decode(bytes.fromhex(text.format(**PARTS)))
             self.assertEqual(m.decode(msgspec.msgpack.encode([*fields, "later"])), message)
 
+    def test_missing_fields(self) -> None:
+        """What an earlier version left out at the end of a message has its default."""
+        self.assertEqual(m.decode(bytes.fromhex("9201cf4000000000000000")), m.PathChallenge(2**62))
+
 
 class RefusalTests(TestCase):
     """What must not decode."""
@@ -113,6 +117,7 @@ class RefusalTests(TestCase):
         for message in (
             m.PathChallenge(-1),
             m.PathChallenge(2**62 + 1),
+            m.PathChallenge(1, bytes(m.MAX_PADDING + 1)),
             m.PathResponse(1, "x" * 101),
             m.Close("x" * 201),
             m.Fragment(1, 64, 64, b""),

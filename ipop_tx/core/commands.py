@@ -124,6 +124,13 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
+class DoubtMtu:
+    """Large datagrams to a member seem to vanish: test now what its path carries. Future of None, at once."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
 class PathSeen:
     """The forwarding plane heard a member from another endpoint than its path's. Future of None."""
 

@@ -17,7 +17,7 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class LinkChanged:
-    """A link has another session or another active path."""
+    """A link has another session, another active path, or its path another MTU."""
 
     ident: Ident
 

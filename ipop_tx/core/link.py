@@ -8,7 +8,10 @@ from typing import NamedTuple
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import ISession
 from ipop_tx.values import Endpoint, Ident, Peer
+from ipop_tx.wire.datagram import DATAGRAM_LIMIT
 
+BASE = DATAGRAM_LIMIT
+"""MTU of a path that has not shown more. An MTU of a path always means: bytes of UDP payload of the largest datagram that arrives whole."""
 CROSSING = 1.0
 """Seconds after which both ends of two sessions that crossed must have settled on the same one."""
 TWIN_WATCH = 180.0
@@ -46,7 +49,16 @@ class DirectPath:
     """A direct path whose far end answered our challenge."""
 
     rtt: float
+    """Smoothed, in seconds; 0.0 until a challenge was answered."""
     answered: float
+    mtu: int = BASE
+    """Of the way there: the other direction is the peer's business."""
+    search_due: float = 0.0
+    """When `PathMtu` may look for a greater one."""
+    tending: object = None
+    """The task of `PathMtu` that has this path in its care."""
+    doubted: bool = False
+    """Whether `mtu` is being tested just now."""
 
 
 class Link:
@@ -105,6 +117,12 @@ class Link:
     def is_direct(self) -> bool:
         """Whether the active path is direct."""
         return not isinstance(self.active, Route)
+
+    @property
+    def mtu(self) -> int:
+        """MTU of the active path."""
+        known = None if isinstance(self.active, Route) else self.direct.get(self.active)
+        return known.mtu if known is not None else BASE
 
     @property
     def session(self) -> ISession:

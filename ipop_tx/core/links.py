@@ -69,10 +69,10 @@ class Links:
         else:
             self._runtime.transmissions.append((path, datagram))
 
-    def send_message(self, link: Link, message: m.Message, path: PathKey | None = None) -> None:
-        """Seal a control message and send it by `path`, or by the link's active one. In pieces, if it is long."""
-        session = link.session
-        for part in split(m.encode(message), self._runtime):
+    def send_message(self, link: Link, message: m.Message, path: PathKey | None = None, whole: bool = False) -> None:
+        """Seal a control message and send it by `path`, or by the link's active one. In fragments, if it is long, unless `whole`."""
+        session, payload = link.session, m.encode(message)
+        for part in [payload] if whole else split(payload, self._runtime):
             self.send_datagram(path or link.active, session.protect(CONTROL, part))
 
     # --- in ----------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class Node:
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
             c.Suspect: self._suspect,
+            c.DoubtMtu: self._doubt_mtu,
             c.PathSeen: self._path_seen,
             c.Report: self._report,
             c.Ask: lambda x: self.rpc.call(x.ident, x.body),
@@ -242,6 +243,12 @@ class Node:
 
     def _suspect(self, command: c.Suspect) -> Future[None]:
         self.paths.suspect(command.ident)
+        return settled(None)
+
+    def _doubt_mtu(self, command: c.DoubtMtu) -> Future[None]:
+        link = self.links.by_ident.get(command.ident)
+        if link is not None:
+            self.paths.mtu.doubt(link)
         return settled(None)
 
     def _path_seen(self, command: c.PathSeen) -> Future[None]:

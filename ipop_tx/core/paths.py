@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ipop_tx.core.events import LinkChanged, Observed
 from ipop_tx.core.link import DirectPath, Link, PathKey, Route
 from ipop_tx.core.links import Links
+from ipop_tx.core.mtu import PathMtu, padded
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
@@ -47,6 +48,7 @@ class _Pending:
     sent: float
     answered: Future[float]
     timer: Timer
+    size: int
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class Paths:
         self.neighbours: frozenset[Ident] = frozenset()
         self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
         """Sends a request on a link: `Rpc.on_link`."""
+        self.mtu = PathMtu(runtime, self.challenge)
         self._links = links
         self._runtime = runtime
         self._network = network
@@ -90,13 +93,17 @@ class Paths:
 
     # --- challenges --------------------------------------------------------------------------
 
-    def challenge(self, link: Link, path: PathKey, wait: float) -> Future[float]:
-        """Send one challenge; the future gives the round trip in seconds or fails with `Unreachable` after `wait`."""
+    def challenge(self, link: Link, path: PathKey, wait: float, size: int = 0) -> Future[float]:
+        """Send one challenge; the future gives the round trip in seconds or fails with `Unreachable` after `wait`.
+
+        With `size` it is one datagram of so many bytes, which must go only to an endpoint that has answered a small one.
+        """
         token = self._runtime.rng.getrandbits(62)
         answered: Future[float] = Future()
         timer = self._runtime.after(wait, lambda: self._unanswered(token))
-        self._pending[token] = _Pending(link, path, self._runtime.now, answered, timer)
-        self._links.send_message(link, m.PathChallenge(token), path)
+        self._pending[token] = _Pending(link, path, self._runtime.now, answered, timer, size)
+        message = padded(token, size) if size else m.PathChallenge(token)
+        self._links.send_message(link, message, path, whole=True)
         return answered
 
     def _unanswered(self, token: int) -> None:
@@ -125,14 +132,19 @@ class Paths:
         pending.timer.cancel()
         rtt = self._runtime.now - pending.sent
         if pending.path == link.active:
-            link.measured(rtt)
             link.alarm = False
             link.answered = self._runtime.now
+        if not pending.size:  # a large datagram takes longer, and a burst of them much longer
+            self._measured(link, path, pending, rtt, message.observed)
+        pending.answered.succeed(rtt)
+
+    def _measured(self, link: Link, path: PathKey, pending: _Pending, rtt: float, observed: str) -> None:
+        if pending.path == link.active:
+            link.measured(rtt)
         if isinstance(pending.path, Endpoint):
             self._direct_answered(link, pending.path, rtt)
-            if message.observed and path == pending.path:
-                self._observe(link.ident, message.observed)
-        pending.answered.succeed(rtt)
+            if observed and path == pending.path:
+                self._observe(link.ident, observed)
 
     def _observe(self, witness: Ident, text: str) -> None:
         try:
@@ -155,9 +167,9 @@ class Paths:
                 self._activate(link, path)
 
     def _direct_answered(self, link: Link, endpoint: Endpoint, rtt: float) -> None:
-        known = link.direct.get(endpoint)
-        smoothed = rtt if known is None or known.rtt == 0.0 else 0.875 * known.rtt + 0.125 * rtt
-        link.direct[endpoint] = DirectPath(smoothed, self._runtime.now)
+        path = link.direct.setdefault(endpoint, DirectPath(rtt, self._runtime.now))
+        path.rtt = rtt if path.rtt == 0.0 else 0.875 * path.rtt + 0.125 * rtt
+        path.answered = self._runtime.now
         if len(link.direct) > CANDIDATES:
             del link.direct[min((known for known in link.direct if known != link.active), key=lambda known: link.direct[known].answered)]
         if not link.is_direct:
@@ -167,6 +179,7 @@ class Paths:
             active = link.direct.get(link.active) if isinstance(link.active, Endpoint) else None
             if active is None or link.direct[best].rtt < 0.8 * active.rtt:
                 self._activate(link, best)
+        self.mtu.tend(link)
 
     def _activate(self, link: Link, path: PathKey) -> None:
         if link.active == path:
@@ -175,6 +188,7 @@ class Paths:
         link.rtt = link.direct[path].rtt if isinstance(path, Endpoint) else 0.0
         link.alarm = False
         self._runtime.emit(LinkChanged(link.ident))
+        self.mtu.tend(link)
 
     def heard(self, link: Link, path: PathKey) -> None:
         """Something authentic came by `path`. Never a reason to trust it, often one to test it."""
@@ -229,7 +243,11 @@ class Paths:
             link.alarm = True
             if isinstance(link.active, Route) and link.first_hop is not None:
                 self.suspect(link.first_hop)  # a relay that died is the likeliest reason, so let it be found out first
-            self._runtime.background(self.probe(link))
+            self._runtime.background(self._test(link))
+
+    async def _test(self, link: Link) -> None:
+        await self.probe(link)
+        self.mtu.doubt(link)  # small challenges pass: perhaps large datagrams do not
 
     async def _answers(self, link: Link, path: PathKey) -> bool:
         wait = max(PROBE_WAIT, 3 * link.rtt)

@@ -23,6 +23,8 @@ from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.session.plain import PlainSessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer
 
+LARGEST_DATAGRAM = 65507
+"""Most bytes that UDP over IPv4 carries."""
 NETWORK = Network(
     "simulated", hashlib.sha256(b"simulated").digest()[:20], IPv4Network("10.128.0.0/16"), IPv6Network("fd12:3456:789a::/48"), shards=32
 )
@@ -131,6 +133,8 @@ class SimulatedNet:
         self.machines: dict[Endpoint, SimulatedNode] = {}
         self.faults: list[str] = []
         self.reachable: Callable[[SimulatedNode, SimulatedNode], bool] = lambda one, other: True
+        self.mtu: Callable[[SimulatedNode, SimulatedNode], int] = lambda one, other: LARGEST_DATAGRAM
+        """UDP payload of the largest datagram that gets from one machine to another; larger ones vanish."""
         self.on_event: Callable[[SimulatedNode, object], None] = lambda machine, event: None
         self.datagrams = 0
         self.bytes = 0
@@ -162,6 +166,8 @@ class SimulatedNet:
         source = self.source(sender, endpoint)
         receiver = self.receiver(source, endpoint)
         if receiver is None or not self.reachable(sender, receiver) or (self.loss and self.rng.random() < self.loss):
+            return
+        if len(datagram) > self.mtu(sender, receiver):
             return
         (x, y), (u, v) = sender.place, receiver.place
         delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)

@@ -26,6 +26,9 @@ Endpoints = Annotated[tuple[EndpointText, ...], Meta(max_length=16)]
 MAX_VALUE = 1024
 """Largest value of a register, in bytes."""
 
+MAX_PADDING = 9000
+"""Most bytes of padding in a path challenge; as much as the largest usual Ethernet frame holds."""
+
 ADMITS = 1
 """Flag of `Hello`: this member admits others."""
 APPOINTS = 2
@@ -43,9 +46,13 @@ class _Message(Struct, frozen=True, array_like=True):
 
 
 class PathChallenge(_Message, frozen=True, tag=1):
-    """Prove that you receive at the address this was sent to. Answered on the path it came by."""
+    """Prove that you receive at the address this was sent to. Answered on the path it came by.
+
+    The padding makes a datagram of a certain length, to learn whether the path carries it; the answer stays small.
+    """
 
     token: Count
+    padding: Annotated[bytes, Meta(max_length=MAX_PADDING)] = b""
 
 
 class PathResponse(_Message, frozen=True, tag=2):
