@@ -174,7 +174,7 @@ class ForwardingPlane:
 
     def _asked(self, request: neighbour.Request) -> None:
         target = request.target
-        if target.packed in (self._ipv4, self._ipv6):
+        if target.packed in (self.delivery.ipv4, self._ipv6):
             self._drop("out_own_address")
         elif isinstance(target, IPv6Address) and target not in self.fib.prefix:
             self._drop("out_neighbour")

@@ -14,7 +14,7 @@ from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.link import Link
 from ipop_tx.forwarding.fib import Adjacency, Fib
-from ipop_tx.forwarding.memory import NoPort
+from ipop_tx.forwarding.noport import NoPort
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
