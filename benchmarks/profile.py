@@ -77,7 +77,7 @@ class Findings:
 
 def sampled(found: dict[str, Any]) -> Findings:
     """What a daemon wrote about its samples."""
-    stacks = [([(str(f), str(n), int(line)) for f, n, line in places], int(count)) for places, count in found["stacks"]]
+    stacks = [([(str(f), str(n), int(line or 0)) for f, n, line in places], int(count)) for places, count in found["stacks"]]
     busy = [(places, count) for places, count in stacks if not is_idle(places)]
     total = sum(count for _, count in busy)
     findings = Findings(float(found["cpu_seconds"]))

@@ -118,4 +118,3 @@ class Relay:
             return across, None
         direct = (link for link in distances if link.is_direct)
         return min(direct, key=lambda link: (not link.placed, distances[link]), default=None), None
-

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from ipop_tx.errors import BadDatagram
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
 from ipop_tx.forwarding.neighbour import is_discovery
-from ipop_tx.forwarding.offload import join_datagrams, payload_at
+from ipop_tx.forwarding.offload import PART, join_datagrams, payload_at
 from ipop_tx.interfaces import IFramePort
 
-_PART = struct.Struct("<H")
 _COUNT = struct.Struct("!H")
 _TCP, _UDP = 6, 17
 _IPV4_LEAST, _IPV6_LEAST = PACKED_HEAD + 20, PACKED_HEAD + 40
@@ -104,7 +103,7 @@ class Delivery:
     def _is_admitted_ipv4(self, peer: Adjacency, packed: memoryview) -> bool:
         if packed[12] >> 4 != 4:
             self._drop("in_runt")
-        elif packed[28:32] != self.ipv4:
+        elif self.ipv4 is None or packed[28:32] != self.ipv4:
             self._drop("in_destination_address")
         elif (source := bytes(packed[24:28])) not in peer.addresses:
             self._unverified(peer, source, bytes(packed))
@@ -133,7 +132,7 @@ class Delivery:
             except BadDatagram:
                 self.malformed()
                 return
-        _PART.pack_into(packed, 2, headers)
+        PART.pack_into(packed, 2, headers)
         self._port.writev((packed[:10], peer.macs, packed[10:]))
 
 
@@ -148,4 +147,3 @@ def _lengths(packed: memoryview) -> tuple[int, ...] | None:
         return None
     lengths = struct.unpack_from(f"!{count}H", packed, begin)
     return lengths if sum(lengths) == begin else None
-

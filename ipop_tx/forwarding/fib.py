@@ -25,9 +25,9 @@ class Adjacency:
     """
 
     __slots__ = (
-        "addresses", "asked", "channel", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac", "macs", "name",
-        "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames", "tx_pieces",
-        "tx_records", "width",
+        "addresses", "asked", "channel", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac", "macs",
+        "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames",
+        "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes) -> None:
@@ -100,8 +100,9 @@ class Fib:
     ) -> Adjacency | None:
         """Say what is now true of a peer: its established sessions (the first one seals, all open), its direct path or the relay to it.
 
-        `mtu` is the longest datagram, in bytes, that the direct path carries. Counters and verified addresses stay. Gives None, and logs, when another peer already has the same MAC: 46 bits
-        agree by accident once in a hundred million networks of a thousand nodes, and never by a peer's choice.
+        `mtu` is the longest datagram, in bytes, that the direct path carries. Counters and verified addresses stay. Gives None, and logs,
+        when another peer already has the same MAC: 46 bits agree by accident once in a hundred million networks of a thousand nodes,
+        and never by a peer's choice.
         """
         adjacency = self.by_ident.get(ident) or self._add(ident)
         if adjacency is None:

@@ -1,12 +1,12 @@
 """Runs of datagrams to frames for the kernel. Functions stand in the order in which a datagram travels.
 
-A run mostly is one record, whole, its ciphertext already in one piece: it is opened with one call. Records that carry parts of one super-frame and follow on
-each other are opened one behind the other, each with its headers over the end of the payload before it, which is put back afterwards: so they join without being copied.
+A run mostly is one record, whole, its ciphertext already in one piece: it is opened with one call. Records that carry parts of one
+super-frame and follow on each other are opened one behind the other, each with its headers over the end of the payload before it, which is
+put back afterwards: so they join without being copied.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,20 +14,21 @@ from cryptography.exceptions import InvalidTag
 
 from ipop_tx.errors import BadDatagram
 from ipop_tx.forwarding.fib import Adjacency, Fib
-from ipop_tx.forwarding.offload import payload_at, restore
+from ipop_tx.forwarding.offload import HEAD, PART, payload_at, restore
 from ipop_tx.forwarding.reassembly import Reassembly
+from ipop_tx.forwarding.sealing import LARGEST, MORE
 from ipop_tx.interfaces import IForwardingControl, ISealedChannel, ISession
 from ipop_tx.values import Endpoint
-from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, OVERHEAD, RELAY, TAG_BYTES, first_header, headers
+from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, OVERHEAD, PIECE_AT, RELAY, TAG_BYTES, headers
 
-_LARGEST = 66000
-_OFFLOAD_HEAD = 10
-_PART = struct.Struct("<H")
-_MORE = 0x8000
 RELAY_ROOM = 60
 """Bytes left free before the content of a relayed record, so that its header can grow by three idents."""
 _JOINED = 65000
 """Most bytes of a frame that is joined from several records."""
+
+
+Entry = tuple[ISession, ISealedChannel, Adjacency]
+"""Of the FIB: whose records have a receiver index."""
 
 
 class Deliver(Protocol):
@@ -62,10 +63,11 @@ class Inbound:
         self._control = control
         self._elsewhere = elsewhere
         self.reassembly = Reassembly()
-        self._joined = memoryview(bytearray(2 * _LARGEST))
-        self._opened = memoryview(bytearray(_LARGEST + RELAY_ROOM))
-        self._nested = memoryview(bytearray(2 * _LARGEST))
-        # What is being joined: whose, its headers, where they and the payload end, the first part's number, the next one's, whether more will come.
+        self._joined = memoryview(bytearray(2 * LARGEST))
+        self._opened = memoryview(bytearray(LARGEST + RELAY_ROOM))
+        self._nested = memoryview(bytearray(2 * LARGEST))
+        # What is being joined: whose, its headers, where they and the payload end, number of the first segment and of the next, and
+        # whether more of the super-frame will come.
         self._peer: Adjacency | None = None
         self._headers = b""
         self._at = self._end = self._first = self._next = 0
@@ -82,51 +84,33 @@ class Inbound:
                 self._other(endpoint, heads, bodies, place, begin, stop, total)
                 place += 1
                 continue
-            index, kind, piece, pieces, flags, counter = HEADER.unpack_from(heads, place * HEADER_BYTES)
+            head = place * HEADER_BYTES
+            index, kind, piece, pieces, _, counter = HEADER.unpack_from(heads, head)
             entry = self._fib.by_index.get(index)
             if entry is None:
                 self._other(endpoint, heads, bodies, place, begin, stop, total)
-                place += 1
-                continue
-            many = 1
-            if pieces == 1 and piece == 0:
-                header = bytes(heads[place * HEADER_BYTES : (place + 1) * HEADER_BYTES])
-                self._open(endpoint, entry, kind, header, counter, bodies[begin:stop], 1)
-            elif piece == 0 and place + pieces <= count and self._is_whole(heads, place, pieces, index, kind, flags, counter):
-                many = pieces
-                header = bytes(heads[place * HEADER_BYTES : (place + 1) * HEADER_BYTES])
-                self._open(endpoint, entry, kind, header, counter, bodies[begin : min((place + many) * body, end)], pieces)
+            elif piece == 0 and (pieces == 1 or (place + pieces <= count and _is_whole(heads, head, pieces))):
+                place += pieces - 1
+                stop = min((place + 1) * body, end)
+                self._open(endpoint, entry, kind, heads[head : head + HEADER_BYTES], counter, bodies[begin:stop], pieces)
             else:
-                self._piece(endpoint, entry, heads, place, piece, pieces, counter, bodies[begin:stop])
-            place += many
+                self._piece(endpoint, entry, heads[head : head + HEADER_BYTES], piece, pieces, counter, bodies[begin:stop])
+            place += 1
 
     def _other(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, place: int, begin: int, stop: int, total: int) -> None:
         head = heads[place * HEADER_BYTES : min((place + 1) * HEADER_BYTES, total)]
         self._elsewhere(endpoint, bytes(head) + bodies[begin : max(begin, stop)])
 
-    def _is_whole(self, heads: bytearray, place: int, pieces: int, index: int, kind: int, flags: int, counter: int) -> bool:
-        expected = headers(first_header(index, kind, pieces, counter) | flags << 64, pieces)
-        return heads[place * HEADER_BYTES : (place + pieces) * HEADER_BYTES] == expected
-
-    def _piece(
-        self,
-        endpoint: Endpoint,
-        entry: tuple[ISession, ISealedChannel, Adjacency],
-        heads: bytearray,
-        place: int,
-        piece: int,
-        pieces: int,
-        counter: int,
-        data: memoryview,
-    ) -> None:
-        if not entry[1].fresh(counter):
+    def _piece(self, endpoint: Endpoint, entry: Entry, header: bytearray, piece: int, pieces: int, counter: int, data: memoryview) -> None:
+        """A piece of a record whose other pieces are not beside it."""
+        session, channel, _ = entry
+        if not channel.fresh(counter):
             self._forged()
             return
-        header = heads[place * HEADER_BYTES : (place + 1) * HEADER_BYTES]
-        header[5] = 0
-        whole = self.reassembly.add(entry[0].local_index, counter, bytes(header), piece, pieces, data)
+        header[PIECE_AT] = 0
+        whole = self.reassembly.add(session.local_index, counter, bytes(header), piece, pieces, data)
         if whole is not None:
-            self._open(endpoint, entry, header[4], whole[0], counter, whole[1], pieces)
+            self._open(endpoint, entry, header[4], header, counter, whole, pieces)
 
     # --- records -----------------------------------------------------------------------------
 
@@ -140,14 +124,14 @@ class Inbound:
         if entry is None or kind not in (FRAME, BUNDLE) or piece or pieces != 1:
             self._forged()
         else:
-            self._open(None, entry, kind, bytes(record[:HEADER_BYTES]), counter, record[HEADER_BYTES:], 1)
+            self._open(None, entry, kind, bytearray(record[:HEADER_BYTES]), counter, record[HEADER_BYTES:], 1)
 
     def _open(
         self,
         endpoint: Endpoint | None,
-        entry: tuple[ISession, ISealedChannel, Adjacency],
+        entry: Entry,
         kind: int,
-        header: bytes,
+        header: bytearray,
         counter: int,
         sealed: memoryview,
         pieces: int,
@@ -169,7 +153,7 @@ class Inbound:
             self._failed(peer, pieces)
             return
         channel.accept(counter)
-        if kind == FRAME or kind == BUNDLE:
+        if kind in (FRAME, BUNDLE):
             self._note(endpoint, session, peer)
         if kind == FRAME:
             if not joins:
@@ -197,7 +181,7 @@ class Inbound:
 
     # --- joining -----------------------------------------------------------------------------
 
-    def _open_frame(self, channel: ISealedChannel, peer: Adjacency, header: bytes, sealed: memoryview, length: int) -> bool:
+    def _open_frame(self, channel: ISealedChannel, peer: Adjacency, header: bytearray, sealed: memoryview, length: int) -> bool:
         """Open a frame; True when it goes on where the one before ended. Else it is at the beginning of the buffer. Raises `InvalidTag`."""
         joined, end = self._joined, self._end
         if not end or peer is not self._peer or length <= self._at or end + length > _JOINED:
@@ -209,8 +193,8 @@ class Inbound:
         try:
             channel.decrypt(header[4:], sealed, None, joined[begin : begin + length])
             found = bytes(joined[begin:end])
-            (part,) = _PART.unpack_from(found, 2)
-            if found[:2] == self._headers[:2] and found[4:] == self._headers[4:] and part & ~_MORE == self._next:
+            (part,) = PART.unpack_from(found, 2)
+            if found[:2] == self._headers[:2] and found[4:] == self._headers[4:] and part & ~MORE == self._next:
                 self._went_on(part, length)
                 return True
             other = bytes(joined[begin : begin + length])
@@ -224,13 +208,13 @@ class Inbound:
         size = int.from_bytes(self._headers[4:6], "little")
         self._next += -(-(length - self._at) // size)
         self._end += length - self._at
-        self._more = bool(part & _MORE)
+        self._more = bool(part & MORE)
 
     def _begin(self, peer: Adjacency, length: int) -> None:
         """A frame at the beginning of the buffer: deliver it, or wait for more if it is only a part."""
         joined = self._joined
         part = int.from_bytes(joined[2:4], "little")
-        if length < _OFFLOAD_HEAD or not joined[1] or not part:
+        if length < HEAD.size or not joined[1] or not part:
             self._deliver.frame(peer, joined[:length])
             return
         try:
@@ -240,9 +224,9 @@ class Inbound:
             return
         size = int.from_bytes(joined[4:6], "little")
         self._peer, self._headers, self._at, self._end = peer, bytes(joined[:at]), at, length
-        self._first = part & ~_MORE
+        self._first = part & ~MORE
         self._next = self._first + -(-(length - at) // size)
-        self._more = bool(part & _MORE)
+        self._more = bool(part & MORE)
 
     def burst_ended(self) -> None:
         """Deliver what is being joined."""
@@ -256,3 +240,9 @@ class Inbound:
                 self._deliver.malformed()
             else:
                 self._deliver.frame(peer, self._joined[:end])
+
+
+def _is_whole(heads: bytearray, begin: int, pieces: int) -> bool:
+    """Whether all pieces of a record stand beside its first one, in order."""
+    block = heads[begin : begin + HEADER_BYTES * pieces]
+    return block == headers(block[:HEADER_BYTES], pieces)

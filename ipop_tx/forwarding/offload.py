@@ -28,6 +28,8 @@ from ipop_tx.errors import BadDatagram
 
 HEAD = struct.Struct("<BBHHHH")
 """Flags, GSO type, length of all headers, GSO size, checksum start, checksum offset."""
+PART = struct.Struct("<H")
+"""At byte 2: the length of all headers in port layout, the part of the super-frame in packed layout (docs/architecture.md)."""
 PLAIN = bytes(HEAD.size)
 """The head of an ordinary frame whose checksums are complete."""
 

@@ -14,19 +14,19 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal, get_args
 
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ipop_tx.errors import IpopError
 from ipop_tx.forwarding import neighbour, source
 from ipop_tx.forwarding.delivery import Delivery
-from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
+from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.inbound import Inbound
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from ipop_tx.forwarding.offload import PLAIN
 from ipop_tx.forwarding.outbound import Outbound
 from ipop_tx.forwarding.relaying import Relaying
+from ipop_tx.forwarding.sealing import Sealing
 from ipop_tx.interfaces import IDatagramReceiver, IForwardingControl, IFramePort, IFrameReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident
@@ -70,7 +70,8 @@ _DHCP_SERVER_PORT = b"\x00\x43"
 class ForwardingPlane:
     """Carries the frames of one node, and relays those of others.
 
-    Give it to the port and to the transport as receiver; what is not its own goes on to `control_plane`. Tell it of every change of the FIB (`fib_changed`).
+    Give it to the port and to the transport as receiver; what is not its own goes on to `control_plane`. Tell it of every change of
+    the FIB (`fib_changed`).
     """
 
     _log = Logger()
@@ -97,8 +98,9 @@ class ForwardingPlane:
         self._waiting: dict[Ident, list[bytes]] = {}
         # Build everything ...
         self.delivery = Delivery(port, self._ipv6, clock, self._drop, lambda *unverified: self._check.unknown(*unverified))
-        self.outbound = Outbound(fib, port, transport, self._exceptional, self._unreachable, self._narrowed)
-        self.relaying = Relaying(ident, fib, control, self.outbound, clock, self._drop)
+        sealing = Sealing(transport)
+        self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
+        self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
         self.inbound = Inbound(
             fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received
         )

@@ -69,10 +69,10 @@ class Reassembly:
     def __len__(self) -> int:
         return len(self._partial)
 
-    def add(self, index: int, counter: int, header: bytes, piece: int, pieces: int, data: memoryview) -> tuple[bytes, memoryview] | None:
+    def add(self, index: int, counter: int, header: bytes, piece: int, pieces: int, data: memoryview) -> memoryview | None:
         """Take a piece of a record with `pieces` pieces; `header` is the record's: that of piece 0, 16 bytes.
 
-        Gives (header, ciphertext) when it is whole. `index` must be one of ours: that is what bounds who can make us keep anything.
+        Gives the ciphertext when it is whole. `index` must be one of ours: that is what bounds who can make us keep anything.
         """
         if not 0 <= piece < pieces <= MAX_PIECES or not data:
             return None
@@ -87,7 +87,7 @@ class Reassembly:
         if not partial.add(piece, data):
             return None
         self._remove(name)
-        return header, memoryview(partial.buffer)[: partial.end]
+        return memoryview(partial.buffer)[: partial.end]
 
     def _make_room(self, index: int) -> None:
         if self._by_index.get(index, 0) >= MOST_OF_ONE:

@@ -1,4 +1,4 @@
-"""Relayed traffic: records for others are passed on, those for us opened once more. Next hops are the control plane's, remembered for a moment."""
+"""Relayed traffic: records for others are passed on, those for us opened once more. Next hops come from the control plane."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.inbound import RELAY_ROOM
-from ipop_tx.forwarding.outbound import Outbound
 from ipop_tx.interfaces import IForwardingControl, ISession
 from ipop_tx.values import IDENT_BYTES, Endpoint, Ident
 from ipop_tx.wire.datagram import RELAY
@@ -24,7 +23,13 @@ class Relaying:
     """Passes records on. `nested` takes those that are for this node."""
 
     def __init__(
-        self, ident: Ident, fib: Fib, control: IForwardingControl, outbound: Outbound, clock: Callable[[], float], drop: Callable[[str], None]
+        self,
+        ident: Ident,
+        fib: Fib,
+        control: IForwardingControl,
+        sealing: Sealing,
+        clock: Callable[[], float],
+        drop: Callable[..., None],
     ) -> None:
         self.nested: Callable[[memoryview], None] = lambda record: None
         self.relayed = 0
@@ -32,7 +37,7 @@ class Relaying:
         self._ident = ident
         self._fib = fib
         self._control = control
-        self._outbound = outbound
+        self._sealing = sealing
         self._clock = clock
         self._drop = drop
         self._hops: dict[tuple[Ident, Ident], tuple[Adjacency | None, Ident | None, float]] = {}
@@ -76,7 +81,7 @@ class Relaying:
             buffer[begin + FIXED_BYTES : begin + FIXED_BYTES + IDENT_BYTES] = detour
             buffer[begin + 2] += 1
         self.relayed += 1
-        self._outbound.record(hop, RELAY, buffer[begin:end])
+        self._sealing.record(hop, RELAY, buffer[begin:end])
 
     def _shift(self, buffer: memoryview, begin: int, by: int) -> int:
         """Move the fixed header by some bytes, over the first ident of the route or before it; gives where it begins now."""

@@ -1,14 +1,15 @@
 """How wide records may be: how many datagrams may live and die together.
 
-A record of k pieces is lost when one of them is, so with a loss of p for each datagram a share of about k x p of the traffic is lost. The
-rule: k x p <= 0.1 %. What p is, the receiver tells: the greatest counter that it has opened and how many records it has opened in all, both authenticated.
-From that we know lost records, and each has lost at least one piece.
+A record of k pieces is lost when one of them is, so with a loss of p for each datagram a share of about k x p of the traffic is lost.
+The rule: k x p <= 0.1 %. What p is, the receiver tells: the greatest counter that it has opened and how many records it has opened in
+all, both authenticated. From that we know lost records, and each has lost at least one piece.
 
-The estimate forgets: it is a sum over the last `MEMORY` pieces, older ones fading out. It is also careful: it counts one loss that has not
-happened yet, so n pieces without any loss prove no more than p < 1 / n. A path of which nothing is known has width 1, and grows with proof.
+The estimate forgets: it is a sum over the last `MEMORY` pieces, older ones fading out. It is also careful: it counts one loss that has
+not happened yet, so n pieces without any loss prove no more than p < 1 / n. A path of which nothing is known has width 1, and grows with
+proof.
 
-Somebody beside the path can inject pieces. That makes a record fail as a whole that would have arrived, so a failure counts as an attack: the
-width is 1 at once, for a while, and for twice as long each time it happens again soon after.
+Somebody beside the path can inject pieces. That makes a record fail as a whole that would have arrived, so a failure counts as an
+attack: the width is 1 at once, for a while, and for twice as long each time it happens again soon after.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ LONGEST_HOLD = 640.0
 class Width:
     """The width of one direction of one path. Reports may come late, twice or out of order; `now` never goes back."""
 
-    __slots__ = ("_at", "_failed", "_hold", "_held_until", "_highest", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces")  # fmt: skip
+    __slots__ = (
+        "_at", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces",
+    )  # fmt: skip
 
     def __init__(self, most: int = MAX_PIECES) -> None:
         self.most = most
@@ -53,7 +56,8 @@ class Width:
     def report(self, now: float, session: int, highest: int, opened: int, failed: int, pieces_each: float) -> float:
         """The peer has opened `opened` records of a session, the latest with counter `highest`; `failed` wide ones did not open.
 
-        `pieces_each` is the mean number of pieces of the records that we sent lately. Gives the share of the records since the last report that were lost.
+        `pieces_each` is the mean number of pieces of the records that we sent lately. Gives the share of the records since the last
+        report that were lost.
         """
         if session != self._session:
             self._session, self._highest, self._opened = session, -1, 0

@@ -38,9 +38,7 @@ class Scatter:
         self.bodies = memoryview(bytearray(body * count + _SLACK))
         heads = memoryview(self.heads)
         self.buffers = [
-            part
-            for place in range(count)
-            for part in (heads[place * HEADER_BYTES :][:HEADER_BYTES], self.bodies[place * body :][:body])
+            part for place in range(count) for part in (heads[place * HEADER_BYTES :][:HEADER_BYTES], self.bodies[place * body :][:body])
         ]
 
     def flat(self, total: int) -> bytes:

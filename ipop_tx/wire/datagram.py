@@ -1,4 +1,4 @@
-"""What kind of datagram this is, by its first byte (RFC 7983), and the header of sealed ones.
+r"""What kind of datagram this is, by its first byte (RFC 7983), and the header of sealed ones.
 
 A sealed *record* travels in one or more *pieces*, datagrams of one length of which the last may be shorter. Each has this header:
 
@@ -38,20 +38,16 @@ MAX_PIECES = 64
 DATAGRAM_LIMIT = 1200
 """Largest handshake or control datagram in bytes before relaying adds its header; fits the minimum MTU of IPv6."""
 
-# The headers of all pieces of a record, side by side, as one integer: piece 0's header repeated, plus the numbers of the pieces.
-_BITS = 8 * HEADER_BYTES
-_REPEAT = [sum(1 << _BITS * place for place in range(count)) for count in range(MAX_PIECES + 1)]
-_NUMBERS = [sum(count - 1 - place << _BITS * place + 80 for place in range(count)) for count in range(MAX_PIECES + 1)]
+PIECE_AT = 5
+"""Where a header has the number of its piece."""
+_NUMBERS = [bytes(range(pieces)) for pieces in range(MAX_PIECES + 1)]
 
 
-def first_header(index: int, kind: int, pieces: int, counter: int) -> int:
-    """The header of piece 0 as an integer of 16 bytes."""
-    return index << 96 | kind << 88 | pieces << 72 | counter
-
-
-def headers(first: int, pieces: int) -> bytes:
-    """The headers of all pieces of a record, one after another; `first` is that of piece 0, as an integer."""
-    return (first * _REPEAT[pieces] + _NUMBERS[pieces]).to_bytes(HEADER_BYTES * pieces, "big")
+def headers(first: bytes | bytearray, pieces: int) -> bytearray:
+    """The headers of all pieces of a record side by side, from that of piece 0: they differ in the number only."""
+    block = bytearray(first * pieces)
+    block[PIECE_AT::HEADER_BYTES] = _NUMBERS[pieces]
+    return block
 
 
 class Form(Enum):

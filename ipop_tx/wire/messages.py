@@ -80,7 +80,8 @@ class Fragment(_Message, frozen=True, tag=4):
 class Opened(_Message, frozen=True, tag=7):
     """What the sender has opened of the receiver's records of a session: the one whose datagrams carry `index`.
 
-    `highest` is the greatest counter, `opened` the number of records, `failed` that of records in several pieces which did not open, on any session.
+    `highest` is the greatest counter, `opened` the number of records, `failed` that of records in several pieces which did not open, on
+    any session.
     """
 
     index: Count
