@@ -21,6 +21,7 @@ Pure functions on bytes that may come from anybody: on arbitrary bytes they rais
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -42,6 +43,13 @@ GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80
 """A bit beside the TCP types: the first segment has CWR set."""
+
+OFFLOADS = ("checksum", "tso4", "tso6", "uso")
+"""Names of the work that a kernel may leave to the other end of a port: checksums, segments of TCP over IPv4, over IPv6, of UDP."""
+GSO_MAX = 62000
+"""Bytes of the largest super-frame asked of the kernel: it fits, sealed, into one `UDP_SEGMENT` send of 64 KiB."""
+SEGMENTS = 1024
+"""Into so many `segment` cuts at most: a TCP segment of 62 bytes is smaller than any that an honest kernel makes."""
 
 IP_AT = 12
 """Where the IP packet begins in packed layout."""
@@ -311,12 +319,29 @@ def segment(frame: Buffer) -> list[bytes]:
     macs = bytes(frame[HEAD.size : HEAD.size + _MACS])
     packed = bytes(frame[: HEAD.size]) + bytes(frame[HEAD.size + _MACS :])
     _, _, payload, size = _measured(packed, len(packed))
+    if len(packed) - payload > SEGMENTS * size:
+        raise BadDatagram("a super-frame of too many segments")
     frames = []
     for number, at in enumerate(range(payload, len(packed), size)):
         part = bytearray(packed[:payload] + packed[at : at + size])
         restore(part, len(part), number, at + size < len(packed))
         frames.append(_completed(bytes(part[: HEAD.size]), macs + part[HEAD.size :]))
     return frames
+
+
+def type_of(frame: Buffer) -> int:
+    """The GSO type in an offload head, without the ECN bit."""
+    return frame[1] & ~GSO_ECN if len(frame) > 1 else GSO_NONE
+
+
+def fill(buffers: Sequence[bytearray | memoryview], data: bytes) -> int:
+    """Put `data` into the buffers one after another, as readv does. Gives the number of bytes for which there was room."""
+    at = 0
+    for buffer in buffers:
+        part = data[at : at + len(buffer)]
+        buffer[: len(part)] = part
+        at += len(part)
+    return at
 
 
 def _completed(head: bytes, frame: bytearray | bytes) -> bytes:

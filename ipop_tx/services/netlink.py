@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ipop_tx.errors import EnvironmentProblem, PermissionProblem
+from ipop_tx.log import Logger
+
+_log = Logger()
 
 IPV6_LEAST_MTU = 1280
+QUEUE_LENGTH = 1000
+"""Frames that the kernel keeps for us at least, before it drops some."""
 _IFA_F_NODAD = 0x02
 _SETTINGS = {
     "accept_ra": "0",
@@ -52,14 +57,28 @@ def quieten_ipv6(interface: str) -> str | None:
     return None
 
 
-def set_up(interface: str, mac: bytes, mtu: int) -> None:
-    """Give a link its MAC address and MTU, and bring it up."""
+def set_up(interface: str, mac: bytes, mtu: int, gso_max: int) -> None:
+    """Give a link its MAC address and MTU, ask for super-frames of no more than `gso_max` bytes, and bring it up."""
 
     def steps(netlink: Any, index: int) -> None:
         netlink.link("set", index=index, address=":".join(f"{byte:02x}" for byte in mac), mtu=mtu)
+        _ease(netlink, index, interface, gso_max)
         netlink.link("set", index=index, state="up")
 
     _run(interface, steps)
+
+
+def _ease(netlink: Any, index: int, interface: str, gso_max: int) -> None:
+    """What makes a link faster, but is not worth a failure. The kernel sets the limit for IPv4 along with this one."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        netlink.link("set", index=index, gso_max_size=gso_max)
+        length = netlink.link("get", index=index)[0].get_attr("IFLA_TXQLEN")
+        if length is not None and length < QUEUE_LENGTH:
+            netlink.link("set", index=index, txqlen=QUEUE_LENGTH)
+    except NetlinkError as error:
+        _log.debug("link_not_eased interface={interface} error={error}", interface=interface, error=str(error))
 
 
 def change_addresses(interface: str, add: list[IPv4Interface | IPv6Interface], remove: list[IPv4Interface | IPv6Interface]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import socket
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
@@ -14,24 +13,20 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
+from ipop_tx.errors import LocalMisuse
+from ipop_tx.forwarding import offload
 from ipop_tx.interfaces import IFramePort, IFrameReceiver
 from ipop_tx.log import Logger
-from ipop_tx.services import netlink
+from ipop_tx.services import netlink, tun
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of
 
-FRAMES_PER_TURN = 64
-"""How many frames one wake-up reads at most, so that timers and datagrams get their turn."""
-
-_LARGEST = 1 << 16
-_DEVICE = "/dev/net/tun"
-_NAME = re.compile(r"[^\s/:%]{1,15}")
+_HEAD = offload.HEAD.size
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 
 
 class Counters:
-    """What the TAP has carried and lost since its start; `rx` is what programs sent."""
+    """What the TAP has carried and lost since its start; `rx` is what programs sent. A super-frame counts as one frame."""
 
     __slots__ = ("rx_bytes", "rx_frames", "tx_bytes", "tx_frames", "unwritten")
 
@@ -47,6 +42,9 @@ class TapService(Service):
 
     Either call `start(receiver)` and `stop()`, or set `receiver` and let a parent service do it. `configure` may be called
     at any time, also before the start.
+
+    `offloads` names the work that the kernel leaves to the other end while the service runs, out of `offload.OFFLOADS`. What is
+    missing costs time and nothing else: `readv` gives and `writev` takes frames of the same form whatever the kernel can do.
     """
 
     name: str
@@ -58,6 +56,7 @@ class TapService(Service):
         self.mac = mac_of(ident)
         self.counters = Counters()
         self.receiver: IFrameReceiver | None = None
+        self.offloads: tuple[str, ...] = ()
         self._reactor = reactor
         self._network = network
         self._link_local = IPv6Interface((_LINK_LOCAL + ident[:8], 64))
@@ -67,8 +66,11 @@ class TapService(Service):
         self._present: list[IPv4Interface | IPv6Interface] = []
         self._health: list[str] = []
         self._complained: set[int] = set()
-        self._buffer = bytearray(_LARGEST)
-        self._view = memoryview(self._buffer)
+        self._paused = False
+        self._heads = True
+        self._refused: frozenset[int] = frozenset()
+        self._readv: Callable[[int, Any], int] = os.readv
+        self._writev: Callable[[int, Any], int] = os.writev
 
     def startService(self) -> None:
         """Open the interface for `receiver`."""
@@ -83,29 +85,25 @@ class TapService(Service):
         self.stop()
 
     def start(self, receiver: IFrameReceiver) -> None:
-        """Make the interface, bring it up, deliver its frames to `receiver`.
-
-        Raises `LocalMisuse` for a name that no interface can have, `PermissionProblem` without CAP_NET_ADMIN and
-        `EnvironmentProblem` for anything else in the way.
-        """
+        """Make the interface, bring it up, tell `receiver` of its frames. Raises like `tun.opened`."""
         self.receiver = receiver
-        self._device = _opened(self.name)
+        self._device, self._heads = tun.opened(self.name)
         self._fd = self._device.fileno()
-        os.set_blocking(self._fd, False)
-        os.set_inheritable(self._fd, False)
         try:
+            self._choose_offloads()
             self._set_up()
         except BaseException:
             self.stop()
             raise
-        self._reactor.addReader(self)
+        if not self._paused:
+            self._reactor.addReader(self)
 
     def stop(self) -> None:
         """Close the device, whereupon the kernel removes the interface with its addresses and routes. Idempotent."""
         if self._device is not None:
             self._reactor.removeReader(self)
             self._device.close()
-        self._device, self._fd, self._present, self._health = None, -1, [], []
+        self._device, self._fd, self._present, self._health, self.offloads = None, -1, [], [], ()
 
     def configure(self, ipv4: IPv4Address | None, ipv6: IPv6Address) -> None:
         """Set the addresses of this node; call it again when they change. Raises like `start`."""
@@ -119,11 +117,21 @@ class TapService(Service):
         """Sentences about what does not work; empty when all is well."""
         return list(self._health)
 
+    def _choose_offloads(self) -> None:
+        """While the interface is down."""
+        self._refused = tun.refused_types(self._fd) if self._heads else frozenset()
+        self.offloads = tun.in_both_directions(tun.set_offloads(self._fd), self._refused) if self._heads else ()
+        why_slow = tun.why_slow(self.name, self.offloads)
+        if why_slow is not None:
+            self._health.append(why_slow)
+        self._readv = os.readv if self._heads else tun.readv_plain
+        self._writev = os.writev if self._heads and not self._refused else self._write_less
+
     def _set_up(self) -> None:
         why_not = netlink.why_no_ipv6(self.name, self.mtu) or netlink.quieten_ipv6(self.name)
         if why_not is not None:
             self._health.append(why_not)
-        netlink.set_up(self.name, self.mac, self.mtu)
+        netlink.set_up(self.name, self.mac, self.mtu, offload.GSO_MAX)
         self._apply()
 
     def _apply(self) -> None:
@@ -142,48 +150,83 @@ class TapService(Service):
     # frames from the kernel
 
     def doRead(self) -> None:
-        """Deliver what waits, up to `FRAMES_PER_TURN` frames."""
-        view, counters, into = self._view, self.counters, (self._buffer,)
-        for _ in range(FRAMES_PER_TURN):
-            if self._fd < 0:  # the receiver stopped us
-                return
-            try:
-                size = os.readv(self._fd, into)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._lost(os.strerror(error.errno or 0))
-                return
-            counters.rx_frames += 1
-            counters.rx_bytes += size
-            self._deliver(view[:size])
-
-    def _deliver(self, frame: memoryview) -> None:
+        """Tell the receiver."""
         assert self.receiver is not None
+        seen = self.counters.rx_frames
         try:
-            self.receiver.frame_received(frame)
+            self.receiver.frames_waiting()
         except Exception:  # noqa: BLE001 - one fault must not cost the node its interface
             self._log.failure("frame_failed interface={interface}", interface=self.name)
+            if self.counters.rx_frames == seen:
+                self.readv([bytearray(_HEAD)])  # else the same frame would be at fault for ever
+
+    def readv(self, buffers: Sequence[bytearray | memoryview]) -> int:
+        """Fill the next frame, offload head first, into `buffers`; what finds no room in them is lost. 0 when no frame waits."""
+        try:
+            size = self._readv(self._fd, buffers)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if self._fd >= 0:
+                self._lost(os.strerror(error.errno or 0))
+            return 0
+        counters = self.counters
+        counters.rx_frames += 1
+        counters.rx_bytes += size - _HEAD
+        return size
+
+    def pause(self) -> None:
+        """Tell the receiver nothing until `resume`, also over a stop and a start. Idempotent."""
+        self._paused = True
+        if self._device is not None:
+            self._reactor.removeReader(self)
+
+    def resume(self) -> None:
+        """Go on after `pause`. Idempotent."""
+        self._paused = False
+        if self._device is not None:
+            self._reactor.addReader(self)
 
     # frames to the kernel
 
-    def write(self, frame: bytes | memoryview) -> None:
-        """Hand one frame to the kernel, or count that it was not taken."""
-        if self._fd < 0:
-            return
+    def writev(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Hand one frame, offload head first, to the kernel, or count that it was not taken."""
         try:
-            os.write(self._fd, frame)
+            size = self._writev(self._fd, buffers)
         except OSError as error:
-            self._unwritten(error)
-        else:
-            self.counters.tx_frames += 1
-            self.counters.tx_bytes += len(frame)
+            if self._fd >= 0:
+                self._unwritten(error, buffers)
+            return
+        counters = self.counters
+        counters.tx_frames += 1
+        counters.tx_bytes += size - _HEAD
 
-    def _unwritten(self, error: OSError) -> None:
+    def _write_less(self, fd: int, buffers: Sequence[bytes | bytearray | memoryview]) -> int:
+        """As `os.writev`, for a kernel that does not take all that we have."""
+        frame = b"".join(buffers)
+        if self._heads and offload.type_of(frame) not in self._refused:
+            return os.write(fd, frame)
+        return tun.write_cut(fd, frame, self._heads)
+
+    def _unwritten(self, error: OSError, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
+        if error.errno == errno.EINVAL and self._writev != self._write_less and self._cut_instead(b"".join(buffers)):
+            return
         self.counters.unwritten += 1
         if error.errno not in (errno.EAGAIN, errno.ENOBUFS, *self._complained):
             self._complained.add(error.errno or 0)
             self._log.warn("tap_write_failed interface={interface} error={error}", interface=self.name, error=str(error))
+
+    def _cut_instead(self, frame: bytes) -> bool:
+        """Write a super-frame that the kernel refuses though it knows the type. A peer may have made it so: draw no conclusions."""
+        if offload.type_of(frame) == offload.GSO_NONE:
+            return False
+        try:
+            size = tun.write_cut(self._fd, frame, self._heads)
+        except OSError:
+            return False
+        self.counters.tx_frames += 1
+        self.counters.tx_bytes += size - _HEAD
+        return True
 
     # what the reactor asks
 
@@ -204,32 +247,3 @@ class TapService(Service):
         self.stop()
         self._health = [f"the interface {self.name} was removed by somebody else: restart the daemon to make it again"]
         self._log.error("tap_lost interface={interface} error={error}", interface=self.name, error=why)
-
-
-def _opened(name: str) -> Any:
-    from pytun import IFF_NO_PI, IFF_TAP, IFF_TUN_EXCL, TunTapDevice
-
-    if not _NAME.fullmatch(name) or len(name.encode()) > 15 or name in (".", ".."):
-        raise LocalMisuse(f"{name!r} cannot be the name of an interface", "set tap.name to 1-15 characters without spaces, /, : and %")
-    if name in {known for _, known in socket.if_nameindex()}:
-        raise _taken(name)
-    try:
-        return TunTapDevice(name=name, flags=IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL)
-    except OSError as error:
-        raise _problem(error, name) from error
-
-
-def _taken(name: str) -> EnvironmentProblem:
-    return EnvironmentProblem(f"an interface named {name} exists already", "set tap.name to another name or remove the interface")
-
-
-def _problem(error: OSError, name: str) -> EnvironmentProblem:
-    match error.errno:
-        case errno.EPERM | errno.EACCES:
-            return PermissionProblem(f"the interface {name} may not be made", "run as root or with the capability CAP_NET_ADMIN")
-        case errno.ENOENT | errno.ENODEV | errno.ENXIO:
-            return EnvironmentProblem(f"{_DEVICE} is missing", "load the kernel module: modprobe tun (in a container: allow the device)")
-        case errno.EBUSY | errno.EEXIST:
-            return _taken(name)
-        case _:
-            return EnvironmentProblem(f"the interface {name} cannot be made ({os.strerror(error.errno or 0)})")
