@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged
-from ipop_tx.core.link import BASE, DirectPath, Link, PathKey
+from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first
 from ipop_tx.values import Endpoint
@@ -200,10 +200,10 @@ class PathMtu:
 def _care(link: Link) -> _Care | None:
     """The active path, if its MTU is our business: direct, and the peer has answered a small challenge on it."""
     path = link.active
-    known = link.direct.get(path) if isinstance(path, Endpoint) and path.scheme == "udp" else None
-    if known is None or known.rtt == 0.0 or link.peer.guest or not link.up:
+    if isinstance(path, Route) or path.scheme != "udp" or link.peer.guest or not link.up:
         return None
-    return _Care(link, path, known)
+    known = link.direct.get(path)
+    return _Care(link, path, known) if known is not None and known.rtt > 0.0 else None
 
 
 def _above(care: _Care) -> list[int]:
