@@ -178,7 +178,8 @@ class PathMtu:
         small: list[Future[float]] = []
         large: list[Future[float]] = []
         for left in reversed(range(TRIES)):
-            small.append(self._challenge(care.link, care.path, wait, 0))
+            if large:  # mostly the first one is answered, and shows both
+                small.append(self._challenge(care.link, care.path, wait, 0))
             large.append(self._challenge(care.link, care.path, wait, size))
             await first([large[-1], self._runtime.sleep(PACE if left else wait)])
             if any(map(_passed, large)) or care.known.mtu != size or not care.active:
