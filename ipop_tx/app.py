@@ -14,6 +14,7 @@ from ipop_tx.config import Config, check_against
 from ipop_tx.core.node import Node as CoreNode
 from ipop_tx.core.replica import genesis
 from ipop_tx.errors import IpopError, LocalMisuse, StateError
+from ipop_tx.forwarding.mtu import inner_mtu
 from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter, create_network
 from ipop_tx.identity.credentials import Credentials
@@ -34,6 +35,7 @@ from ipop_tx.services.ping import ping
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
 from ipop_tx.session.dtls import DtlsSessionFactory
+from ipop_tx.transport.interfaces import largest_mtu
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
@@ -90,7 +92,7 @@ class Node(MultiService):
         lease = config.lease
         wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
         self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
-        self.tap = TapService(reactor, config.tap.name, config.tap.mtu, network, core.ident) if config.tap.enabled else None
+        self.tap = TapService(reactor, config.tap.name, tap_mtu(config), network, core.ident) if config.tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
@@ -183,6 +185,11 @@ def _text(arguments: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise LocalMisuse(f"{key} is missing", "name a node or an address")
     return value
+
+
+def tap_mtu(config: Config) -> int:
+    """The MTU of the TAP: as configured, else as large as this machine's interfaces make sensible."""
+    return config.tap.mtu or inner_mtu(largest_mtu([config.tap.name]), ":" in config.listen.udp.host)
 
 
 def flags_of(admitter: Admitter | None) -> int:

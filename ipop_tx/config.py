@@ -46,8 +46,8 @@ class TapSection(msgspec.Struct, frozen=True):
 
     enabled: bool = True
     name: str = "ipop0"
-    mtu: int = 1300
-    """Largest IP packet, in bytes."""
+    mtu: int | None = None
+    """Largest IP packet, in bytes; None, in the file "auto", for as large as fits this machine's interfaces."""
 
 
 class LeaseSection(msgspec.Struct, frozen=True):
@@ -180,9 +180,11 @@ def _interface_name(value: Any, base: Path) -> str:
     return name
 
 
-def _mtu(value: Any, _: Path) -> int:
+def _mtu(value: Any, _: Path) -> int | None:
+    if value == "auto":
+        return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _Wrong(f"is {_kind(value)}, not a whole number", "write a number of bytes, without quotes")
+        raise _Wrong(f"is {_kind(value)}, not a whole number", 'write a number of bytes, without quotes, or "auto"')
     if not MTU_LEAST <= value <= MTU_MOST:
         raise _Wrong("is out of range", f"choose {MTU_LEAST} to {MTU_MOST} bytes")
     return value

@@ -31,6 +31,7 @@ class IFramePort(Interface):
 
     name: str = Attribute("the interface's name, for logs")
     mtu: int = Attribute("largest IP packet, in bytes")
+    offloads: tuple[str, ...] = Attribute("what the kernel does itself, of `ipop_tx.forwarding.offload.OFFLOADS`; empty while closed")
 
     def start(receiver: IFrameReceiver) -> None:
         """Open the device and tell `receiver` when frames wait. Raises `EnvironmentProblem`."""

@@ -69,6 +69,11 @@ class Values(TestCase):
         self.assertEqual(loaded.lease.hours, 1.0)
         self.assertFalse(loaded.tap.enabled)
 
+    def test_mtu(self) -> None:
+        """A number, or what fits this machine; that is the default."""
+        for text, mtu in (("mtu = 1400", 1400), ('mtu = "auto"', None), ("", None)):
+            self.assertEqual(read(with_state(f"[tap]\n{text}")).tap.mtu, mtu)
+
     def test_frozen(self) -> None:
         with self.assertRaises(AttributeError):
             read(with_state("")).tap.mtu = 1400  # type: ignore[misc]
@@ -82,7 +87,7 @@ MISTAKES = [
     ("[tap]\nmut = 1400", ["tap.mut = 1400", "no such key", "did you mean tap.mtu?"]),
     ("[tap]\nzzzz = 1400", ["tap.zzzz = 1400", "known are tap.enabled, tap.name, tap.mtu"]),
     ("[log]\nmtu = 1400", ["log.mtu = 1400", "did you mean tap.mtu?"]),
-    ('[tap]\nmtu = "1400"', ['tap.mtu = "1400"', "is a string, not a whole number"]),
+    ('[tap]\nmtu = "1400"', ['tap.mtu = "1400"', "is a string, not a whole number", 'or "auto"']),
     ("[tap]\nmtu = true", ["tap.mtu = true", "is a truth value"]),
     ("[tap]\nmtu = 1279", ["tap.mtu = 1279", "out of range", "1280 to 9000"]),
     ("[tap]\nmtu = 9001", ["tap.mtu = 9001", "out of range"]),

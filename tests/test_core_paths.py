@@ -57,8 +57,8 @@ class HandshakeTests(PathCase):
             machine.settle()
         found = self.all_done(self.sim, links, 5)
         self.assertEqual([link.ident for link in found], [self.other.ident, self.one.ident])
-        self.converse(self.sim, [(self.one, self.other), (self.other, self.one)], 2)
         self.sim.run(3)
+        self.converse(self.sim, [(self.one, self.other), (self.other, self.one)], 2)
         self.assertTrue(self.sessions()[2])
 
     def test_crossing(self) -> None:

@@ -12,18 +12,34 @@ from twisted.trial import unittest
 from zope.interface.verify import verifyObject
 
 from ipop_tx import Node, load_config
-from ipop_tx.app import found_network
+from ipop_tx.app import found_network, tap_mtu
 from ipop_tx.cli.daemon import Daemon
 from ipop_tx.cli.membership import pool_range
+from ipop_tx.config import parse_config
 from ipop_tx.errors import EnvironmentProblem, IpopError
+from ipop_tx.forwarding.mtu import inner_mtu
 from ipop_tx.identity.authority import Admitter, install_chain, make_request, sign_request
 from ipop_tx.identity.certificates import fingerprint
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.interfaces import IDHT, IAddressPool, IPuncher, IResolver, IStatus
 from ipop_tx.lab import Process, wait_for
 from ipop_tx.lab.node import environment, program, to_toml
+from ipop_tx.transport.interfaces import largest_mtu
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "embed.py"
+
+
+class MtuTests(unittest.SynchronousTestCase):
+    """The MTU of the TAP."""
+
+    def test_as_configured_or_as_fits(self) -> None:
+        """A number counts; without one the interfaces and the family of the socket decide."""
+        for text, mtu in (
+            ("[tap]\nmtu = 1444", 1444),
+            ("", inner_mtu(largest_mtu(), ipv6=False)),
+            ('[listen]\nudp = "[::]:4500"', inner_mtu(largest_mtu(), ipv6=True)),
+        ):
+            self.assertEqual(tap_mtu(parse_config(f'[node]\nstate = "/s"\n{text}', Path("n.toml"))), mtu)
 
 
 class EmbeddingTests(unittest.SynchronousTestCase):

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -19,10 +20,11 @@ from zope.interface.verify import verifyObject
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.interfaces import IDatagramReceiver, ITransport
 from ipop_tx.transport import udp
-from ipop_tx.transport.interfaces import interface_addresses
+from ipop_tx.transport.interfaces import interface_addresses, largest_mtu
 from ipop_tx.transport.memory import MemoryNet
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint
+from tests.namespace import Namespace, why_no_namespaces
 
 
 @implementer(IDatagramReceiver)
@@ -241,6 +243,38 @@ class DualStackTests(TestCase):
         transport.start(Inbox())
         self.addCleanup(transport.stop)
         self.assertNotIn(":", "".join(endpoint.host for endpoint in transport.local_endpoints()))
+
+
+class LargestMtuTests(SynchronousTestCase):
+    """Which interface decides how large packets may be inside."""
+
+    skip = why_no_namespaces()
+
+    def test_largest(self) -> None:
+        """The widest that is up and leads out; neither loopback nor what overlays have made nor what is to be ignored."""
+        space = Namespace()
+        self.addCleanup(space.remove)
+        self.assertEqual(space.call(largest_mtu), 1500)
+        for words in (
+            "link add wide type veth peer name elsewhere",
+            "link set wide mtu 9000",
+            "link add narrow type veth peer name other",
+            "link set narrow up mtu 1400",
+            "tuntap add tap0 mode tap",
+            "link set tap0 up mtu 4000",
+            "tuntap add tun0 mode tun",
+            "link set tun0 up mtu 5000",
+        ):
+            space.run("ip", *words.split())
+        self.assertEqual(space.call(largest_mtu), 1400)
+        space.run("ip", "link", "set", "wide", "up")
+        self.assertEqual(space.call(largest_mtu), 9000)
+        self.assertEqual(space.call(largest_mtu, ["wide"]), 1400)
+
+    def test_as_sysfs_says(self) -> None:
+        """This machine's own interfaces: one of them has that MTU."""
+        mtus = {int(path.read_text()) for path in Path("/sys/class/net").glob("*/mtu")}
+        self.assertIn(largest_mtu(), mtus | {1500})
 
 
 class SocketErrorTests(TestCase):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged
-from ipop_tx.core.link import BASE, DirectPath, Link, PathKey
+from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first
 from ipop_tx.values import Endpoint
@@ -178,7 +178,8 @@ class PathMtu:
         small: list[Future[float]] = []
         large: list[Future[float]] = []
         for left in reversed(range(TRIES)):
-            small.append(self._challenge(care.link, care.path, wait, 0))
+            if large:  # mostly the first one is answered, and shows both
+                small.append(self._challenge(care.link, care.path, wait, 0))
             large.append(self._challenge(care.link, care.path, wait, size))
             await first([large[-1], self._runtime.sleep(PACE if left else wait)])
             if any(map(_passed, large)) or care.known.mtu != size or not care.active:
@@ -200,10 +201,10 @@ class PathMtu:
 def _care(link: Link) -> _Care | None:
     """The active path, if its MTU is our business: direct, and the peer has answered a small challenge on it."""
     path = link.active
-    known = link.direct.get(path) if isinstance(path, Endpoint) and path.scheme == "udp" else None
-    if known is None or known.rtt == 0.0 or link.peer.guest or not link.up:
+    if isinstance(path, Route) or path.scheme != "udp" or link.peer.guest or not link.up:
         return None
-    return _Care(link, path, known)
+    known = link.direct.get(path)
+    return _Care(link, path, known) if known is not None and known.rtt > 0.0 else None
 
 
 def _above(care: _Care) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ipop_tx.errors import BadDatagram
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
+from ipop_tx.forwarding.mtu import clamp_mss
 from ipop_tx.forwarding.neighbour import is_discovery
 from ipop_tx.forwarding.offload import PART, join_datagrams, payload_at
 from ipop_tx.interfaces import IFramePort
@@ -59,7 +60,7 @@ class Delivery:
             many = 1
             while place + many < count and lengths[place + many] == length:
                 many += 1
-            if many == 1 or not (taken := self._datagrams(peer, packed, at, length, many)):
+            if many == 1 or "uso" not in self._port.offloads or not (taken := self._datagrams(peer, packed, at, length, many)):
                 taken = 1
                 frame = packed[at : at + length]
                 if self._is_admitted(peer, frame):
@@ -125,6 +126,8 @@ class Delivery:
         return False
 
     def _write(self, peer: Adjacency, packed: memoryview) -> None:
+        if 0 < peer.inner_mtu < self._port.mtu:
+            clamp_mss(packed, len(packed), peer.inner_mtu)
         headers = 0
         if packed[1]:
             try:

@@ -25,8 +25,8 @@ class Adjacency:
     """
 
     __slots__ = (
-        "addresses", "asked", "channel", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac", "macs",
-        "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames",
+        "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac",
+        "macs", "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames",
         "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
@@ -52,6 +52,8 @@ class Adjacency:
         self.width = Width()
         self.inner_mtu = 0
         """Largest IP packet that reaches the peer in one datagram; 0 while that is not known or will soon change."""
+        self.complain_at = float("-inf")
+        """When the kernel may be told again that its packets for this peer are too large."""
         self.stray: Endpoint | None = None
         """The last endpoint reported by `IForwardingControl.path_seen`, so that it is reported once."""
         self.addresses: set[bytes] = set()

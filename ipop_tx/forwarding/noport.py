@@ -15,6 +15,7 @@ class NoPort:
 
     name = "none"
     mtu = 0
+    offloads: tuple[str, ...] = ()
 
     def start(self, receiver: IFrameReceiver) -> None:
         """Nothing to open."""

@@ -17,13 +17,14 @@ from typing import Any, Literal, get_args
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.errors import IpopError
+from ipop_tx.errors import BadDatagram, IpopError
 from ipop_tx.forwarding import neighbour, source
 from ipop_tx.forwarding.delivery import Delivery
-from ipop_tx.forwarding.fib import Adjacency, Fib
+from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
 from ipop_tx.forwarding.inbound import Inbound
+from ipop_tx.forwarding.mtu import clamp_mss, too_big
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
-from ipop_tx.forwarding.offload import PLAIN
+from ipop_tx.forwarding.offload import GSO_NONE, PLAIN, payload_at
 from ipop_tx.forwarding.outbound import Outbound
 from ipop_tx.forwarding.relaying import Relaying
 from ipop_tx.forwarding.sealing import Sealing
@@ -63,6 +64,9 @@ WAITING_FRAMES = 64
 WAITING_LOOKUPS = 1024
 """Look-ups of the resolver, and nodes that frames wait for, at a time."""
 
+COMPLAIN_EVERY = 0.1
+"""Seconds between two ICMP errors about packets for one peer."""
+
 _DHCP_SERVER_PORT = b"\x00\x43"
 
 
@@ -91,7 +95,7 @@ class ForwardingPlane:
         self._ident = ident
         self._port = port
         self._control = control
-        self._control_plane = control_plane
+        self._clock = clock
         self._ipv6 = ipv6_of(fib.prefix, ident).packed
         self._questions: dict[IPv4Address | IPv6Address, neighbour.Request] = {}
         self._homeless: dict[bytes, list[bytes]] = {}
@@ -153,7 +157,14 @@ class ForwardingPlane:
         self._drop("out_unreachable", len(self._waiting.pop(ident, ())))
 
     def _narrowed(self, peer: Adjacency, packed: memoryview) -> None:
-        """A frame for a peer whose path is narrower than our interface."""
+        """A frame for a peer whose path is narrower than our interface: it goes in pieces, and its sender is told to make smaller ones."""
+        length, mtu = len(packed), peer.inner_mtu
+        clamp_mss(packed, length, mtu)
+        if _packet_bytes(packed) > mtu and self._clock() >= peer.complain_at:
+            answer = too_big(packed, length, mtu)
+            if answer is not None:
+                peer.complain_at = self._clock() + COMPLAIN_EVERY
+                self._port.writev((answer[:10], peer.macs, answer[10:]))
 
     # frames that are not simply for a peer
 
@@ -241,6 +252,17 @@ def _is_carried(frame: bytes | memoryview) -> bool:
     if ethertype == ETHERTYPE_IPV4:
         return True
     return bool(ethertype == ETHERTYPE_IPV6 and not neighbour.is_discovery(frame))
+
+
+def _packet_bytes(packed: memoryview) -> int:
+    """Bytes of a frame's IP packet, or of the packets that a super-frame will be cut into."""
+    length = len(packed)
+    if packed[1] == GSO_NONE:
+        return length - PACKED_HEAD
+    try:
+        return payload_at(packed, length) - PACKED_HEAD + int.from_bytes(packed[4:6], "little")
+    except BadDatagram:
+        return 0
 
 
 def _why_not_multicast(frame: bytes | memoryview) -> Drop:

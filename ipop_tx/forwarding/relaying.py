@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.inbound import RELAY_ROOM
+from ipop_tx.forwarding.sealing import Sealing
 from ipop_tx.interfaces import IForwardingControl, ISession
 from ipop_tx.values import IDENT_BYTES, Endpoint, Ident
 from ipop_tx.wire.datagram import RELAY

@@ -1,24 +1,30 @@
-"""The addresses of this machine's network interfaces, by one rtnetlink dump: far cheaper than importing a netlink library."""
+"""The addresses and MTUs of this machine's network interfaces, by one rtnetlink dump each: far cheaper than importing a netlink library."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import NamedTuple
 
 _NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _RTATTR = struct.Struct("=HH")  # length, type
-_RTM_GETADDR, _RTM_NEWADDR = 22, 20
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
 _NLM_F_REQUEST_DUMP = 0x301
 _NLMSG_DONE, _NLMSG_ERROR = 3, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _UNUSABLE = 0x08 | 0x20 | 0x40  # DAD failed, deprecated, tentative
-_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+_SIOCGIFFLAGS, _IFF_UP, _IFF_LOOPBACK = 0x8913, 1, 8
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 4, 18, 1
+_ARPHRD_NONE = 65534  # what has no link layer: tun, WireGuard
+_OVERLAYS = (b"tun\0", b"wireguard\0")  # tun is TAP too
+ETHERNET_MTU = 1500
 
 
 class InterfaceAddress(NamedTuple):
@@ -35,7 +41,7 @@ def interface_addresses() -> list[InterfaceAddress]:
     """
     names: dict[int, str | None] = {}
     found = []
-    for index, address in _dump():
+    for index, address in _addresses():
         if index not in names:
             names[index] = _name_if_up(index)
         name = names[index]
@@ -44,16 +50,44 @@ def interface_addresses() -> list[InterfaceAddress]:
     return found
 
 
-def _dump() -> Iterator[tuple[int, IPv4Interface | IPv6Interface]]:
+def largest_mtu(ignore: Container[str] = ()) -> int:
+    """The largest MTU of the interfaces that are up and lead out; Ethernet's if there are none.
+
+    Loopback leads nowhere, and what looks like the interface of an overlay leads back here; nor do those count whose names are in
+    `ignore`. Raises `OSError` when the kernel refuses, which Linux does not do.
+    """
+    request = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    links = (_outward(body) for body in _dump(_RTM_GETLINK, _RTM_NEWLINK, request))
+    return max((mtu for name, mtu in filter(None, links) if name not in ignore), default=ETHERNET_MTU)
+
+
+def _outward(body: bytes) -> tuple[str, int] | None:
+    """Name and MTU of an interface that may lead out."""
+    _, kind, _, flags, _ = _IFINFOMSG.unpack_from(body)
+    attributes = _attributes(body[_IFINFOMSG.size :])
+    if not flags & _IFF_UP or flags & _IFF_LOOPBACK or kind == _ARPHRD_NONE or _IFLA_MTU not in attributes:
+        return None
+    if _attributes(attributes.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND) in _OVERLAYS:
+        return None
+    name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0")
+    return os.fsdecode(name), int.from_bytes(attributes[_IFLA_MTU], sys.byteorder)
+
+
+def _addresses() -> Iterator[tuple[int, IPv4Interface | IPv6Interface]]:
+    for body in _dump(_RTM_GETADDR, _RTM_NEWADDR, _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        yield from _usable(body)
+
+
+def _dump(question: int, answer: int, request: bytes) -> Iterator[bytes]:
+    """The bodies of all messages of type `answer` that the kernel has to say to `question`."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        request = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        netlink.send(_NLMSG.pack(_NLMSG.size + len(request), _RTM_GETADDR, _NLM_F_REQUEST_DUMP, 1, 0) + request)
+        netlink.send(_NLMSG.pack(_NLMSG.size + len(request), question, _NLM_F_REQUEST_DUMP, 1, 0) + request)
         while True:
             for kind, body in _messages(netlink.recv(1 << 16)):
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
                     return
-                if kind == _RTM_NEWADDR:
-                    yield from _usable(body)
+                if kind == answer:
+                    yield body
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
