@@ -256,6 +256,11 @@ class SegmentTests(SynchronousTestCase):
         [frame] = offload.segment(flow.head() + flow.frame(struct.pack(">H", rest), complete=False))
         self.assertEqual(frame[40:42], b"\xff\xff")
 
+    def test_there_are_limits(self) -> None:
+        whole = Flow().whole(bytes(offload.SEGMENTS), 1)
+        self.assertEqual(len(offload.segment(whole)), offload.SEGMENTS)
+        self.assertRaises(BadDatagram, offload.segment, whole + b"1")
+
     def test_a_checksum_beyond_the_end(self) -> None:
         for start, offset in ((34, 16), (65535, 65535), (33, 0)):
             head = offload.HEAD.pack(offload.NEEDS_CHECKSUM, 0, 0, 0, start, offset)

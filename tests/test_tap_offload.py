@@ -23,8 +23,8 @@ from ipop_tx.services import tun
 from ipop_tx.services.tap import TapService
 from ipop_tx.wire.address import ipv6_of
 from tests.namespace import Namespace, why_no_namespaces
+from tests.port import FLOWS, NETWORK, FramePortTests, Inbox, RealPort
 from tests.test_forwarding_offload import MACS, Flow, packed
-from tests.test_tap import FLOWS, NETWORK, FramePortTests, Inbox, RealPort
 
 ALL = offload.OFFLOADS
 UDP_SEGMENT = 103
@@ -179,6 +179,7 @@ class TrafficTests(TestCase):
     async def test_the_other_kernel_takes_none_of_the_types(self) -> None:
         self.join(lambda: self.kernel.refuses_types(offload.GSO_TCPV4, offload.GSO_TCPV6, offload.GSO_UDP_L4))
         self.assertEqual([tap.offloads for tap in self.taps], [ALL, ("checksum",)])
+        self.assertEqual(self.taps[1].health(), [SLOW.format("tso4 and tso6")])
         for version in (4, 6):
             await self.assertTcp(version)
             await self.assertUdp(version)
