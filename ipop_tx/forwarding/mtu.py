@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import struct
 
-from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
-from ipop_tx.forwarding.neighbour import checksum as checksum6
 from ipop_tx.wire.datagram import OVERHEAD
 
 HEAD = 12
@@ -24,10 +22,12 @@ INNER_LEAST, OUTER_MOST = 1280, 9000
 NEEDS_CHECKSUM = 1
 """Flag of virtio's head: the checksum field holds only the sum of the pseudo-header."""
 
+_ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = b"\x08\x00", b"\x86\xdd"
 _IPV4 = struct.Struct(">BBHHHBBH4s4s")
 _IPV6 = struct.Struct(">IHBB16s16s")
 _ICMP = struct.Struct(">BBHHH")
 _ICMPV6 = struct.Struct(">BBHI")
+_PSEUDO = struct.Struct(">16s16sII")
 _NO_HEAD = bytes(10)
 _TCP, _ICMP_PROTOCOL, _ICMPV6_PROTOCOL = 6, 1, 58
 _SYN, _MSS = 2, 2
@@ -126,9 +126,9 @@ def too_big(packed: bytes | Buffer, end: int, mtu: int) -> bytes | None:
     """
     packet = bytes(packed[HEAD : min(end, HEAD + _MOST6)])
     ethertype = bytes(packed[10:HEAD])
-    if ethertype == ETHERTYPE_IPV4 and _may_answer4(packet):
+    if ethertype == _ETHERTYPE_IPV4 and _may_answer4(packet):
         return _NO_HEAD + ethertype + _fragmentation_needed(packet, mtu)
-    if ethertype == ETHERTYPE_IPV6 and _may_answer6(packet):
+    if ethertype == _ETHERTYPE_IPV6 and _may_answer6(packet):
         return _NO_HEAD + ethertype + _packet_too_big(packet, mtu)
     return None
 
@@ -177,8 +177,9 @@ def _may_answer6(packet: bytes) -> bool:
 def _packet_too_big(packet: bytes, mtu: int) -> bytes:
     source, destination = packet[24:40], packet[8:24]
     quoted = packet[: _MOST6 - _IPV6.size - _ICMPV6.size]
-    total = checksum6(source, destination, _ICMPV6.pack(2, 0, 0, mtu) + quoted)
-    header = _IPV6.pack(6 << 28, _ICMPV6.size + len(quoted), _ICMPV6_PROTOCOL, _TTL, source, destination)
+    size = _ICMPV6.size + len(quoted)
+    total = _checksum(_PSEUDO.pack(source, destination, size, _ICMPV6_PROTOCOL) + _ICMPV6.pack(2, 0, 0, mtu) + quoted)
+    header = _IPV6.pack(6 << 28, size, _ICMPV6_PROTOCOL, _TTL, source, destination)
     return header + _ICMPV6.pack(2, 0, total, mtu) + quoted
 
 
