@@ -73,8 +73,11 @@ class ITransport(Interface):
     def write(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """Send one datagram; errors of the path are silent, as on the wire."""
 
+    def layout(buffers: Sequence[memoryview]) -> Sequence[memoryview]:
+        """Prepare writable buffers to be sent by `write_run` again and again: one buffer, or head, body, head, body, ... of datagrams."""
+
     def write_run(endpoint: Endpoint, buffers: Sequence[bytes | memoryview], size: int, total: int) -> bool:
-        """Send a *run*: the buffers, `total` bytes one after another, cut into datagrams of `size` bytes, of which the last may be shorter.
+        """Send a *run*: the first `total` bytes of the buffers, cut into datagrams of `size` bytes, of which the last may be shorter.
 
         A transport with offloads does it in one call; at most 64 datagrams and 65000 bytes. The buffers are free again on return.
         False when the queue is full: this run will still be sent, but no other should follow before `IDatagramReceiver.drained`.

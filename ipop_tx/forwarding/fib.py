@@ -26,8 +26,8 @@ class Adjacency:
 
     __slots__ = (
         "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6",
-        "mac", "macs", "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames",
-        "tx_pieces", "tx_records", "width",
+        "mac", "macs", "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes",
+        "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes) -> None:

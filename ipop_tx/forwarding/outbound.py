@@ -53,18 +53,19 @@ class Outbound:
         self._narrowed = narrowed
         self._target, self._origin = bytearray(6), bytearray(6)
         self._frames = memoryview(bytearray(2 * LARGEST))
+        self._beginning = (self._frames[: HEAD.size], self._target, self._origin, self._frames[HEAD.size : LARGEST])
 
     def frames_waiting(self) -> None:
         """Carry what waits, up to the bounds of one turn."""
         read, by_mac, frames, widest = self._port.readv, self._fib.by_mac, self._frames, self._port.mtu
-        target, origin = self._target, self._origin
+        target, origin, beginning = self._target, self._origin, self._beginning
         lengths: list[int] = []
         peer: Adjacency | None = None
         end, room, left = 0, 0, BYTES_PER_TURN
         for _ in range(FRAMES_PER_TURN):
             if left <= 0 or self.held:
                 break
-            size = read((frames[end : end + HEAD.size], target, origin, frames[end + HEAD.size : end + LARGEST]))
+            size = read((frames[end : end + HEAD.size], target, origin, frames[end + HEAD.size : end + LARGEST]) if end else beginning)
             if not size:
                 break
             left -= size

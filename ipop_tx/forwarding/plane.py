@@ -113,7 +113,6 @@ class ForwardingPlane:
         self.relaying.nested = self.inbound.nested
         self.frames_waiting = self.outbound.frames_waiting
         self.run_received = self.inbound.run
-        self.burst_ended = self.inbound.burst_ended
         self.drained = self.outbound.drained
 
     def configure(self, ipv4: IPv4Address | None) -> None:
@@ -126,6 +125,12 @@ class ForwardingPlane:
         if adjacency.reachable:
             for packed in self._waiting.pop(adjacency.ident, ()):
                 self.outbound.send(adjacency, packed)
+
+    def burst_ended(self) -> None:
+        """The transport has delivered what it had. The kernel may have answered already: look, rather than wait to be told."""
+        self.inbound.burst_ended()
+        if not self.outbound.held:
+            self.outbound.frames_waiting()
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """A datagram that did not come in a run."""

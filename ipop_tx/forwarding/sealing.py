@@ -24,14 +24,14 @@ MORE = 0x8000
 class Pieces:
     """The buffers of a record cut into pieces of one size: a header, a piece, a header, a piece, ..."""
 
-    def __init__(self, heads: memoryview, sealed: memoryview, piece: int) -> None:
+    def __init__(self, transport: ITransport, heads: memoryview, sealed: memoryview, piece: int) -> None:
         self.most = min(MAX_PIECES, RUN_BYTES // (piece + HEADER_BYTES))
         """Most pieces that go in one send."""
         self.room = self.most * piece
         """Bytes of ciphertext that go in one send."""
-        self.buffers = [
-            part for place in range(self.most) for part in (heads[place * HEADER_BYTES :][:HEADER_BYTES], sealed[place * piece :][:piece])
-        ]
+        self.buffers = transport.layout(
+            [part for place in range(self.most) for part in (heads[place * HEADER_BYTES :][:HEADER_BYTES], sealed[place * piece :][:piece])]
+        )
 
 
 class Narrow:
@@ -51,6 +51,7 @@ class Sealing:
     def __init__(self, transport: ITransport) -> None:
         self._transport = transport
         self._sealed = memoryview(bytearray(2 * LARGEST))
+        self._flat = transport.layout([self._sealed])
         self._nested = memoryview(bytearray(2 * LARGEST))
         self._heads = memoryview(bytearray(HEADER_BYTES * MAX_PIECES))
         self._nonce = self._heads[4:HEADER_BYTES]
@@ -93,9 +94,7 @@ class Sealing:
         plan = self._plan(piece)
         if pieces > plan.most:
             return self._long_record(endpoint, plan, piece, size)
-        buffers = plan.buffers[: 2 * pieces]
-        buffers[-1] = self._sealed[(pieces - 1) * piece : size]
-        return self._transport.write_run(endpoint, buffers, piece + HEADER_BYTES, size + HEADER_BYTES * pieces)
+        return self._transport.write_run(endpoint, plan.buffers, piece + HEADER_BYTES, size + HEADER_BYTES * pieces)
 
     def _long_record(self, endpoint: Endpoint, plan: Pieces, piece: int, size: int) -> bool:
         """A record for which one send is not enough: a relayed one that meets a narrower path on its way."""
@@ -113,7 +112,7 @@ class Sealing:
         if plan is None:
             if len(self._pieces) >= PLANS:
                 self._pieces.clear()
-            plan = self._pieces[piece] = Pieces(self._heads, self._sealed, piece)
+            plan = self._pieces[piece] = Pieces(self._transport, self._heads, self._sealed, piece)
         return plan
 
     def segments(self, peer: Adjacency, frames: memoryview, at: int, size: int, length: int) -> bool:
@@ -146,7 +145,7 @@ class Sealing:
                 total = begin + HEADER_BYTES + len(into)
                 if first == count:
                     break
-            going = self._transport.write_run(endpoint, (sealed[:total],), plan.datagram, total) and going
+            going = self._transport.write_run(endpoint, self._flat, plan.datagram, total) and going
         return going
 
     def _narrow_plan(self, at: int, size: int) -> Narrow:

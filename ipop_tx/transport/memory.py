@@ -79,9 +79,13 @@ class MemoryTransport:
         if self._bound is not None:
             self._net.carry(self._bound, endpoint, bytes(datagram))
 
+    def layout(self, buffers: Sequence[memoryview]) -> Sequence[memoryview]:
+        """Nothing has to be prepared."""
+        return buffers
+
     def write_run(self, endpoint: Endpoint, buffers: Sequence[bytes | memoryview], size: int, total: int) -> bool:
         """Send the datagrams of a run one by one; this transport is never full."""
-        run = b"".join(buffers)
+        run = b"".join(buffers)[:total]
         for at in range(0, len(run), size):
             self.write(endpoint, run[at : at + size])
         return True
