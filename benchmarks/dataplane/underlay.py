@@ -10,6 +10,7 @@ Every system has three namespaces of its own, so that no system sees the overlay
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Literal
 
@@ -36,6 +37,8 @@ table ip {table} {{
  }}
 }}
 """
+_CLIENT_HELLO = "ip protocol udp @th,64,8 22 @th,168,8 1"
+"""A DTLS record of a handshake whose first message is a ClientHello."""
 
 
 class Pair:
@@ -136,6 +139,16 @@ class Triangle(Pair):
     def hosts(self) -> tuple[Host, ...]:
         """All machines, the router last."""
         return self.a, self.b, self.r, self.router
+
+    def count_hellos(self) -> None:
+        """From now on the router counts the first flights of handshakes (DTLS ClientHello)."""
+        self._filter("hellos", f"{_CLIENT_HELLO} counter")
+
+    def hellos(self) -> int:
+        """How many there were. A handshake has two, for the cookie; one that goes over a relay is hidden in it."""
+        rules = json.loads(self.router.run(["nft", "-j", "list", "table", "ip", "hellos"]).stdout)["nftables"]
+        counters = [part["counter"] for rule in rules for part in rule.get("rule", {}).get("expr", ()) if "counter" in part]
+        return sum(int(counter["packets"]) for counter in counters)
 
     def pids(self) -> list[int]:
         """Those on A, B and R."""
