@@ -44,8 +44,10 @@ class Told:
         """Flows that broke, a sentence each."""
         found = [one["problem"] for pair in (*self.streams, *self.datagrams) for one in pair if one.get("problem")]
         for sent, received in self.streams:
-            if sent.get("blocks") != received.get("blocks") or received.get("rest"):
-                found.append(f"of a stream of {sent.get('blocks')} blocks {received.get('blocks')} came")
+            if "blocks" not in sent or "blocks" not in received:
+                continue  # told above
+            if sent["blocks"] != received["blocks"] or received["rest"]:
+                found.append(f"of a stream of {sent['blocks']} blocks {received['blocks']} came")
             elif not sent["blocks"]:
                 found.append("a stream carried nothing")
         return found
