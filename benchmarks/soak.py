@@ -74,22 +74,39 @@ def run(lab: Lab, seconds: float, change_every: float, streams: int, rate: float
     upheaval = Upheaval(parted)
     start = time.monotonic()
     held = _watch(nodes, upheaval, start, seconds, change_every)
-    found = flows.end()
-    after = {name: kernel_drops(node.host) for name, node in nodes.items()}
+    told = flows.end()
     report = {
         "seconds": seconds,
         "changes": [change.as_json(start) for change in upheaval.changes],
         "client_hellos": triangle.hellos(),
-        "tcp": found.tcp(),
-        "udp": found.udp(upheaval.changes),
+        "tcp": told.tcp(),
+        "udp": told.udp(upheaval.changes),
         "held": {name: growth(samples).as_json() for name, samples in held.items()},
-        "counters": {name: node.status()["counters"] for name, node in nodes.items()},
-        "kernel_dropped": {name: {key: after[name][key] - before[name][key] for key in before[name]} for name in nodes},
+        **_at_the_end(nodes, before),
     }
-    report["complaints"] = complaints(found.problems(), found.lost(upheaval.changes), report, {k: growth(v) for k, v in held.items()})
+    grown = {name: growth(samples) for name, samples in held.items()}
+    report["complaints"] = complaints([*told.problems(), *_ended(nodes)], told.lost(upheaval.changes), report, grown)
     report["good"] = not report["complaints"]
     triangle.stop()
     return report
+
+
+def _runs(node: LabNode) -> bool:
+    return node.process is not None and node.process.returncode is None
+
+
+def _ended(nodes: Mapping[str, LabNode]) -> list[str]:
+    return [f"the daemon on {name} ended by itself" for name, node in nodes.items() if not _runs(node)]
+
+
+def _at_the_end(nodes: Mapping[str, LabNode], before: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """What the daemons that still run have counted, and what the kernel threw away since `before`."""
+    alive = {name: node for name, node in nodes.items() if _runs(node)}
+    after = {name: kernel_drops(node.host) for name, node in alive.items()}
+    return {
+        "counters": {name: node.status()["counters"] for name, node in alive.items()},
+        "kernel_dropped": {name: {key: after[name][key] - before[name][key] for key in before[name]} for name in alive},
+    }
 
 
 def _start(parted: Parted) -> tuple[str, str]:
