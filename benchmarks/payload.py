@@ -111,6 +111,7 @@ def tcp_receive(port: int, seed: int) -> dict[str, Any]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW)
         listener.bind(("0.0.0.0", port))
         listener.listen(1)
+        listener.settimeout(PATIENCE)
         stream, _ = listener.accept()
     with stream:
         stream.settimeout(PATIENCE)

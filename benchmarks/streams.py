@@ -23,6 +23,9 @@ _SETTLE = 2.0
 _GRACE = 15.0
 """Seconds that a program has to end by itself beyond its own patience."""
 
+_WAITING = ("0A", "07")
+"""What /proc/net shows of a TCP socket that listens, and of one of UDP."""
+
 
 @dataclass(frozen=True)
 class Lost:
@@ -148,7 +151,8 @@ def _bound(process: Process, protocol: str, port: int) -> bool:
     if process.returncode is not None:
         raise EnvironmentProblem("a receiver ended early", process.output[-300:])
     with open(f"/proc/{process.pid}/net/{protocol}") as lines:
-        return any(f":{port:04X} " in line for line in lines)
+        sockets = [line.split() for line in lines]
+    return any(local.endswith(f":{port:04X}") and state in _WAITING for _, local, _, state, *_ in sockets)
 
 
 def _told(process: Process) -> dict[str, Any]:
