@@ -26,14 +26,28 @@ from benchmarks.probe import START, STOP
 from ipop_tx.errors import EnvironmentProblem, IpopError
 from ipop_tx.lab import Lab, netns, wait_for
 
+CALLS = (
+    ("seal", r"\bencrypt"),
+    ("unseal", r"\bdecrypt"),
+    ("TAP read", r"\breadv\b"),
+    ("TAP write", r"\bwritev\b"),
+    ("send", r"\bsend(msg|to)\b"),
+    ("receive", r"\brecv(msg|from)(_into)?\b"),
+)
+"""(stage, pattern): calls into C that decide wherever they stand, by the line (sampled) or by the name of what is called (exact)."""
+
 STAGES = (
     ("TAP read", r"^ipop_tx/services/tap", r"read"),
     ("TAP write", r"^ipop_tx/services/tap", r"write|flush|put"),
     ("replay and source checks", r"^ipop_tx/(forwarding/source|session/replay)", r""),
-    ("unseal", r"^ipop_tx/session/", r"unprotect|unseal|open|decrypt"),
-    ("seal", r"^ipop_tx/session/", r"protect|seal|encrypt"),
-    ("receive", r"^ipop_tx/transport/", r"read|receive|deliver|endpoint"),
-    ("send", r"^ipop_tx/transport/", r"write|send|flush"),
+    ("unseal", r"^ipop_tx/session/", r"unprotect|unseal|open|decrypt|fresh|accept"),
+    ("seal", r"^ipop_tx/session/", r"protect|seal|encrypt|reserve"),
+    ("receive", r"^ipop_tx/transport/", r"read|receive|deliver|endpoint|segment_size|fill|flat"),
+    ("send", r"^ipop_tx/transport/", r"write|send|flush|cut|ancillary|wait"),
+    ("cutting and joining", r"^ipop_tx/forwarding/(offload|reassembly)", r""),
+    ("frames to records", r"^ipop_tx/forwarding/(outbound|width)", r""),
+    ("records to frames", r"^ipop_tx/forwarding/(inbound|delivery)", r""),
+    ("relaying", r"^ipop_tx/forwarding/relay", r""),
     ("plane", r"^ipop_tx/forwarding/", r""),
     ("control plane", r"^ipop_tx/(?!benchmarks/)", r""),
     ("reactor", r"^twisted/|/selectors\.py$", r""),
@@ -47,12 +61,27 @@ Place = tuple[str, str, int]
 
 
 def stage(places: Sequence[Place]) -> str:
-    """The stage of a stack, innermost place first."""
+    """The stage of a stack, innermost place first: by the call that stands on its innermost line, else by file and function."""
+    called = _called(places[0])
+    if called is not None:
+        return called
     for file, function, _ in places:
         for name, in_file, in_function in STAGES:
             if re.search(in_file, _short(file)) and re.search(in_function, function, re.IGNORECASE):
                 return name
     return OTHER
+
+
+def _called(place: Place) -> str | None:
+    """The stage of a call into C on a line of ours."""
+    file, _, line = place
+    return stage_of_call(linecache.getline(file, line)) if _is_ours(file) else None
+
+
+def stage_of_call(text: str) -> str | None:
+    """The stage of the call in a line, or of a function's name; None when no call in it decides."""
+    code = text.partition("#")[0]
+    return next((name for name, pattern in CALLS if re.search(pattern, code)), None)
 
 
 def is_idle(places: Sequence[Place]) -> bool:
@@ -102,8 +131,9 @@ def exact(found: dict[str, Any]) -> Findings:
         if _is_ours(file):
             findings.functions[name] += cumulative
         findings.calls[name] += calls
+        called = stage_of_call(function) if file == "~" else None
         for caller, seconds in callers if file == "~" and callers else [(place, own)]:
-            findings.stages[stage([tuple(caller)])] += seconds
+            findings.stages[called or stage([tuple(caller)])] += seconds
     return findings
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
-from benchmarks import profile
-from benchmarks.dataplane import measure
+from benchmarks import profile, width
+from benchmarks.dataplane import measure, ratios
 from benchmarks.dataplane.__main__ import main
+from benchmarks.dataplane.relayed import Relayed
 from benchmarks.dataplane.report import KEYS, PINGS, Lossy, Report, Results, rounded, table
-from benchmarks.dataplane.underlay import B_ADDRESS, Pair
 from ipop_tx.errors import EnvironmentProblem
-from ipop_tx.lab import Lab, netns
+from ipop_tx.lab import netns
 from ipop_tx.lab.registry import records
 from tests.system import why_not
 
@@ -116,11 +116,46 @@ class Reports(TestCase):
         self.assertEqual([cell.strip() for cell in line.strip("|").split("|")][:6], ["n2n 1.2", "0.5", "1", "1", "1", "-"])
         self.assertIn("| 20 ms, 0.1 % lost      |      41 |   - |", text)
 
+    def test_relayed(self) -> None:
+        report = self.report()
+        self.assertIsNone(json.loads(report.as_json())["relayed"])
+        report.relayed = Relayed(direct=[2.0, 4.0, 3.0], relay=[1.5, 1.0, 9.0], cpu=[20.0]).as_json()
+        found = json.loads(report.as_json())
+        self.assertEqual(
+            {key: found["relayed"][key] for key in ("direct_gbps", "relay_gbps", "ratio", "cpu_s_per_gb")},
+            {"direct_gbps": 3.0, "relay_gbps": 1.5, "ratio": 0.5, "cpu_s_per_gb": 20.0},
+        )
+        self.assertEqual(found["ratios"]["relayed_vs_direct"], 0.5)
+        self.assertIn("| ipop_tx           |      3 |     1.5 |   0.5 |               20 |", report.as_text())
+        self.assertEqual(Relayed().as_json()["ratio"], None)
+
+    def test_ratios(self) -> None:
+        report = Report({}, rounds=1, seconds=1)
+        report.systems = {"ipop_tx": results(3.0), "openvpn": results(0.5), "tinc": results(1.0), "mine": results(100.0)}
+        report.lossy = [Lossy("ipop_tx", 20, 0.1, (50.0,)), Lossy("raw", 20, 0.1, (100.0,)), Lossy("raw", 100, 0.1, (7.0,))]
+        found = json.loads(report.as_json())["ratios"]
+        self.assertEqual(set(found), set(ratios.WANTED))
+        self.assertEqual((found["tcp1_vs_openvpn"], found["tcp1_vs_best_peer"]), (6.0, 3.0))
+        self.assertEqual((found["cpu_vs_openvpn"], found["ping_load_p99_vs_openvpn"], found["lossy_vs_raw"]), (1.0, 1.0, 0.5))
+        missing = ("tcp1_vs_yggdrasil", "lossy_vs_best_peer", "relayed_vs_direct")
+        self.assertEqual([found[name] for name in missing], [None, None, None])
+        self.assertIn("| tcp1 vs openvpn                  |     6 |   >= 1 |", report.as_text())
+        self.assertEqual([ratios.quotient(*pair) for pair in ((None, 1.0), (1.0, None), (1.0, 0.0), (1.0, 4.0))], [None, None, None, 0.25])
+
     def test_table(self) -> None:
         self.assertEqual(table([["a", "b"]], [["x", "12"]]), "| a |  b |\n|---|---:|\n| x | 12 |")
 
     def test_rounded(self) -> None:
         self.assertEqual([rounded(value) for value in (0.0, 0.0123456, 1.23456, 123456.7)], [0.0, 0.01235, 1.235, 123457.0])
+
+
+class Width(TestCase):
+    """What the comparison of widths tells."""
+
+    def test_entry(self) -> None:
+        found = width.Condition(0.1, 20)
+        found.mbps["adaptive_mbps"] += [300.0, 100.0, 200.0]
+        self.assertEqual(found.as_json(), {"loss_percent": 0.1, "rtt_ms": 20, "adaptive_mbps": 200.0, "width1_mbps": None})
 
 
 class Words(TestCase):
@@ -170,6 +205,47 @@ class Stages(TestCase):
         self.assertEqual(profile.stage([("/x/ipop_tx/.venv/lib/site-packages/twisted/internet/base.py", "run", 1)]), "reactor")
         self.assertEqual(profile.stage([("/usr/lib/python3.11/json/decoder.py", "decode", 1)]), profile.OTHER)
 
+    def test_the_way_of_a_record(self) -> None:
+        waiting = ("forwarding/outbound.py", "frames_waiting")
+        self.assertEqual(self.at(waiting, ("services/tap.py", "doRead")), "frames to records")
+        self.assertEqual(self.at(("forwarding/inbound.py", "run"), ("transport/udp.py", "doRead")), "records to frames")
+        self.assertEqual(self.at(("forwarding/offload.py", "restore"), waiting), "cutting and joining")
+        self.assertEqual(self.at(("forwarding/reassembly.py", "add"), ("forwarding/inbound.py", "run")), "cutting and joining")
+        self.assertEqual(self.at(("transport/udp.py", "write_run"), waiting), "send")
+        self.assertEqual(self.at(("transport/udp.py", "doRead")), "receive")
+
+    def test_a_call_on_the_line_decides(self) -> None:
+        for stage, line in {
+            "seal": "channel.encrypt(self._nonce, plain, None, into)",
+            "unseal": "channel.decrypt(header[4:], sealed, None, into)",
+            "TAP read": "size = os.readv(self._fd, buffers)",
+            "TAP write": "port.writev((head, frame))",
+            "send": "self._socket.sendmsg(buffers, (), 0, target)",
+            "receive": "total, ancillary, _, sockaddr = self._socket.recvmsg_into(buffers, 64)",
+        }.items():
+            self.assertEqual(profile.stage_of_call(line), stage)
+        for name, stage in {"<built-in method posix.writev>": "TAP write", "<method 'sendto' of '_socket.socket' objects>": "send"}.items():
+            self.assertEqual(profile.stage_of_call(name), stage)
+        for line in ("", "self._flush(peer)  # then encrypt", "def write_run(self, endpoint, buffers):", "send = self.send"):
+            self.assertIsNone(profile.stage_of_call(line))
+
+    def test_only_lines_of_ours_are_read(self) -> None:
+        place = Path(self.mktemp())
+        ours, other = place / "ipop_tx/forwarding/outbound.py", place / "other.py"
+        ours.parent.mkdir(parents=True)
+        for file in (ours, other):
+            file.write_text("def run(channel):\n    channel.encrypt(nonce, plain, None, into)\n")
+        self.assertEqual(profile.stage([(str(ours.absolute()), "run", 2)]), "seal")
+        self.assertEqual(profile.stage([(str(ours.absolute()), "run", 1)]), "frames to records")
+        self.assertEqual(profile.stage([(str(other.absolute()), "run", 2)]), profile.OTHER)
+
+    def test_built_in_functions_have_stages_of_their_own(self) -> None:
+        caller = ["/x/ipop_tx/forwarding/outbound.py", "record", 269]
+        calls = [[["~", "<built-in method builtins.len>", 0], 9, 0.5, 0.5, [[caller, 0.5]]]]
+        calls += [[["~", "<method 'encrypt_into' of 'AESGCM' objects>", 0], 9, 1.5, 1.5, [[caller, 1.5]]]]
+        found = profile.exact({"cpu_seconds": 2.0, "calls": calls})
+        self.assertEqual(dict(found.stages), {"frames to records": 0.5, "seal": 1.5})
+
     def test_samples_share_the_cpu_time(self) -> None:
         ours = ["/x/ipop_tx/services/tap.py", "doRead", 1]
         found = profile.sampled({"cpu_seconds": 2.0, "stacks": [[[ours], 30], [[["/x/ipop_tx/core/node.py", "f", 1], ours], 10]]})
@@ -206,6 +282,8 @@ class RealRun(TestCase):
             {(one["system"], one["rtt_ms"], one["loss_percent"]) for one in found["lossy"]}, {("raw", 20, 0.1), ("ipop_tx", 20, 0.1)}
         )
         self.assertTrue(all(one["goodput_mbps"] > 0 for one in found["lossy"]))
+        self.assertTrue(all(found["relayed"][key] > 0 for key in ("direct_gbps", "relay_gbps", "ratio", "cpu_s_per_gb")))
+        self.assertGreater(found["ratios"]["lossy_vs_raw"], 0)
 
     def test_interrupted(self) -> None:
         words = ["-m", "benchmarks.dataplane", "--only", "raw", "--rounds", "1", "--seconds", "60"]
@@ -222,22 +300,3 @@ class RealRun(TestCase):
         child.stderr.close()
         self.assertEqual(netns.present(record.namespaces), [])
         self.assertFalse(record.path.exists() or Path(record.scratch).exists())
-
-
-class Delay(TestCase):
-    """The wires under test do what their figures say."""
-
-    skip = why_not()
-    timeout = 60
-
-    def test_delay_and_loss(self) -> None:
-        with Lab("benchwire") as lab:
-            pair = Pair(lab, "x", rtt_ms=20, congestion="reno")
-            pings = measure.idle_pings(pair, B_ADDRESS, 50)
-            self.assertGreater(min(pings), 19.5)
-            self.assertLess(measure.percentile(pings, 0.5), 60)
-            pair.lose(100)
-            self.assertRaises(EnvironmentProblem, measure.idle_pings, pair, B_ADDRESS, 3)
-            pair.lose(0)
-            self.assertEqual(len([one for one in measure.idle_pings(pair, B_ADDRESS, 20) if one < measure.UNANSWERED_MS]), 20)
-            self.assertEqual(measure.tcp(pair, B_ADDRESS, 1).congestion, "reno")

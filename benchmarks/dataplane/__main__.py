@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--congestion", metavar="NAME", help="TCP's congestion control in iperf3, for instance cubic (default: the machine's)"
     )
     parser.add_argument("--no-lossy", action="store_true", help="without the scenario of delay and loss")
+    parser.add_argument("--no-relayed", action="store_true", help="without the scenario of a path over a third node")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="a picture of the results; needs matplotlib")
     return parser
 
@@ -74,7 +75,17 @@ def _plan(options: argparse.Namespace) -> Plan:
     rounds, seconds = options.rounds or 3, options.seconds or (3 if quick else 5)
     conditions = () if options.no_lossy else _QUICK_LOSSY if quick else _LOSSY
     lossy_seconds = options.seconds or (5 if quick else 10)
-    return Plan(rounds, seconds, 200 if quick else 500, conditions, 1 if quick else rounds, lossy_seconds, _congestion(options.congestion))
+    extra = 1 if quick else rounds
+    return Plan(
+        rounds=rounds,
+        seconds=seconds,
+        pings=200 if quick else 500,
+        lossy=conditions,
+        lossy_rounds=extra,
+        lossy_seconds=lossy_seconds,
+        relayed_rounds=0 if options.no_relayed else extra,
+        congestion=_congestion(options.congestion),
+    )
 
 
 def _congestion(wanted: str | None) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.dataplane import ratios
+
 KEYS = ("tcp1_gbps", "tcp4_gbps", "tcp_reverse_gbps", "cpu_s_per_gb", "udp100_pps", "rss_mb")
 PINGS = ("ping_idle_ms", "ping_load_ms")
 QUANTILES = ("p50", "p99")
@@ -84,13 +86,20 @@ class Report:
     seconds: int
     systems: dict[str, Results] = field(default_factory=dict)
     lossy: list[Lossy] = field(default_factory=list)
+    relayed: dict[str, Any] | None = None
+    """What `relayed.Relayed` tells; None when that was not measured."""
     left_out: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """All that `--json` prints."""
-        return {
+        found = {
             "systems": {name: results.medians() for name, results in self.systems.items()},
             "lossy": [entry.as_json() for entry in self.lossy],
+            "relayed": self.relayed,
+        }
+        return {
+            **found,
+            "ratios": ratios.ratios(found),
             "spread": {name: results.spread() for name, results in self.systems.items()},
             "faults": {name: results.faults for name, results in self.systems.items() if results.faults},
             "left_out": self.left_out,
@@ -104,10 +113,14 @@ class Report:
         return json.dumps(self.as_dict())
 
     def as_text(self) -> str:
-        """Two tables in Markdown, and what was left out."""
+        """Tables in Markdown, and what was left out."""
         parts = [table(_HEAD, (_row(name, results.medians()) for name, results in self.systems.items()))]
         if self.lossy:
             parts.append(_lossy_table(self.lossy))
+        if self.relayed:
+            parts.append(table(_RELAYED_HEAD, [["ipop_tx", *(_figure(self.relayed[key]) for key in _RELAYED)]]))
+        if len(self.systems) > 1 or self.relayed:
+            parts.append(table((["ratio of medians, ours to theirs", "found", "wanted"],), ratios.rows(self.as_dict()["ratios"])))
         parts += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
         parts += [f"failed: {name}: {fault}" for name, results in self.systems.items() for fault in results.faults]
         return "\n\n".join(parts)
@@ -117,6 +130,9 @@ _HEAD = (
     ["system", "TCP 1", "TCP 4", "reverse", "CPU", "100 B", "ping idle p50", "p99", "ping loaded p50", "p99", "memory"],
     ["", "Gbit/s", "Gbit/s", "Gbit/s", "s/GB", "k/s", "ms", "ms", "ms", "ms", "MB"],
 )
+
+_RELAYED = ("direct_gbps", "relay_gbps", "ratio", "cpu_s_per_gb")
+_RELAYED_HEAD = (["over a third node", "direct", "relayed", "ratio", "CPU of all three"], ["", "Gbit/s", "Gbit/s", "", "s/GB"])
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dataplane import measure
+from benchmarks.dataplane import measure, relayed
 from benchmarks.dataplane.report import Lossy, Report, Results
 from benchmarks.dataplane.systems import System
 from benchmarks.dataplane.underlay import Pair
@@ -39,6 +39,8 @@ class Plan:
     lossy: tuple[tuple[int, float], ...]
     lossy_rounds: int
     lossy_seconds: int
+    relayed_rounds: int
+    """0: not at all."""
     congestion: str
     """TCP's congestion control in what is measured."""
 
@@ -69,6 +71,7 @@ def run(lab: Lab, systems: Sequence[System], plan: Plan, left_out: Mapping[str, 
             report.systems[one.system.name].rounds.append(found)
             report.systems[one.system.name].faults += faults
             _say_round(number, one.system.name, found, faults, time.monotonic() - began)
+    _run_relayed(lab, running, plan, report)
     for one in running:
         one.pair.stop()
     _run_lossy(lab, [one.system for one in running if one.system.name in ("raw", "ipop_tx", *LOSSY_PEERS)], plan, report)
@@ -116,6 +119,15 @@ def _say_round(number: int, name: str, found: Mapping[str, float], faults: Seque
     say(f"round {number + 1}: {name}: {figures} ({seconds:.0f} s)")
     for fault in faults:
         say(f"round {number + 1}: {name}: {fault}")
+
+
+def _run_relayed(lab: Lab, running: Sequence[Running], plan: Plan, report: Report) -> None:
+    """Ours over a relay, beside ours over the direct path that is up already."""
+    for one in running:
+        if one.system.name == "ipop_tx" and plan.relayed_rounds:
+            found = relayed.compare(lab, one.pair, one.target, plan.relayed_rounds, plan.seconds, say)
+            report.relayed = found.as_json()
+            report.systems["ipop_tx"].faults += [f"relayed: {fault}" for fault in found.faults]
 
 
 def _run_lossy(lab: Lab, systems: Sequence[System], plan: Plan, report: Report) -> None:

@@ -69,6 +69,8 @@ class IpopTx(System):
         """A and B of the latest start."""
         self.wrapper: dict[Side, tuple[str, ...]] = {}
         """For either side a command to start the daemon by, if any: the profiler."""
+        self.environment: Mapping[str, str] = MappingProxyType({})
+        """Variables for both daemons."""
 
     @property
     def version(self) -> str:
@@ -79,6 +81,8 @@ class IpopTx(System):
         """B founds a network, A joins it; waits for the direct path."""
         a, b = LabNode(pair.a, "a"), LabNode(pair.b, "b")
         self.nodes = [a, b]
+        for node in self.nodes:
+            node.environment.update(self.environment)
         b.create("bench")
         b.start(*self.wrapper.get("b", ()))
         target = b.wait_until_up()

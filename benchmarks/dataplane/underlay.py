@@ -2,7 +2,7 @@
 
 ```
                 A --- 10.61.1.0/24 --- router --- 10.61.2.0/24 --- B          MTU 1500
-   with delay:  A --- [user-space wire] --- router --- B                      offloads off at A, router and B
+   with delay:  A --- [user-space wire] --- router --- B                      offloads off from the wire on
 ```
 
 Every system has three namespaces of its own, so that no system sees the overlay addresses of another.
@@ -10,6 +10,7 @@ Every system has three namespaces of its own, so that no system sees the overlay
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Literal
 
@@ -18,20 +19,26 @@ from ipop_tx.lab.node import environment
 
 A_ADDRESS = "10.61.1.2"
 B_ADDRESS = "10.61.2.2"
-_ROUTER_A = "10.61.1.1"
-_ROUTER_B = "10.61.2.1"
+R_ADDRESS = "10.61.3.2"
+ROUTER_A = "10.61.1.1"
+ROUTER_B = "10.61.2.1"
+_ROUTER_R = "10.61.3.1"
+_NET_A, _NET_B = "10.61.1.0/24", "10.61.2.0/24"
 
 OFFLOADS = ("tx", "tso", "gso", "gro", "tx-udp-segmentation")
-"""Without them every frame on the delayed wire is one datagram of at most 1514 bytes, with its checksum filled in."""
+"""Without them every frame that the router sees is one datagram of at most 1514 bytes, with its checksum filled in."""
 
-_LOSS = """
-flush ruleset
-table ip impair {{
- chain lose {{ type filter hook forward priority -200;
-  {rule}
+_RULES = """
+add table ip {table}
+delete table ip {table}
+table ip {table} {{
+ chain forwarded {{ type filter hook forward priority -200;
+{rules}
  }}
 }}
 """
+_CLIENT_HELLO = "ip protocol udp @th,64,8 22 @th,168,8 1"
+"""A DTLS record of a handshake whose first message is a ClientHello."""
 
 
 class Pair:
@@ -46,25 +53,26 @@ class Pair:
         self.congestion = congestion
         self.a = Host(lab, f"{label}-a", A_ADDRESS, A_ADDRESS)
         self.b = Host(lab, f"{label}-b", B_ADDRESS, B_ADDRESS)
-        self.router = Host(lab, f"{label}-router", _ROUTER_A, None)
+        self.router = Host(lab, f"{label}-router", ROUTER_A, None)
         self._wire: Process | None = None
         if rtt_ms:
             self._lay_delayed_wire(rtt_ms)
         else:
             _cable(self.router, "to-a", self.a, "eth0")
         _cable(self.router, "to-b", self.b, "eth0")
-        _machine(self.a, A_ADDRESS, _ROUTER_A)
-        _machine(self.b, B_ADDRESS, _ROUTER_B)
+        _machine(self.a, A_ADDRESS, ROUTER_A)
+        _machine(self.b, B_ADDRESS, ROUTER_B)
         netns.configure(
             self.router.namespace,
-            f"addr add {_ROUTER_A}/24 dev to-a",
+            f"addr add {ROUTER_A}/24 dev to-a",
             "link set to-a up",
-            f"addr add {_ROUTER_B}/24 dev to-b",
+            f"addr add {ROUTER_B}/24 dev to-b",
             "link set to-b up",
         )
         netns.set_kernel(self.router.namespace, "ipv4.ip_forward", 1)
         if rtt_ms:
-            for host, device in ((self.a, "eth0"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):
+            # A keeps its own: its super-frames cross the wire whole, and are cut where they leave it for the router.
+            for host, device in ((self._middle, "right"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):
                 _without_offloads(host, device)
 
     def side(self, name: Literal["a", "b"]) -> Host:
@@ -79,19 +87,37 @@ class Pair:
         """From now on the router drops this share of all packets, in either direction; at random, one by one."""
         share = round(percent * 1000)
         rule = "drop" if share >= 100_000 else f"numgen random mod 100000 < {share} drop" if share else ""
-        self.router.run(["nft", "-f", "-"], text=_LOSS.format(rule=rule))
+        self._filter("impair", rule)
+
+    def part(self, parted: bool = True) -> None:
+        """From now on the router drops all UDP between A and B, or no longer."""
+        both = ((_NET_A, _NET_B), (_NET_B, _NET_A)) if parted else ()
+        self._filter("part", *(f"ip saddr {source} ip daddr {target} ip protocol udp drop" for source, target in both))
+
+    def without_offloads(self) -> None:
+        """From now on every frame on A's and on B's cable is one datagram, so that each is lost alone."""
+        for host, device in ((self.a, "eth0"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):
+            _without_offloads(host, device)
+
+    def hosts(self) -> tuple[Host, ...]:
+        """All machines, the router last."""
+        return self.a, self.b, self.router
 
     def stop(self) -> None:
         """End all that runs here; the namespaces go with the lab."""
-        here = {self.a.namespace, self.b.namespace, self.router.namespace}
+        here = {host.namespace for host in self.hosts()}
         for process in self.lab.processes:
             if process.returncode is None and any(netns.lives_in(process.pid, namespace) for namespace in here):
                 process.stop()
         if self._wire is not None:
             self._wire.stop()
 
+    def _filter(self, table: str, *rules: str) -> None:
+        """Put rules of the router in the place of those that this table had."""
+        self.router.run(["nft", "-f", "-"], text=_RULES.format(table=table, rules="\n".join(f"  {rule}" for rule in rules)))
+
     def _lay_delayed_wire(self, rtt_ms: float) -> None:
-        middle = Host(self.lab, f"{self.label}-wire", "", None)
+        middle = self._middle = Host(self.lab, f"{self.label}-wire", "", None)
         _cable(middle, "left", self.a, "eth0")
         _cable(middle, "right", self.router, "to-a")
         netns.configure(middle.namespace, "link set left up promisc on", "link set right up promisc on")
@@ -100,6 +126,35 @@ class Pair:
         argv = [sys.executable, "-m", "benchmarks.dataplane.wire", "left", "right", str(rtt_ms / 2)]
         wire = self._wire = middle.start(argv, "wire.log", environment())
         wait_for(f"the delayed wire of {self.label}", 10, lambda: "ready" in wire.output)
+
+
+class Triangle(Pair):
+    """A pair, and a third machine R at the same router: a relay for those that the router parts."""
+
+    def __init__(self, lab: Lab, label: str, congestion: str = "") -> None:
+        super().__init__(lab, label, congestion=congestion)
+        self.r = Host(lab, f"{label}-r", R_ADDRESS, R_ADDRESS)
+        _cable(self.router, "to-r", self.r, "eth0")
+        _machine(self.r, R_ADDRESS, _ROUTER_R)
+        netns.configure(self.router.namespace, f"addr add {_ROUTER_R}/24 dev to-r", "link set to-r up")
+
+    def hosts(self) -> tuple[Host, ...]:
+        """All machines, the router last."""
+        return self.a, self.b, self.r, self.router
+
+    def count_hellos(self) -> None:
+        """From now on the router counts the first flights of handshakes (DTLS ClientHello)."""
+        self._filter("hellos", f"{_CLIENT_HELLO} counter")
+
+    def hellos(self) -> int:
+        """How many there were. A handshake has two, for the cookie; one that goes over a relay is hidden in it."""
+        rules = json.loads(self.router.run(["nft", "-j", "list", "table", "ip", "hellos"]).stdout)["nftables"]
+        counters = [part["counter"] for rule in rules for part in rule.get("rule", {}).get("expr", ()) if "counter" in part]
+        return sum(int(counter["packets"]) for counter in counters)
+
+    def pids(self) -> list[int]:
+        """Those on A, B and R."""
+        return netns.members([self.a.namespace, self.b.namespace, self.r.namespace])
 
 
 def _cable(one: Host, one_device: str, other: Host, other_device: str) -> None:

@@ -48,6 +48,8 @@ class LabNode:
             "log": {"level": "info"},
         }
         """What `start` writes to node.toml; change it before."""
+        self.environment: dict[str, str] = {}
+        """Variables for the daemon beside those of this process; change it before."""
 
     def ipop(self, *words: str, check: bool = True, timeout: float = 30.0) -> tuple[int, str, str]:
         """Run an `ipop` command on the host: (exit status, stdout, stderr). Raises `EnvironmentProblem` when `check` is on and it fails."""
@@ -79,7 +81,7 @@ class LabNode:
         """Write node.toml and start the daemon, without waiting for it; `wrapper` is a command to start it by, for instance setpriv."""
         self.config.write_text(to_toml(self.keys))
         argv = [*wrapper, *program("twistd"), "-n", f"--pidfile={self.directory / 'twistd.pid'}", "ipop", "--config", str(self.config)]
-        self.process = self.host.start(argv, log=f"{self.name}.log", environment=environment())
+        self.process = self.host.start(argv, log=f"{self.name}.log", environment={**environment(), **self.environment})
         return self.process
 
     def refuse(self, *wrapper: str, seconds: float = 15.0) -> Refusal:
