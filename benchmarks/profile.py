@@ -87,7 +87,7 @@ def stage_of_call(text: str) -> str | None:
 def is_idle(places: Sequence[Place]) -> bool:
     """Whether the reactor waits for something to do (what that costs itself is spread over the rest)."""
     file, function, line = places[0]
-    return function == "doPoll" and "poll(" in linecache.getline(file, line)
+    return function in ("doPoll", "doRead") and "poll(" in linecache.getline(file, line)
 
 
 @dataclass

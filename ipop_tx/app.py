@@ -32,6 +32,7 @@ from ipop_tx.services.natpunch import NATPunchService
 from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
+from ipop_tx.services.pump import Pump
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
 from ipop_tx.session.dtls import DtlsSessionFactory
@@ -84,7 +85,8 @@ class Node(MultiService):
         self.core = core
         self.store.close()  # twistd forks before it starts us; a database must not be carried along
         self.protocol = ChordProtocol(reactor, core, self.store, boot_seconds)
-        transport = UdpTransport(reactor, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
+        pump = Pump(reactor)
+        transport = UdpTransport(pump, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
@@ -92,7 +94,7 @@ class Node(MultiService):
         lease = config.lease
         wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
         self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
-        self.tap = TapService(reactor, config.tap.name, tap_mtu(config), network, core.ident) if config.tap.enabled else None
+        self.tap = TapService(pump, config.tap.name, tap_mtu(config), network, core.ident) if config.tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)

@@ -10,7 +10,7 @@ from ipop_tx.interfaces import ISealedChannel, ISession
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident, short
 from ipop_tx.wire.address import ipv6_of, mac_of
-from ipop_tx.wire.datagram import HEADER_BYTES, OVERHEAD
+from ipop_tx.wire.datagram import HEADER_BYTES, MAX_PIECES, OVERHEAD, RUN_BYTES, TAG_BYTES
 
 BASE_MTU = 1200
 """Bytes of a datagram that every path carries: what is assumed until more is known."""
@@ -26,8 +26,8 @@ class Adjacency:
 
     __slots__ = (
         "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6",
-        "mac", "macs", "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes",
-        "tx_frames", "tx_pieces", "tx_records", "width",
+        "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "room", "rx_bytes", "rx_frames", "rx_last", "session",
+        "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes) -> None:
@@ -50,6 +50,10 @@ class Adjacency:
         self.relay_header = b""
         """What stands before a record that goes by way of `hop`."""
         self.width = Width()
+        self.reachable = False
+        """Whether frames can leave for this peer now."""
+        self.room = 0
+        """Bytes of plaintext that a record for this peer may have, by the width of its path and by what one send takes."""
         self.inner_mtu = 0
         """Largest IP packet that reaches the peer in one datagram; 0 while that is not known or will soon change."""
         self.complain_at = float("-inf")
@@ -71,10 +75,14 @@ class Adjacency:
         self.rx_last = float("-inf")
         """When the last frame of this peer was opened (the plane's clock)."""
 
-    @property
-    def reachable(self) -> bool:
-        """Whether frames can leave for this peer now."""
-        return self.channel is not None and (self.endpoint is not None or (self.hop is not None and self.hop.channel is not None))
+    def measure(self) -> None:
+        """Reckon `reachable` and `room` anew, after a change of what they depend on."""
+        hop = self if self.endpoint is not None else self.hop
+        self.reachable = self.channel is not None and hop is not None and hop.channel is not None and hop.endpoint is not None
+        if hop is not None:
+            run = min(MAX_PIECES, RUN_BYTES // (hop.piece + HEADER_BYTES))
+            room = min(self.width.pieces, run) * hop.piece - TAG_BYTES
+            self.room = room if hop is self else room - OVERHEAD - len(self.relay_header)
 
 
 class Fib:
@@ -119,6 +127,7 @@ class Fib:
         adjacency.piece = mtu - HEADER_BYTES
         adjacency.inner_mtu = mtu - OVERHEAD - PACKED_HEAD if endpoint is not None else 0
         adjacency.relay_header = relay_header
+        adjacency.measure()
         self._index(adjacency, sessions)
         return adjacency
 
@@ -129,6 +138,7 @@ class Fib:
             del self.by_mac[adjacency.mac]
             self._index(adjacency, ())
             adjacency.session = adjacency.channel = adjacency.endpoint = adjacency.hop = None
+            adjacency.measure()
 
     def disown(self, ident: Ident, address: IPv4Address) -> None:
         """Stop believing that `address` is leased to `ident`: the next frame from it asks again."""

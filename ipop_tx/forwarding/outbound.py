@@ -24,6 +24,8 @@ FRAMES_PER_TURN = 256
 FRAMES_PER_BUNDLE = 128
 
 _MACS = 12
+_IPV6 = b"\x86\xdd"
+_IPV4 = b"\x08\x00"
 _TCP, _UDP = 6, 17
 
 
@@ -78,7 +80,7 @@ class Outbound:
                 frames[:length] = kept
                 end, lengths = 0, []
             frame = frames[end : end + length]
-            if to is None or not _is_carried(frame):
+            if to is None or not (frame[10:12] == _IPV4 or _is_carried(frame)):
                 self._exceptional(bytes(target), frame)
                 continue
             to.tx_frames += 1
@@ -87,7 +89,7 @@ class Outbound:
                 self._narrowed(to, frame)
             if not alone:
                 if not lengths:
-                    peer, room = to, self._sealing.room(to) - 4
+                    peer, room = to, to.room - 4
                 lengths.append(length)
                 end += length
             elif to.reachable:
@@ -109,8 +111,7 @@ class Outbound:
     def _super_frame(self, peer: Adjacency, length: int) -> None:
         """Seal the super-frame at the beginning of the buffer, in as few records as the width allows."""
         frames = self._frames
-        room = self._sealing.room(peer)
-        if length <= room:
+        if length <= peer.room:
             PART.pack_into(frames, 2, 0)
             self._seal(peer, FRAME, frames[:length])
             return
@@ -119,7 +120,7 @@ class Outbound:
         except BadDatagram:  # the kernel does not make such frames
             return
         size = int.from_bytes(frames[4:6], "little")
-        each = max(1, (room - at) // size)
+        each = max(1, (peer.room - at) // size)
         if each == 1 and peer.hop is None and at + size + TAG_BYTES <= peer.piece:
             self._go_on(self._sealing.segments(peer, frames, at, size, length))
         else:
@@ -162,11 +163,8 @@ class Outbound:
 
 def _is_carried(frame: memoryview) -> bool:
     """Whether a packed frame goes to a peer as it is: IP, but no neighbour discovery."""
-    if len(frame) < PACKED_HEAD + 20:
-        return False
-    high, low = frame[10], frame[11]
-    if high == 0x08 and low == 0x00:
+    if frame[10:12] == _IPV4:
         return True
-    if high != 0x86 or low != 0xDD:
+    if len(frame) < PACKED_HEAD + 40 or frame[10:12] != _IPV6:
         return False
     return frame[PACKED_HEAD + 6] in (_TCP, _UDP) or not is_discovery(bytes(14) + frame[PACKED_HEAD:])

@@ -9,12 +9,10 @@ from ipop_tx.forwarding.fib import Adjacency
 from ipop_tx.forwarding.offload import PART
 from ipop_tx.interfaces import ITransport
 from ipop_tx.values import Endpoint
-from ipop_tx.wire.datagram import FRAME, HEADER, HEADER_BYTES, MAX_PIECES, OVERHEAD, RELAY, TAG_BYTES, headers
+from ipop_tx.wire.datagram import FRAME, HEADER, HEADER_BYTES, MAX_PIECES, OVERHEAD, RELAY, RUN_BYTES, TAG_BYTES, headers
 
 LARGEST = 66000
 """Bytes of the longest record: a frame of 64 KiB and what relaying adds."""
-RUN_BYTES = 65000
-"""Most bytes of a run: what one UDP_SEGMENT send takes, with room for its headers."""
 PLANS = 16
 """Sizes for which buffers are kept."""
 MORE = 0x8000
@@ -27,8 +25,6 @@ class Pieces:
     def __init__(self, transport: ITransport, heads: memoryview, sealed: memoryview, piece: int) -> None:
         self.most = min(MAX_PIECES, RUN_BYTES // (piece + HEADER_BYTES))
         """Most pieces that go in one send."""
-        self.room = self.most * piece
-        """Bytes of ciphertext that go in one send."""
         self.buffers = transport.layout(
             [part for place in range(self.most) for part in (heads[place * HEADER_BYTES :][:HEADER_BYTES], sealed[place * piece :][:piece])]
         )
@@ -58,12 +54,6 @@ class Sealing:
         self._pieces: dict[int, Pieces] = {}
         self._narrow: dict[tuple[int, int], Narrow] = {}
 
-    def room(self, peer: Adjacency) -> int:
-        """Bytes of plaintext that a record for a peer may have, by the width of its path."""
-        hop = peer.hop or peer
-        room = min(peer.width.pieces * hop.piece, self._plan(hop.piece).room) - TAG_BYTES
-        return room if peer.hop is None else room - OVERHEAD - len(peer.relay_header)
-
     def traffic(self, peer: Adjacency, kind: int, plain: memoryview) -> bool:
         """Seal one record for a peer that is reachable; if there is no direct path, once more for the relay."""
         hop, channel = peer.hop, peer.channel
@@ -91,7 +81,7 @@ class Sealing:
         header = HEADER.pack(channel.send_index, kind, 0, pieces, 0, channel.reserve(1))
         self._heads[: HEADER_BYTES * pieces] = headers(header, pieces)
         channel.encrypt(self._nonce, plain, None, self._sealed[:size])
-        plan = self._plan(piece)
+        plan = self._pieces.get(piece) or self._plan(piece)
         if pieces > plan.most:
             return self._long_record(endpoint, plan, piece, size)
         return self._transport.write_run(endpoint, plan.buffers, piece + HEADER_BYTES, size + HEADER_BYTES * pieces)
@@ -108,12 +98,9 @@ class Sealing:
         return going
 
     def _plan(self, piece: int) -> Pieces:
-        plan = self._pieces.get(piece)
-        if plan is None:
-            if len(self._pieces) >= PLANS:
-                self._pieces.clear()
-            plan = self._pieces[piece] = Pieces(self._transport, self._heads, self._sealed, piece)
-        return plan
+        if len(self._pieces) >= PLANS:
+            self._pieces.clear()
+        return self._pieces.setdefault(piece, Pieces(self._transport, self._heads, self._sealed, piece))
 
     def segments(self, peer: Adjacency, frames: memoryview, at: int, size: int, length: int) -> bool:
         """The super-frame `frames[:length]` at width 1: each segment of `size` bytes is a record in one datagram; many go in one send.
@@ -122,7 +109,7 @@ class Sealing:
         """
         channel, endpoint = peer.channel, peer.endpoint
         assert channel is not None and endpoint is not None
-        plan, sealed = self._narrow_plan(at, size), self._sealed
+        plan, sealed = self._narrow.get((at, size)) or self._narrow_plan(at, size), self._sealed
         before, count = bytearray(frames[:at]), -(-(length - at) // size)
         index, encrypt, counter = channel.send_index, channel.encrypt, channel.reserve(count)
         peer.tx_records += count
@@ -149,9 +136,6 @@ class Sealing:
         return going
 
     def _narrow_plan(self, at: int, size: int) -> Narrow:
-        plan = self._narrow.get((at, size))
-        if plan is None:
-            if len(self._narrow) >= PLANS:
-                self._narrow.clear()
-            plan = self._narrow[at, size] = Narrow(self._sealed, at, size)
-        return plan
+        if len(self._narrow) >= PLANS:
+            self._narrow.clear()
+        return self._narrow.setdefault((at, size), Narrow(self._sealed, at, size))

@@ -18,6 +18,7 @@ from ipop_tx.wire.datagram import HEADER_BYTES
 UDP_SEGMENT, UDP_GRO = 103, 104
 """Socket options of level IPPROTO_UDP and types of ancillary data (linux/udp.h); not in the socket module."""
 
+MOST_NAMES = 4096
 _ADDRESS_BYTES = 28  # sockaddr_in6
 _SIZE = struct.Struct("=H")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,7 +58,15 @@ class Layout(list[memoryview]):
         self.vector = (_Iovec * len(self))()
         for entry, buffer in zip(self.vector, self, strict=True):
             entry.base, entry.length = _address(buffer), len(buffer)
+        self.address = ctypes.addressof(self.vector)
         self.whole = [len(buffer) for buffer in self]
+
+    def filled(self, size: int, total: int) -> tuple[int, int]:
+        """How many buffers `total` bytes in datagrams of `size` fill, and how much of the last of them."""
+        if len(self.whole) == 1:
+            return 1, total
+        before = (total - 1) // size
+        return 2 * before + 2, total - size * before - HEADER_BYTES
 
 
 class Outgoing:
@@ -71,33 +80,42 @@ class Outgoing:
         self._header.control = ctypes.addressof(self._control)
         self._pointer = ctypes.addressof(self._header)
         self._names: dict[bytes, ctypes.Array[ctypes.c_char]] = {}
+        self._size_at = socket.CMSG_LEN(0)
+        self._control_bytes = len(self._control)
+        # What the header says now.
+        self._size = 0
+        self._sockaddr = b""
 
     def send(self, fd: int, layout: Layout, size: int, total: int, sockaddr: bytes) -> None:
         """Send `total` bytes in datagrams of `size` to a native address. Raises `OSError`."""
         header = self._header
-        name = self._names.get(sockaddr)
-        if name is None:
-            if len(self._names) >= 4096:
-                self._names.clear()
-            name = self._names[sockaddr] = ctypes.create_string_buffer(sockaddr, len(sockaddr))
-        header.name, header.name_length = ctypes.addressof(name), len(sockaddr)
-        if total > size:
-            _SIZE.pack_into(self._control, socket.CMSG_LEN(0), size)
-            header.control_length = len(self._control)
-        else:
+        if sockaddr is not self._sockaddr:
+            self._aim(sockaddr)
+        if total <= size:
             header.control_length = 0
-        # How many buffers the datagrams fill, and how much of the last one.
-        each = 1 if len(layout) == 1 else 2
-        count = each * -(-total // size) if each == 2 else 1
-        used = total - size * (count // 2 - 1) - HEADER_BYTES if each == 2 else total
-        last = layout.vector[count - 1]
-        last.length = used
-        header.vector, header.vector_length = ctypes.addressof(layout.vector), count
+        else:
+            header.control_length = self._control_bytes
+            if size != self._size:
+                self._size = size
+                _SIZE.pack_into(self._control, self._size_at, size)
+        filled, left = layout.filled(size, total)
+        header.vector, header.vector_length = layout.address, filled
+        last = layout.vector[filled - 1]
+        last.length = left
         sent = _libc.sendmsg(fd, self._pointer, 0)
-        last.length = layout.whole[count - 1]
+        last.length = layout.whole[filled - 1]
         if sent < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+    def _aim(self, sockaddr: bytes) -> None:
+        name = self._names.get(sockaddr)
+        if name is None:
+            if len(self._names) >= MOST_NAMES:
+                self._names.clear()
+            name = self._names[sockaddr] = ctypes.create_string_buffer(sockaddr, len(sockaddr))
+        self._header.name, self._header.name_length = ctypes.addressof(name), len(sockaddr)
+        self._sockaddr, self._name = sockaddr, name
 
 
 class Incoming:
@@ -116,7 +134,7 @@ class Incoming:
 
     def into(self, layout: Layout) -> None:
         """From now on receive into this layout."""
-        self._header.vector, self._header.vector_length = ctypes.addressof(layout.vector), len(layout)
+        self._header.vector, self._header.vector_length = layout.address, len(layout)
 
     def receive(self, fd: int) -> tuple[int, bytes]:
         """Total bytes of the next run, and its sender. Raises `OSError`; `BlockingIOError` when none waits."""

@@ -112,11 +112,12 @@ class UdpTransport:
         """Deliver what waits, up to `RUNS_PER_TURN` runs."""
         counters, seen, incoming, receiver = self.counters, self._seen, self._incoming, self._receiver
         assert receiver is not None
+        fd = self.fileno()
         for _ in range(RUNS_PER_TURN):
             if self._socket is None:  # the receiver stopped us
                 return
             try:
-                total, sockaddr = incoming.receive(self._socket.fileno())
+                total, sockaddr = incoming.receive(fd)
             except BlockingIOError:
                 break
             except OSError as error:

@@ -35,6 +35,9 @@ OVERHEAD = HEADER_BYTES + TAG_BYTES
 MAX_PIECES = 64
 """Most pieces of a record."""
 
+RUN_BYTES = 65000
+"""Most bytes that a transport sends at once: what one UDP_SEGMENT send takes, with room for its headers."""
+
 DATAGRAM_LIMIT = 1200
 """Largest handshake or control datagram in bytes before relaying adds its header; fits the minimum MTU of IPv6."""
 
