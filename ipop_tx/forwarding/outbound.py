@@ -30,7 +30,7 @@ _TCP, _UDP = 6, 17
 class Outbound:
     """Reads frames from the port and has them sealed.
 
-    `exceptional` takes the frames that are not simply for a peer (destination MAC, packed frame), `unreachable` those for a peer that
+    `exceptional` takes the frames that are not simply for a peer (both MACs, packed frame), `unreachable` those for a peer that
     cannot be reached yet; `narrowed` sees frames for a peer whose path is narrower than the port, and may change them.
     """
 
@@ -78,7 +78,7 @@ class Outbound:
                 end, lengths = 0, []
             frame = frames[end : end + length]
             if to is None or not _is_carried(frame):
-                self._exceptional(bytes(target), frame)
+                self._exceptional(bytes(target + origin), frame)
                 continue
             to.tx_frames += 1
             to.tx_bytes += length
