@@ -19,7 +19,7 @@ from ipop_tx.forwarding.reassembly import Reassembly
 from ipop_tx.forwarding.sealing import LARGEST, MORE
 from ipop_tx.interfaces import IForwardingControl, ISealedChannel, ISession
 from ipop_tx.values import Endpoint
-from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, OVERHEAD, PIECE_AT, RELAY, TAG_BYTES, headers
+from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, OVERHEAD, PIECE_AT, RELAY, TAG_BYTES, headers
 
 RELAY_ROOM = 60
 """Bytes left free before the content of a relayed record, so that its header can grow by three idents."""
@@ -89,7 +89,7 @@ class Inbound:
             entry = self._fib.by_index.get(index)
             if entry is None:
                 self._other(endpoint, heads, bodies, place, begin, stop, total)
-            elif piece == 0 and (pieces == 1 or (place + pieces <= count and _is_whole(heads, head, pieces))):
+            elif piece == 0 and (pieces == 1 or (1 < pieces <= min(count - place, MAX_PIECES) and _is_whole(heads, head, pieces))):
                 place += pieces - 1
                 stop = min((place + 1) * body, end)
                 self._open(endpoint, entry, kind, heads[head : head + HEADER_BYTES], counter, bodies[begin:stop], pieces)

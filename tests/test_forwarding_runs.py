@@ -1,0 +1,105 @@
+"""Whatever arrives, in runs or one by one: nothing raises, and nothing reaches the kernel that the peer has not sealed for us."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from ipop_tx.forwarding import offload
+from ipop_tx.wire.datagram import CONTROL, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, TAG_BYTES, headers
+from tests.plane import ClearSession, Planes, gathered, receive_run, run_of
+
+
+def frame_of(sender: Any, receiver: Any, payload: bytes) -> bytes:
+    """A packed frame that `receiver` may have from `sender`."""
+    length = (20 + len(payload)).to_bytes(2, "big")
+    return offload.PLAIN + b"\x08\0\x45\0" + length + bytes(4) + b"\x40\x01\0\0" + sender.ip.packed + receiver.ip.packed + payload
+
+
+def record(session: ClearSession, kind: int, plain: bytes, piece: int, counter: int | None = None) -> list[bytes]:
+    """A record as it travels: in pieces of `piece` bytes."""
+    channel = session.channel
+    pieces = max(1, -(-(len(plain) + TAG_BYTES) // piece))
+    first = HEADER.pack(channel.send_index, kind, 0, pieces, 0, channel.reserve(1) if counter is None else counter)
+    sealed = bytearray(len(plain) + TAG_BYTES)
+    channel.encrypt(first[4:], plain, None, memoryview(sealed))
+    heads = headers(first, pieces)
+    return [bytes(heads[n * HEADER_BYTES :][:HEADER_BYTES] + sealed[n * piece : (n + 1) * piece]) for n in range(pieces)]
+
+
+class TwoPlanes(SynchronousTestCase):
+    """One who sends by hand, one whose plane receives."""
+
+    def setUp(self) -> None:
+        self.planes = Planes(2)
+        self.one, self.other = self.planes.members
+        self.session, self.theirs = self.planes.join(self.one, self.other)
+        self.port, self.plane = self.other.port, self.other.plane
+
+    def frame(self, payload: bytes) -> bytes:
+        return frame_of(self.one, self.other, payload)
+
+    def receive(self, *datagrams: bytes) -> None:
+        receive_run(self.plane, self.one.endpoint, datagrams)
+        self.plane.burst_ended()
+
+    def got(self) -> list[bytes]:
+        """The payloads that the kernel got."""
+        return [frame[34:] for frame in self.port.taken]
+
+
+class RunTests(TwoPlanes):
+    """Runs are taken apart where the kernel has put them together."""
+
+    def test_records_side_by_side(self) -> None:
+        """Whole records of one and of several pieces, and one whose last piece is shorter, in one run."""
+        payloads = [bytes((n,)) * size for n, size in enumerate((100, 300, 100, 290))]
+        piece = len(self.frame(payloads[0])) + TAG_BYTES
+        exact = [2 * piece - TAG_BYTES - len(self.frame(b"")), 3 * piece - TAG_BYTES - len(self.frame(b""))]
+        payloads[1], payloads[3] = payloads[1][:1] * exact[0], payloads[3][:1] * (exact[1] - 7)
+        datagrams = [datagram for payload in payloads for datagram in record(self.session, FRAME, self.frame(payload), piece)]
+        self.assertEqual([len(run) for run in gathered(datagrams)], [7])
+        self.receive(*datagrams)
+        self.assertEqual(self.got(), payloads)
+
+    def test_pieces_of_one_record_in_two_runs(self) -> None:
+        datagrams = record(self.session, FRAME, self.frame(b"x" * 1000), 300)
+        self.receive(*datagrams[:2])
+        self.assertEqual(self.got(), [])
+        self.receive(*datagrams[2:])
+        self.assertEqual(self.got(), [b"x" * 1000])
+        self.receive(*datagrams)
+        self.assertEqual(len(self.got()), 1)
+
+    def test_strangers_in_a_run(self) -> None:
+        """Datagrams that are not of the plane go to the control plane whole, whatever stands beside them."""
+        mine = record(self.session, FRAME, self.frame(b"x" * 100), 1200)
+        handshake = b"\x16" + bytes(len(mine[0]) - 1)
+        self.receive(handshake, *mine, handshake, b"\x16short")
+        self.assertEqual(self.got(), [b"x" * 100])
+        self.assertEqual(self.other.elsewhere.datagrams, [handshake, handshake, b"\x16short"])
+
+    def test_a_control_message_in_pieces(self) -> None:
+        self.receive(*record(self.session, CONTROL, b"m" * 3000, 1000))
+        self.assertEqual(self.other.control.calls, [("unsealed", self.one.endpoint, self.theirs, CONTROL, b"m" * 3000)])
+
+
+class SenselessTests(TwoPlanes):
+    """Headers that nobody makes."""
+
+    def test_every_number_of_pieces(self) -> None:
+        """Also none at all, and more than there may be: the run ends, and what is well made in it arrives."""
+        good = [record(self.session, FRAME, self.frame(bytes((n,)) * 100), 1200)[0] for n in range(4)]
+        for pieces in (0, 2, 3, MAX_PIECES, MAX_PIECES + 1, 127, 255):
+            for piece in (0, 1, 63, 64, 255):
+                first = HEADER.pack(self.session.channel.send_index, FRAME, piece, pieces, 0, 1000 + pieces)
+                junk = [bytearray(first + bytes(len(good[0]) - HEADER_BYTES)) for _ in range(128)]
+                for number, datagram in enumerate(junk):
+                    datagram[5] = (piece + number) % 256
+                self.receive(*map(bytes, junk))
+                self.receive(bytes(junk[0]), good[0], bytes(junk[0]))
+        self.receive(*good)
+        self.assertEqual(self.got(), [bytes((n,)) * 100 for n in range(4)])
