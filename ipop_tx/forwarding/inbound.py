@@ -76,19 +76,20 @@ class Inbound:
     def run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
         """A run from a transport; see `IDatagramReceiver.run_received`."""
         count = -(-total // size) if size else 1
-        body, end = size - HEADER_BYTES, total - HEADER_BYTES * count
+        body, last = size - HEADER_BYTES, total - (count - 1) * size  # the last may not even be as long as a header
+        end = (count - 1) * body + max(0, last - HEADER_BYTES)
         place = 0
         while place < count:
             begin, stop = place * body, min((place + 1) * body, end)
             if stop <= begin or not 128 <= heads[place * HEADER_BYTES] <= 191:
-                self._other(endpoint, heads, bodies, place, begin, stop, total)
+                self._other(endpoint, heads, bodies, place, begin, stop, size if place + 1 < count else last)
                 place += 1
                 continue
             head = place * HEADER_BYTES
             index, kind, piece, pieces, _, counter = HEADER.unpack_from(heads, head)
             entry = self._fib.by_index.get(index)
             if entry is None:
-                self._other(endpoint, heads, bodies, place, begin, stop, total)
+                self._other(endpoint, heads, bodies, place, begin, stop, size if place + 1 < count else last)
             elif piece == 0 and (pieces == 1 or (1 < pieces <= min(count - place, MAX_PIECES) and _is_whole(heads, head, pieces))):
                 place += pieces - 1
                 stop = min((place + 1) * body, end)
@@ -97,8 +98,8 @@ class Inbound:
                 self._piece(endpoint, entry, heads[head : head + HEADER_BYTES], piece, pieces, counter, bodies[begin:stop])
             place += 1
 
-    def _other(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, place: int, begin: int, stop: int, total: int) -> None:
-        head = heads[place * HEADER_BYTES : min((place + 1) * HEADER_BYTES, total)]
+    def _other(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, place: int, begin: int, stop: int, length: int) -> None:
+        head = heads[place * HEADER_BYTES :][: min(HEADER_BYTES, length)]
         self._elsewhere(endpoint, bytes(head) + bodies[begin : max(begin, stop)])
 
     def _piece(self, endpoint: Endpoint, entry: Entry, header: bytearray, piece: int, pieces: int, counter: int, data: memoryview) -> None:
