@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from hypothesis import given, settings
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.forwarding import offload
-from ipop_tx.wire.datagram import CONTROL, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, TAG_BYTES, headers
+from ipop_tx.wire.datagram import BUNDLE, CONTROL, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, TAG_BYTES, headers
 from tests.plane import ClearSession, Planes, gathered, receive_run, run_of
+from tests.test_forwarding_offload import Flow
 
 
 def frame_of(sender: Any, receiver: Any, payload: bytes) -> bytes:
@@ -103,3 +105,44 @@ class SenselessTests(TwoPlanes):
                 self.receive(bytes(junk[0]), good[0], bytes(junk[0]))
         self.receive(*good)
         self.assertEqual(self.got(), [bytes((n,)) * 100 for n in range(4)])
+
+
+class BundleTests(TwoPlanes):
+    """Several frames in one record."""
+
+    def datagrams(self, count: int) -> list[bytes]:
+        """UDP datagrams of one flow, packed, with checksums still to be made."""
+        flow = Flow(str(self.one.ip), str(self.other.ip), tcp=False)
+        wholes = [flow.head() + flow.frame(bytes((n,)) * 100, number=n, complete=False) for n in range(count)]
+        return [whole[:10] + whole[22:] for whole in wholes]
+
+    def bundle(self, frames: list[bytes]) -> bytes:
+        return b"".join(frames) + struct.pack(f"!{len(frames) + 1}H", *map(len, frames), len(frames))
+
+    def test_an_address_that_is_not_verified_yet(self) -> None:
+        """Each frame once, whether the answer comes at once or later."""
+        for later in (False, True):
+            with self.subTest(later=later):
+                self.one.adjacency(self.other)
+                peer = self.other.adjacency(self.one)
+                peer.addresses.clear()
+                self.port.taken.clear()
+                self.other.control.later = later
+                self.other.control.owners[self.one.ip] = self.one.ident
+                self.receive(self.session.protect(BUNDLE, self.bundle(self.datagrams(5))))
+                for deferred in self.other.control.waiting:
+                    deferred.callback(True)
+                self.assertEqual([frame[-1] for frame in self.port.taken], [0, 1, 2, 3, 4])
+
+    def test_a_lie_is_counted_once_for_each_frame(self) -> None:
+        self.plane.configure(None)
+        self.receive(self.session.protect(BUNDLE, self.bundle(self.datagrams(5))))
+        self.assertEqual(self.other.dropped(), {"in_destination_address": 5})
+
+    def test_what_does_not_add_up(self) -> None:
+        frames = self.datagrams(3)
+        good = self.bundle(frames)
+        for bad in (b"", b"\0", b"\0\0", good[:-1], good[1:], good + b"\0\3", good[:-2] + b"\xff\xff", b"".join(frames) + b"\0\0"):
+            self.receive(self.session.protect(BUNDLE, bad))
+        self.assertEqual(self.port.written, [])
+        self.assertEqual(self.other.dropped(), {"in_malformed": 8})
