@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 from hypothesis import given, settings
@@ -138,6 +139,24 @@ class BundleTests(TwoPlanes):
         self.plane.configure(None)
         self.receive(self.session.protect(BUNDLE, self.bundle(self.datagrams(5))))
         self.assertEqual(self.other.dropped(), {"in_destination_address": 5})
+
+    def test_as_many_frames_as_a_record_can_name(self) -> None:
+        """Work grows with the number of frames, not with its square: this takes half a minute otherwise."""
+        for length, count in ((0, 32000), (20, 2900)):
+            for frame in self.bundle([bytes(length)] * count), self.bundle([self.frame(b"")[:length]] * count):
+                begun = time.process_time()
+                self.receive(*record(self.session, BUNDLE, frame, 1184))
+                self.assertLess(time.process_time() - begun, 3.0)
+        self.assertEqual(self.other.dropped(), {"in_runt": 2 * 32000 + 2 * 2900})
+
+    def test_joined_again_behind_others(self) -> None:
+        """Two flows of one length after each other: two writes."""
+        frames = self.datagrams(6)
+        other = Flow(str(self.one.ip), str(self.other.ip), tcp=False, ports=(5, 6))
+        wholes = [other.head() + other.frame(bytes((n,)) * 100, number=n, complete=False) for n in range(6, 9)]
+        self.receive(*record(self.session, BUNDLE, self.bundle(frames + [whole[:10] + whole[22:] for whole in wholes]), 5000))
+        self.assertEqual([frame[-1] for frame in self.port.taken], list(range(9)))
+        self.assertEqual(len(self.port.written), 2)
 
     def test_what_does_not_add_up(self) -> None:
         frames = self.datagrams(3)

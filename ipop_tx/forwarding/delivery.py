@@ -51,15 +51,16 @@ class Delivery:
         if lengths is None:
             self.malformed()
             return
-        count, at, place = len(lengths), 0, 0
+        count, at, place, many = len(lengths), 0, 0, 0
         peer.rx_frames += count
         peer.rx_bytes += len(packed)
         peer.rx_last = self._clock()
         while place < count:
             length = lengths[place]
-            many = 1
-            while place + many < count and lengths[place + many] == length:
-                many += 1
+            if not many:  # counted once for each stretch of equal lengths, which may be as long as a peer likes
+                many = 1
+                while place + many < count and lengths[place + many] == length:
+                    many += 1
             frame, taken = packed[at : at + length], 1
             if self._is_admitted(peer, frame):  # once: it may wait from here on
                 joined = join_datagrams(packed, at, length, many) if many > 1 and "uso" in self._port.offloads else None
@@ -68,6 +69,7 @@ class Delivery:
                 else:
                     taken = self._datagrams(peer, packed, at, length, joined)
             place += taken
+            many -= taken
             at += taken * length
 
     def malformed(self) -> None:
