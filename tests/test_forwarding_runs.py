@@ -6,13 +6,11 @@ import struct
 import time
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.forwarding import offload
 from ipop_tx.wire.datagram import BUNDLE, CONTROL, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, TAG_BYTES, headers
-from tests.plane import ClearSession, Planes, gathered, receive_run, run_of
+from tests.plane import ClearSession, Planes, gathered, receive_run
 from tests.test_forwarding_offload import Flow
 
 

@@ -140,7 +140,7 @@ class Inbound:
         """Open a whole record and hand on what is in it; `endpoint` is None for one that came in a relay's record."""
         session, channel, peer = entry
         length = len(sealed) - TAG_BYTES
-        if length < 0 or not channel.fresh(counter):
+        if not 0 <= length <= LARGEST or not channel.fresh(counter):
             self._forged()
             return
         into, at = (self._nested if endpoint is None else self._opened), RELAY_ROOM if kind == RELAY else 0
