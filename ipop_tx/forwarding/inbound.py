@@ -171,7 +171,8 @@ class Inbound:
         self._forged()
         if pieces > 1:
             peer.failed += 1
-            self._control.opened(peer)
+            if not peer.heard:
+                self._control.opened(peer)
 
     def _note(self, endpoint: Endpoint | None, session: ISession, peer: Adjacency) -> None:
         if not peer.heard:
