@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from ipop_tx.core.events import FrameReceived
+from ipop_tx.core import commands as c
 from ipop_tx.core.tasks import Future
 from ipop_tx.simulation.invariants import order_faults, ring_faults
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
@@ -61,30 +61,15 @@ class NetCase(TestCase):
         return self.becomes(net, lambda: not ring_faults(net) + order_faults(net), seconds, "one ring")
 
     def converse(self, net: SimulatedNet, pairs: Iterable[tuple[SimulatedNode, SimulatedNode]], seconds: float = 20.0) -> None:
-        """A frame gets from the first to the second of each pair."""
-        expected = {(one.ident, other.ident) for one, other in pairs}
-        heard = set()
-        before = net.on_event
-
-        def note(machine: SimulatedNode, event: object) -> None:
-            before(machine, event)
-            if isinstance(event, FrameReceived):
-                heard.add((event.ident, machine.ident))
-
-        net.on_event = note
+        """A ping gets from the first to the second of each pair and back, on whatever path their link uses, within `seconds`."""
         by_ident = {machine.ident: machine for machine in net.running()}
-        for sender, receiver in sorted(expected):
-            send_frame(by_ident[sender], receiver)
-        net.run(seconds, lambda: heard >= expected)
-        net.on_event = before
-        missing = [f"{one.hex()[:8]} to {other.hex()[:8]}" for one, other in sorted(expected - heard)]
-        self.assertEqual(missing, [], "frames that did not arrive")
-
-
-def send_frame(sender: SimulatedNode, receiver: bytes, frame: bytes = b"a frame") -> None:
-    """Hand a frame to a node as its forwarding plane would."""
-    sender.running.send_frame(sender.net.now, receiver, frame)
-    sender.settle()
+        wanted = sorted({(one.ident, other.ident) for one, other in pairs})
+        pings = {(one, other): by_ident[one].submit(c.Ping(other)) for one, other in wanted}
+        net.run(seconds, lambda: all(ping.done for ping in pings.values()))
+        missing = [
+            f"{one.hex()[:8]} to {other.hex()[:8]}" for (one, other), ping in pings.items() if not (ping.done and ping.error is None)
+        ]
+        self.assertEqual(missing, [], "pings that did not come back")
 
 
 def split(net: SimulatedNet, one: Iterable[SimulatedNode]) -> None:

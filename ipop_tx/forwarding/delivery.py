@@ -9,7 +9,7 @@ from ipop_tx.errors import BadDatagram
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
 from ipop_tx.forwarding.mtu import clamp_mss
 from ipop_tx.forwarding.neighbour import is_discovery
-from ipop_tx.forwarding.offload import PART, join_datagrams, payload_at
+from ipop_tx.forwarding.offload import PART, Joined, join_datagrams, payload_at
 from ipop_tx.interfaces import IFramePort
 
 _COUNT = struct.Struct("!H")
@@ -51,21 +51,25 @@ class Delivery:
         if lengths is None:
             self.malformed()
             return
-        count, at, place = len(lengths), 0, 0
+        count, at, place, many = len(lengths), 0, 0, 0
         peer.rx_frames += count
         peer.rx_bytes += len(packed)
         peer.rx_last = self._clock()
         while place < count:
             length = lengths[place]
-            many = 1
-            while place + many < count and lengths[place + many] == length:
-                many += 1
-            if many == 1 or "uso" not in self._port.offloads or not (taken := self._datagrams(peer, packed, at, length, many)):
-                taken = 1
-                frame = packed[at : at + length]
-                if self._is_admitted(peer, frame):
+            if not many:  # counted once for each stretch of equal lengths, which may be as long as a peer likes
+                many = 1
+                while place + many < count and lengths[place + many] == length:
+                    many += 1
+            frame, taken = packed[at : at + length], 1
+            if self._is_admitted(peer, frame):  # once: it may wait from here on
+                joined = join_datagrams(packed, at, length, many) if many > 1 and "uso" in self._port.offloads else None
+                if joined is None:
                     self._write(peer, frame)
+                else:
+                    taken = self._datagrams(peer, packed, at, length, joined)
             place += taken
+            many -= taken
             at += taken * length
 
     def malformed(self) -> None:
@@ -78,11 +82,8 @@ class Delivery:
         if self._is_admitted(peer, view):
             self._write(peer, view)
 
-    def _datagrams(self, peer: Adjacency, packed: memoryview, at: int, length: int, count: int) -> int:
-        """Write the first of some frames of equal length as one, if they are datagrams of one flow; gives how many those were."""
-        joined = join_datagrams(packed, at, length, count)
-        if joined is None or not self._is_admitted(peer, packed[at : at + length]):
-            return 0
+    def _datagrams(self, peer: Adjacency, packed: memoryview, at: int, length: int, joined: Joined) -> int:
+        """Write datagrams of one flow and of one length as one; gives how many those were."""
         begin = at + joined.payload
         payloads = [packed[start : start + length - joined.payload] for start in range(begin, begin + joined.frames * length, length)]
         self._port.writev([joined.headers[:10], peer.macs, joined.headers[10:], *payloads])

@@ -19,7 +19,7 @@ from ipop_tx.forwarding.reassembly import Reassembly
 from ipop_tx.forwarding.sealing import LARGEST, MORE
 from ipop_tx.interfaces import IForwardingControl, ISealedChannel, ISession
 from ipop_tx.values import Endpoint
-from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, OVERHEAD, PIECE_AT, RELAY, TAG_BYTES, headers
+from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, OVERHEAD, PIECE_AT, RELAY, TAG_BYTES, headers
 
 RELAY_ROOM = 60
 """Bytes left free before the content of a relayed record, so that its header can grow by three idents."""
@@ -76,20 +76,21 @@ class Inbound:
     def run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
         """A run from a transport; see `IDatagramReceiver.run_received`."""
         count = -(-total // size) if size else 1
-        body, end = size - HEADER_BYTES, total - HEADER_BYTES * count
+        body, last = size - HEADER_BYTES, total - (count - 1) * size  # the last may not even be as long as a header
+        end = (count - 1) * body + max(0, last - HEADER_BYTES)
         place = 0
         while place < count:
             begin, stop = place * body, min((place + 1) * body, end)
             if stop <= begin or not 128 <= heads[place * HEADER_BYTES] <= 191:
-                self._other(endpoint, heads, bodies, place, begin, stop, total)
+                self._other(endpoint, heads, bodies, place, begin, stop, size if place + 1 < count else last)
                 place += 1
                 continue
             head = place * HEADER_BYTES
             index, kind, piece, pieces, _, counter = HEADER.unpack_from(heads, head)
             entry = self._fib.by_index.get(index)
             if entry is None:
-                self._other(endpoint, heads, bodies, place, begin, stop, total)
-            elif piece == 0 and (pieces == 1 or (place + pieces <= count and _is_whole(heads, head, pieces))):
+                self._other(endpoint, heads, bodies, place, begin, stop, size if place + 1 < count else last)
+            elif piece == 0 and (pieces == 1 or (1 < pieces <= min(count - place, MAX_PIECES) and _is_whole(heads, head, pieces))):
                 place += pieces - 1
                 stop = min((place + 1) * body, end)
                 self._open(endpoint, entry, kind, heads[head : head + HEADER_BYTES], counter, bodies[begin:stop], pieces)
@@ -97,8 +98,8 @@ class Inbound:
                 self._piece(endpoint, entry, heads[head : head + HEADER_BYTES], piece, pieces, counter, bodies[begin:stop])
             place += 1
 
-    def _other(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, place: int, begin: int, stop: int, total: int) -> None:
-        head = heads[place * HEADER_BYTES : min((place + 1) * HEADER_BYTES, total)]
+    def _other(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, place: int, begin: int, stop: int, length: int) -> None:
+        head = heads[place * HEADER_BYTES :][: min(HEADER_BYTES, length)]
         self._elsewhere(endpoint, bytes(head) + bodies[begin : max(begin, stop)])
 
     def _piece(self, endpoint: Endpoint, entry: Entry, header: bytearray, piece: int, pieces: int, counter: int, data: memoryview) -> None:
@@ -139,7 +140,7 @@ class Inbound:
         """Open a whole record and hand on what is in it; `endpoint` is None for one that came in a relay's record."""
         session, channel, peer = entry
         length = len(sealed) - TAG_BYTES
-        if length < 0 or not channel.fresh(counter):
+        if not 0 <= length <= LARGEST or not channel.fresh(counter):
             self._forged()
             return
         into, at = (self._nested if endpoint is None else self._opened), RELAY_ROOM if kind == RELAY else 0
@@ -170,7 +171,8 @@ class Inbound:
         self._forged()
         if pieces > 1:
             peer.failed += 1
-            self._control.opened(peer)
+            if not peer.heard:
+                self._control.opened(peer)
 
     def _note(self, endpoint: Endpoint | None, session: ISession, peer: Adjacency) -> None:
         if not peer.heard:

@@ -32,7 +32,7 @@ _TCP, _UDP = 6, 17
 class Outbound:
     """Reads frames from the port and has them sealed.
 
-    `exceptional` takes the frames that are not simply for a peer (destination MAC, packed frame), `unreachable` those for a peer that
+    `exceptional` takes the frames that are not simply for a peer (both MACs, packed frame), `unreachable` those for a peer that
     cannot be reached yet; `narrowed` sees frames for a peer whose path is narrower than the port, and may change them.
     """
 
@@ -54,99 +54,112 @@ class Outbound:
         self._unreachable = unreachable
         self._narrowed = narrowed
         self._target, self._origin = bytearray(6), bytearray(6)
-        self._frames = memoryview(bytearray(2 * LARGEST))
-        self._beginning = (self._frames[: HEAD.size], self._target, self._origin, self._frames[HEAD.size : LARGEST])
+        self._frame = memoryview(bytearray(2 * LARGEST))
+        self._buffers = (self._frame[: HEAD.size], self._target, self._origin, self._frame[HEAD.size : LARGEST])
+        # The bundle that is being filled: whose, its frames, their lengths, where they end.
+        self._peer: Adjacency | None = None
+        self._bundle = memoryview(bytearray(2 * LARGEST))
+        self._lengths: list[int] = []
+        self._end = 0
 
     def frames_waiting(self) -> None:
         """Carry what waits, up to the bounds of one turn."""
-        read, by_mac, frames, widest = self._port.readv, self._fib.by_mac, self._frames, self._port.mtu
-        target, origin, beginning = self._target, self._origin, self._beginning
-        lengths: list[int] = []
-        peer: Adjacency | None = None
-        end, room, left = 0, 0, BYTES_PER_TURN
+        read, buffers, by_mac, target = self._port.readv, self._buffers, self._fib.by_mac, self._target
+        left = BYTES_PER_TURN
         for _ in range(FRAMES_PER_TURN):
             if left <= 0 or self.held:
                 break
-            size = read((frames[end : end + HEAD.size], target, origin, frames[end + HEAD.size : end + LARGEST]) if end else beginning)
+            size = read(buffers)
             if not size:
                 break
             left -= size
-            length = size - _MACS
-            to = by_mac.get(bytes(target))
-            alone = to is None or not to.reachable or frames[end + 1]
-            if lengths and (alone or to is not peer or end + length > room - 2 * len(lengths) or len(lengths) == FRAMES_PER_BUNDLE):
-                kept = bytes(frames[end : end + length])
-                self._bundle(peer, lengths, end)
-                frames[:length] = kept
-                end, lengths = 0, []
-            frame = frames[end : end + length]
-            if to is None or not (frame[10:12] == _IPV4 or _is_carried(frame)):
-                self._exceptional(bytes(target), frame)
-                continue
-            to.tx_frames += 1
-            to.tx_bytes += length
-            if 0 < to.inner_mtu < widest:
-                self._narrowed(to, frame)
-            if not alone:
-                if not lengths:
-                    peer, room = to, to.room - 4
-                lengths.append(length)
-                end += length
-            elif to.reachable:
-                self._super_frame(to, length)
-            else:
-                self._unreachable(to, bytes(frame))
-        if lengths:
-            self._bundle(peer, lengths, end)
+            self._carry(by_mac.get(bytes(target)), size - _MACS)
+        if self._lengths:
+            self._flush()
 
-    def _bundle(self, peer: Adjacency | None, lengths: list[int], end: int) -> None:
-        assert peer is not None
-        frames, count = self._frames, len(lengths)
-        if count == 1:
-            self._seal(peer, FRAME, frames[:end])
+    def _carry(self, peer: Adjacency | None, length: int) -> None:
+        """The frame in the buffer, for a peer if the FIB knows one. Frames of one peer never overtake each other."""
+        frame = self._frame[:length]
+        if peer is not None and (frame[10:12] == _IPV4 or _is_carried(frame)):
+            peer.tx_frames += 1
+            peer.tx_bytes += length
+            if 0 < peer.inner_mtu < self._port.mtu:
+                self._narrowed(peer, frame)
+            if peer.reachable and not frame[1]:
+                self._add(peer, frame, length)
+                return
+            if self._lengths:
+                self._flush()
+            if peer.reachable:
+                self._super_frame(peer, length)
+            else:
+                self._unreachable(peer, bytes(frame))
         else:
-            struct.pack_into(f"!{count}HH", frames, end, *lengths, count)
-            self._seal(peer, BUNDLE, frames[: end + 2 * count + 2])
+            if self._lengths:
+                self._flush()
+            self._exceptional(bytes(self._target + self._origin), frame)
+
+    def _add(self, peer: Adjacency, frame: memoryview, length: int) -> None:
+        """Put an ordinary frame into the bundle; what is in the way of that is sealed first."""
+        count = len(self._lengths)
+        if count and (peer is not self._peer or self._end + length > peer.room - 4 - 2 * count or count == FRAMES_PER_BUNDLE):
+            self._flush()
+        self._peer = peer
+        self._bundle[self._end : self._end + length] = frame
+        self._lengths.append(length)
+        self._end += length
+
+    def _flush(self) -> None:
+        """Seal the bundle; one frame needs no list of lengths."""
+        peer, lengths, end, bundle = self._peer, self._lengths, self._end, self._bundle
+        assert peer is not None
+        count = len(lengths)
+        self._lengths, self._end = [], 0
+        if count == 1:
+            self._seal(peer, FRAME, bundle[:end])
+        else:
+            struct.pack_into(f"!{count}HH", bundle, end, *lengths, count)
+            self._seal(peer, BUNDLE, bundle[: end + 2 * count + 2])
 
     def _super_frame(self, peer: Adjacency, length: int) -> None:
-        """Seal the super-frame at the beginning of the buffer, in as few records as the width allows."""
-        frames = self._frames
+        """Seal the super-frame in the buffer, in as few records as the width allows."""
+        frame = self._frame
         if length <= peer.room:
-            PART.pack_into(frames, 2, 0)
-            self._seal(peer, FRAME, frames[:length])
+            PART.pack_into(frame, 2, 0)
+            self._seal(peer, FRAME, frame[:length])
             return
         try:
-            at = payload_at(frames, length)
+            at = payload_at(frame, length)
         except BadDatagram:  # the kernel does not make such frames
             return
-        size = int.from_bytes(frames[4:6], "little")
+        size = int.from_bytes(frame[4:6], "little")
         each = max(1, (peer.room - at) // size)
         if each == 1 and peer.hop is None and at + size + TAG_BYTES <= peer.piece:
-            self._go_on(self._sealing.segments(peer, frames, at, size, length))
+            self._go_on(self._sealing.segments(peer, frame, at, size, length))
         else:
             self._in_parts(peer, at, size, each, length)
 
     def _in_parts(self, peer: Adjacency, at: int, size: int, each: int, length: int) -> None:
         """`each` segments of `size` bytes to a record."""
-        frames, before = self._frames, bytearray(self._frames[:at])
+        frame, before = self._frame, bytearray(self._frame[:at])
         for first in range(0, -(-(length - at) // size), each):
             begin = first * size
             end = min(begin + at + each * size, length)
             PART.pack_into(before, 2, first | (MORE if end < length else 0))
-            frames[begin : begin + at] = before
-            self._seal(peer, FRAME, frames[begin:end])
+            frame[begin : begin + at] = before
+            self._seal(peer, FRAME, frame[begin:end])
 
     def send(self, peer: Adjacency, packed: bytes) -> None:
-        """Carry one packed frame that waited, to a peer that is reachable."""
+        """Carry one packed frame that waited, to a peer that is reachable. Not while a bundle is being filled."""
         length = len(packed)
-        self._frames[:length] = packed
+        self._frame[:length] = packed
         if packed[1]:
             self._super_frame(peer, length)
         else:
-            self._seal(peer, FRAME, self._frames[:length])
+            self._seal(peer, FRAME, self._frame[:length])
 
     def _seal(self, peer: Adjacency, kind: int, plain: memoryview) -> None:
-        self._go_on(self._sealing.traffic(peer, kind, plain))
+        self._go_on(self._sealing.traffic(peer, kind, plain) if peer.hop is not None else self._sealing.record(peer, kind, plain))
 
     def _go_on(self, takes_more: bool) -> None:
         """When the transport is full, frames wait in the kernel until it is drained."""

@@ -173,8 +173,8 @@ class ForwardingPlane:
 
     # frames that are not simply for a peer
 
-    def _exceptional(self, mac: bytes, packed: memoryview) -> None:
-        frame = mac + bytes(6) + bytes(packed[10:])
+    def _exceptional(self, macs: bytes, packed: memoryview) -> None:
+        frame = macs + bytes(packed[10:])
         self._exceptional_frame(frame, bytes(packed))
 
     def _exceptional_frame(self, frame: bytes, packed: bytes) -> None:

@@ -1,4 +1,5 @@
-"""Pieces of records that did not arrive in one run, until the record is whole. Bounded in number and so in memory.
+"""Pieces of records that did not arrive in one run, until the record is whole. Bounded in number, and none is longer than twice
+the longest record.
 
 Pieces are not authenticated one by one: a record is whole or not when all of it is opened. So a forged piece can spoil the record that
 it names, and no other; see `ipop_tx.forwarding.width` for what follows. The first of two pieces with one number counts.
@@ -6,6 +7,7 @@ it names, and no other; see `ipop_tx.forwarding.width` for what follows. The fir
 
 from __future__ import annotations
 
+from ipop_tx.forwarding.sealing import LARGEST
 from ipop_tx.wire.datagram import MAX_PIECES
 
 MOST_OF_ONE = 24
@@ -74,7 +76,7 @@ class Reassembly:
 
         Gives the ciphertext when it is whole. `index` must be one of ours: that is what bounds who can make us keep anything.
         """
-        if not 0 <= piece < pieces <= MAX_PIECES or not data:
+        if not 0 <= piece < pieces <= MAX_PIECES or not data or (pieces - 1) * len(data) > LARGEST:
             return None
         name = (index, counter)
         partial = self._partial.get(name)

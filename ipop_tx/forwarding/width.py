@@ -61,12 +61,14 @@ class Width:
         """
         if session != self._session:
             self._session, self._highest, self._opened = session, -1, 0
+            self._failed = min(self._failed, failed)  # a peer that has started again counts anew
+        if failed > self._failed:  # also without any news of what was opened: perhaps nothing was
+            self._failed = failed
+            self._suspect(now)
         span, got = highest - self._highest, opened - self._opened
         if span <= 0:
             return 0.0
-        if failed > self._failed:
-            self._suspect(now)
-        self._highest, self._opened, self._failed = highest, opened, failed
+        self._highest, self._opened = highest, opened
         lost = max(0, span - got)
         self.lost += lost
         self._learn(now, span * pieces_each, lost)
@@ -88,3 +90,4 @@ class Width:
         again = now < self._held_until + self._hold
         self._hold = min(2 * self._hold, LONGEST_HOLD) if again else FIRST_HOLD
         self._held_until = now + self._hold
+        self.pieces = 1

@@ -69,7 +69,7 @@ class TapService(Service):
         self._paused = False
         self._heads = True
         self._refused: frozenset[int] = frozenset()
-        self._readv: Callable[[int, Any], int] = os.readv
+        self._readv: Callable[[int, Any], int] = tun.readv_plain
         self._writev: Callable[[int, Any], int] = os.writev
 
     def startService(self) -> None:
@@ -124,7 +124,7 @@ class TapService(Service):
         why_slow = tun.why_slow(self.name, self.offloads)
         if why_slow is not None:
             self._health.append(why_slow)
-        self._readv = os.readv if self._heads else tun.readv_plain
+        self._readv = tun.Reader().readv if self._heads else tun.readv_plain
         self._writev = os.writev if self._heads and not self._refused else self._write_less
 
     def _set_up(self) -> None:
@@ -164,11 +164,11 @@ class TapService(Service):
         """Fill the next frame, offload head first, into `buffers`; what finds no room in them is lost. 0 when no frame waits."""
         try:
             size = self._readv(self._fd, buffers)
-        except BlockingIOError:
-            return 0
         except OSError as error:
             if self._fd >= 0:
                 self._lost(os.strerror(error.errno or 0))
+            return 0
+        if not size:
             return 0
         counters = self.counters
         counters.rx_frames += 1

@@ -18,6 +18,7 @@ from typing import Any
 
 from ipop_tx.errors import BadDatagram, EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.forwarding import offload
+from ipop_tx.transport import native
 
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETLE = 0x400454DC
@@ -148,12 +149,29 @@ def why_slow(interface: str, offloads: tuple[str, ...]) -> str | None:
     return f"the kernel refuses {' and '.join(missing)} offload on {interface}: all works, but transfers are slower and cost more CPU time"
 
 
-# frames where the kernel does less
+# frames
+
+
+class Reader:
+    """Reads frames into buffers that mostly are the same ones as the last time."""
+
+    def __init__(self) -> None:
+        self._buffers: Sequence[bytearray | memoryview] = ()
+        self._layout = native.Layout(())
+
+    def readv(self, fd: int, buffers: Sequence[bytearray | memoryview]) -> int:
+        """As `os.readv`, but 0 when no frame waits."""
+        if buffers is not self._buffers:
+            self._buffers, self._layout = buffers, native.Layout(buffers)
+        return native.readv(fd, self._layout)
 
 
 def readv_plain(fd: int, buffers: Sequence[bytearray | memoryview]) -> int:
-    """As `os.readv`, from a device without offload heads."""
-    return offload.fill(buffers, offload.PLAIN + os.read(fd, _LARGEST))
+    """As `os.readv`, but 0 when no frame waits; from a device without offload heads."""
+    try:
+        return offload.fill(buffers, offload.PLAIN + os.read(fd, _LARGEST))
+    except BlockingIOError:
+        return 0
 
 
 def write_cut(fd: int, frame: bytes, heads: bool) -> int:

@@ -7,11 +7,13 @@ datagrams does. Here the description, an array of `iovec`, belongs to the buffer
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ipop_tx.wire.datagram import HEADER_BYTES
 
@@ -22,8 +24,9 @@ MOST_NAMES = 4096
 _ADDRESS_BYTES = 28  # sockaddr_in6
 _SIZE = struct.Struct("=H")
 _libc = ctypes.CDLL(None, use_errno=True)
-for _call in (_libc.sendmsg, _libc.recvmsg):
+for _call in (_libc.sendmsg, _libc.recvmsg, _libc.readv):
     _call.argtypes, _call.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int), ctypes.c_ssize_t
+_WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class _Iovec(ctypes.Structure):
@@ -50,10 +53,15 @@ def _address(buffer: bytearray | memoryview) -> int:
     return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
 
 
-class Layout(list[memoryview]):
-    """Writable buffers with their description. Its items never change, only their contents."""
+def _failure() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
-    def __init__(self, buffers: Sequence[memoryview]) -> None:
+
+class Layout(list[Any]):
+    """Writable buffers (`memoryview` or `bytearray`) with their description. Its items never change, only their contents."""
+
+    def __init__(self, buffers: Sequence[memoryview | bytearray]) -> None:
         super().__init__(buffers)
         self.vector = (_Iovec * len(self))()
         for entry, buffer in zip(self.vector, self, strict=True):
@@ -105,8 +113,7 @@ class Outgoing:
         sent = _libc.sendmsg(fd, self._pointer, 0)
         last.length = layout.whole[filled - 1]
         if sent < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise _failure()
 
     def _aim(self, sockaddr: bytes) -> None:
         name = self._names.get(sockaddr)
@@ -137,15 +144,26 @@ class Incoming:
         self._header.vector, self._header.vector_length = layout.address, len(layout)
 
     def receive(self, fd: int) -> tuple[int, bytes]:
-        """Total bytes of the next run, and its sender. Raises `OSError`; `BlockingIOError` when none waits."""
+        """Total bytes of the next run, and its sender; -1 when none waits, since an exception would cost more than the call. Raises `OSError`."""
         header = self._header
         header.name_length, header.control_length = _ADDRESS_BYTES, self._control_bytes
         total = _libc.recvmsg(fd, self._pointer, 0)
         if total < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            if ctypes.get_errno() in _WOULD_BLOCK:
+                return -1, b""
+            raise _failure()
         self.size = int.from_bytes(self._control[self._size_at : self._size_at + 4], sys.byteorder) if header.control_length else total
         return total, bytes(self._name[: header.name_length])
+
+
+def readv(fd: int, layout: Layout) -> int:
+    """As `os.readv`, but 0 when there is nothing to read yet. Raises `OSError`."""
+    size: int = _libc.readv(fd, layout.address, len(layout.whole))
+    if size < 0:
+        if ctypes.get_errno() in _WOULD_BLOCK:
+            return 0
+        raise _failure()
+    return size
 
 
 def native_address(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]) -> bytes:

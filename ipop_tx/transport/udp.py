@@ -118,12 +118,12 @@ class UdpTransport:
                 return
             try:
                 total, sockaddr = incoming.receive(fd)
-            except BlockingIOError:
-                break
             except OSError as error:
                 if error.errno in _OF_THE_PATH or error.errno == errno.EINTR:
                     continue
                 self._pause(error)
+                break
+            if total < 0:
                 break
             counters.rx_runs += 1
             counters.rx_bytes += total
