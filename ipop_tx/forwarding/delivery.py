@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ipop_tx.errors import BadDatagram
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
 from ipop_tx.forwarding.mtu import clamp_mss
-from ipop_tx.forwarding.neighbour import is_discovery
+from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6, is_discovery
 from ipop_tx.forwarding.offload import PART, Joined, join_datagrams, payload_at
 from ipop_tx.interfaces import IFramePort
 
@@ -24,7 +24,6 @@ class Delivery:
         self,
         port: IFramePort,
         ipv6: bytes,
-        clock: Callable[[], float],
         drop: Callable[..., None],
         unverified: Callable[[Adjacency, bytes, bytes], None],
     ) -> None:
@@ -33,7 +32,6 @@ class Delivery:
         """Our own address."""
         self._port = port
         self._ipv6 = ipv6
-        self._clock = clock
         self._drop = drop
         self._unverified = unverified
 
@@ -41,7 +39,6 @@ class Delivery:
         """One frame of a peer."""
         peer.rx_frames += 1
         peer.rx_bytes += len(packed)
-        peer.rx_last = self._clock()
         if self._is_admitted(peer, packed):
             self._write(peer, packed)
 
@@ -54,7 +51,6 @@ class Delivery:
         count, at, place, many = len(lengths), 0, 0, 0
         peer.rx_frames += count
         peer.rx_bytes += len(packed)
-        peer.rx_last = self._clock()
         while place < count:
             length = lengths[place]
             if not many:  # counted once for each stretch of equal lengths, which may be as long as a peer likes
@@ -90,27 +86,23 @@ class Delivery:
         return joined.frames
 
     def _is_admitted(self, peer: Adjacency, packed: memoryview) -> bool:
-        size = len(packed)
-        if size < _IPV4_LEAST:
+        head = bytes(packed[10:_IPV4_LEAST])  # from the ethertype to the destination of IPv4
+        ethertype = head[:2]
+        if len(head) < _IPV4_LEAST - 10:
             self._drop("in_runt")
-            return False
-        ethertype = packed[10] << 8 | packed[11]
-        if ethertype == 0x0800:
-            return self._is_admitted_ipv4(peer, packed)
-        if ethertype == 0x86DD and size >= _IPV6_LEAST:
+        elif ethertype == ETHERTYPE_IPV4:
+            if head[2] >> 4 != 4:
+                self._drop("in_runt")
+            elif head[18:] != self.ipv4:
+                self._drop("in_destination_address")
+            elif head[14:18] in peer.addresses:
+                return True
+            else:
+                self._unverified(peer, head[14:18], bytes(packed))
+        elif ethertype == ETHERTYPE_IPV6 and len(packed) >= _IPV6_LEAST:
             return self._is_admitted_ipv6(peer, packed)
-        self._drop("in_ethertype")
-        return False
-
-    def _is_admitted_ipv4(self, peer: Adjacency, packed: memoryview) -> bool:
-        if packed[12] >> 4 != 4:
-            self._drop("in_runt")
-        elif self.ipv4 is None or packed[28:32] != self.ipv4:
-            self._drop("in_destination_address")
-        elif (source := bytes(packed[24:28])) not in peer.addresses:
-            self._unverified(peer, source, bytes(packed))
         else:
-            return True
+            self._drop("in_ethertype")
         return False
 
     def _is_admitted_ipv6(self, peer: Adjacency, packed: memoryview) -> bool:

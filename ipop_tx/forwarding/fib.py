@@ -26,7 +26,7 @@ class Adjacency:
 
     __slots__ = (
         "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6",
-        "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "room", "rx_bytes", "rx_frames", "rx_last", "session",
+        "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "room", "rx_bytes", "rx_frames", "session",
         "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
@@ -72,8 +72,6 @@ class Adjacency:
         """Records in several pieces that did not open."""
         self.heard = False
         """Whether records were opened since the peer was last told."""
-        self.rx_last = float("-inf")
-        """When the last frame of this peer was opened (the plane's clock)."""
 
     def measure(self) -> None:
         """Reckon `reachable` and `room` anew, after a change of what they depend on."""

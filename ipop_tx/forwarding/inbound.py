@@ -75,6 +75,16 @@ class Inbound:
 
     def run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
         """A run from a transport; see `IDatagramReceiver.run_received`."""
+        if (size == total >= OVERHEAD and heads[6] == 1) or (total > size > OVERHEAD and _is_one_record(heads, size, total)):
+            index, kind, piece, pieces, _, counter = HEADER.unpack_from(heads)
+            entry = self._fib.by_index.get(index)
+            if entry is not None and not piece:
+                self._open(endpoint, entry, kind, heads[:HEADER_BYTES], counter, bodies[: total - HEADER_BYTES * pieces], pieces)
+                return
+        self._mixed_run(endpoint, heads, bodies, size, total)
+
+    def _mixed_run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
+        """Any run: several records, pieces of records, datagrams that are not ours."""
         count = -(-total // size) if size else 1
         body, last = size - HEADER_BYTES, total - (count - 1) * size  # the last may not even be as long as a header
         end = (count - 1) * body + max(0, last - HEADER_BYTES)
@@ -143,23 +153,23 @@ class Inbound:
         if not 0 <= length <= LARGEST or not channel.fresh(counter):
             self._forged()
             return
-        into, at = (self._nested if endpoint is None else self._opened), RELAY_ROOM if kind == RELAY else 0
-        joins = False
+        into = self._nested if endpoint is None else self._opened
         try:
             if kind == FRAME:
                 joins = self._open_frame(channel, peer, header, sealed, length)
             else:
+                at = RELAY_ROOM if kind == RELAY else 0
                 channel.decrypt(header[4:], sealed, None, into[at : at + length])
         except InvalidTag:
             self._failed(peer, pieces)
             return
         channel.accept(counter)
-        if kind in (FRAME, BUNDLE):
-            self._note(endpoint, session, peer)
         if kind == FRAME:
+            self._note(endpoint, session, peer)
             if not joins:
                 self._begin(peer, length)
         elif kind == BUNDLE:
+            self._note(endpoint, session, peer)
             self.burst_ended()
             self._deliver.bundle(peer, into[:length])
         elif kind == RELAY and endpoint is not None:
@@ -242,6 +252,12 @@ class Inbound:
                 self._deliver.malformed()
             else:
                 self._deliver.frame(peer, self._joined[:end])
+
+
+def _is_one_record(heads: bytearray, size: int, total: int) -> bool:
+    """Whether a run of several datagrams is all of one record and nothing else."""
+    pieces = heads[6]
+    return 1 < pieces <= MAX_PIECES and HEADER_BYTES < total - size * (pieces - 1) <= size and _is_whole(heads, 0, pieces)
 
 
 def _is_whole(heads: bytearray, begin: int, pieces: int) -> bool:

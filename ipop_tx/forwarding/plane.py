@@ -101,7 +101,7 @@ class ForwardingPlane:
         self._homeless: dict[bytes, list[bytes]] = {}
         self._waiting: dict[Ident, list[bytes]] = {}
         # Build everything ...
-        self.delivery = Delivery(port, self._ipv6, clock, self._drop, lambda *unverified: self._check.unknown(*unverified))
+        self.delivery = Delivery(port, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
         sealing = Sealing(transport)
         self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)

@@ -44,7 +44,8 @@ class ForwardingService(Service):
         self._heard: list[Adjacency] = []
         """Members whose records were opened since they were last told how many."""
         self._reporting: Any = None
-        self._sent: dict[Ident, tuple[int, float]] = {}
+        self._carried: dict[Ident, tuple[int, int, float]] = {}
+        """Frames sent to a member and received from it, and when we looked."""
         self._watch = LoopingCall(self._watch_silence)
         self._watch.clock = reactor
         protocol.on(e.LinkUp, self._link_changed)
@@ -77,7 +78,7 @@ class ForwardingService(Service):
 
     def _link_down(self, event: e.LinkDown) -> None:
         self.fib.remove(event.ident)
-        self._sent.pop(event.ident, None)
+        self._carried.pop(event.ident, None)
         self._relays_changed()
 
     def _relays_changed(self) -> None:
@@ -137,13 +138,13 @@ class ForwardingService(Service):
         self._relays_changed()
         now = self._protocol.clock()
         for adjacency in list(self.fib.by_ident.values()):
-            frames, since = self._sent.get(adjacency.ident, (adjacency.tx_frames, now))
-            if adjacency.tx_frames == frames or adjacency.rx_last > since:
-                self._sent[adjacency.ident] = (adjacency.tx_frames, now)
-            elif now - since > SILENCE:
-                self._sent[adjacency.ident] = (adjacency.tx_frames, now)
+            sent, received, since = self._carried.get(adjacency.ident, (adjacency.tx_frames, adjacency.rx_frames, now))
+            silent = adjacency.tx_frames > sent and adjacency.rx_frames == received
+            if silent and now - since <= SILENCE:
+                continue
+            self._carried[adjacency.ident] = (adjacency.tx_frames, adjacency.rx_frames, now)
+            if silent:
                 self._protocol.submit(c.Suspect(adjacency.ident))
-        self._sent = {ident: entry for ident, entry in self._sent.items() if ident in self.fib.by_ident}
 
     # --- IForwardingControl ------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ UDP_SEGMENT, UDP_GRO = 103, 104
 
 MOST_NAMES = 4096
 _ADDRESS_BYTES = 28  # sockaddr_in6
-_SIZE = struct.Struct("=H")
+_SIZE, _INT = struct.Struct("=H"), struct.Struct("=i")
 _libc = ctypes.CDLL(None, use_errno=True)
 for _call in (_libc.sendmsg, _libc.recvmsg, _libc.readv):
     _call.argtypes, _call.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int), ctypes.c_ssize_t
@@ -144,7 +144,7 @@ class Incoming:
         self._header.vector, self._header.vector_length = layout.address, len(layout)
 
     def receive(self, fd: int) -> tuple[int, bytes]:
-        """Total bytes of the next run, and its sender; -1 when none waits, since an exception would cost more than the call. Raises `OSError`."""
+        """Total bytes of the next run, and its sender; -1 when none waits: an exception would cost more than the call. Raises `OSError`."""
         header = self._header
         header.name_length, header.control_length = _ADDRESS_BYTES, self._control_bytes
         total = _libc.recvmsg(fd, self._pointer, 0)
@@ -152,7 +152,7 @@ class Incoming:
             if ctypes.get_errno() in _WOULD_BLOCK:
                 return -1, b""
             raise _failure()
-        self.size = int.from_bytes(self._control[self._size_at : self._size_at + 4], sys.byteorder) if header.control_length else total
+        self.size = _INT.unpack_from(self._control, self._size_at)[0] if header.control_length else total
         return total, bytes(self._name[: header.name_length])
 
 

@@ -127,22 +127,19 @@ class UdpTransport:
                 break
             counters.rx_runs += 1
             counters.rx_bytes += total
-            self._deliver(seen.get(sockaddr) or self._endpoint(sockaddr), incoming.size, total)
+            size, scatter = incoming.size, self._scatter
+            endpoint = seen.get(sockaddr) or self._endpoint(sockaddr)
+            try:
+                if size == scatter.size or size >= total <= scatter.size:
+                    receiver.run_received(endpoint, scatter.heads, scatter.bodies, size, total)
+                else:
+                    self._deliver_otherwise(endpoint, size, total)
+            except Exception:  # noqa: BLE001 - one fault must not cost the node its socket
+                self._log.failure("datagram_failed endpoint={endpoint}", endpoint=endpoint)
         try:
             receiver.burst_ended()
-        except Exception:  # noqa: BLE001 - as below
+        except Exception:  # noqa: BLE001 - as above
             self._log.failure("burst_failed port={port}", port=self.port)
-
-    def _deliver(self, endpoint: Endpoint, size: int, total: int) -> None:
-        scatter, receiver = self._scatter, self._receiver
-        assert receiver is not None
-        try:
-            if size == scatter.size or size >= total <= scatter.size:
-                receiver.run_received(endpoint, scatter.heads, scatter.bodies, size, total)
-            else:
-                self._deliver_otherwise(endpoint, size, total)
-        except Exception:  # noqa: BLE001 - one fault must not cost the node its socket
-            self._log.failure("datagram_failed endpoint={endpoint}", endpoint=endpoint)
 
     def _deliver_otherwise(self, endpoint: Endpoint, size: int, total: int) -> None:
         """Datagrams of another size than we were prepared for: sort them anew, and be prepared for the next ones if they were long."""
