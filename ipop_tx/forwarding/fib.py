@@ -26,8 +26,8 @@ class Adjacency:
 
     __slots__ = (
         "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6",
-        "mac", "macs", "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray", "tx_bytes", "tx_frames",
-        "tx_pieces", "tx_records", "width",
+        "mac", "macs", "name", "piece", "refused", "relay_header", "rx_bytes", "rx_frames", "rx_last", "session", "stray",
+        "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes) -> None:
@@ -114,8 +114,10 @@ class Fib:
         adjacency.channel = sessions[0].channel if sessions else None
         relay = self.by_ident.get(hop) if hop is not None and endpoint is None else None
         if (adjacency.endpoint, adjacency.hop) != (endpoint, relay):
-            adjacency.width.forget()
             adjacency.endpoint, adjacency.hop, adjacency.stray = endpoint, relay, None
+            self._path_changed(adjacency)
+        elif relay is not None and adjacency.relay_header != relay_header:
+            self._path_changed(adjacency)
         adjacency.piece = mtu - HEADER_BYTES
         adjacency.inner_mtu = mtu - OVERHEAD - PACKED_HEAD if endpoint is not None else 0
         adjacency.relay_header = relay_header
@@ -144,6 +146,15 @@ class Fib:
             return None
         self.by_ident[ident] = adjacency
         return adjacency
+
+    def _path_changed(self, adjacency: Adjacency) -> None:
+        """Nothing is known of the way to a peer, nor of that to others by way of it."""
+        for one in self.by_ident.values():
+            if one is adjacency or one.hop is adjacency:
+                if one.channel is not None:
+                    one.width.forget(one.channel.send_index, one.channel.reserve(0))
+                else:
+                    one.width.forget()
 
     def _index(self, adjacency: Adjacency, sessions: Sequence[ISession]) -> None:
         for index in adjacency.indexes:

@@ -31,7 +31,7 @@ class Width:
     """The width of one direction of one path. Reports may come late, twice or out of order; `now` never goes back."""
 
     __slots__ = (
-        "_at", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces",
+        "_at", "_before", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces",
     )  # fmt: skip
 
     def __init__(self, most: int = MAX_PIECES) -> None:
@@ -44,12 +44,16 @@ class Width:
         self._hold = FIRST_HOLD
         self._held_until = float("-inf")
         self._failed = 0
+        self._session, self._highest, self._opened = -1, -1, 0
         self.forget()
 
-    def forget(self) -> None:
-        """Another path: nothing is known of it. An attacker beside the old one may be beside this one too, so that is remembered."""
+    def forget(self, session: int = -1, counter: int = 0) -> None:
+        """Another path: nothing is known of it, and reports of records of `session` before `counter` tell nothing of it.
+
+        An attacker beside the old one may be beside this one too, so that is remembered.
+        """
+        self._before = (session, counter)
         self._pieces = self._lost = 0.0
-        self._session, self._highest, self._opened = -1, -1, 0
         self._at = float("-inf")
         self.pieces = 1
 
@@ -68,7 +72,10 @@ class Width:
         span, got = highest - self._highest, opened - self._opened
         if span <= 0:
             return 0.0
+        begin = self._highest + 1
         self._highest, self._opened = highest, opened
+        if session == self._before[0] and begin < self._before[1]:
+            return 0.0
         lost = max(0, span - got)
         self.lost += lost
         self._learn(now, span * pieces_each, lost)
