@@ -76,17 +76,18 @@ class Width:
         self._highest, self._opened = highest, opened
         if session == self._before[0] and begin < self._before[1]:
             return 0.0
-        lost = max(0, span - got)
+        # Negative when records come that were only late: they were counted as lost before.
+        lost = max(-self.lost, min(span - got, span))
         self.lost += lost
         self._learn(now, span * pieces_each, lost)
         self.pieces = self._allowed(now)
-        return lost / span
+        return max(0, lost) / span
 
     def _learn(self, now: float, pieces: float, lost: float) -> None:
         keep = 0.5 ** ((now - self._at) / HALF_LIFE) * max(0.0, 1.0 - pieces / MEMORY)
         self._at = now
         self._pieces = min(self._pieces * keep + pieces, MEMORY)
-        self._lost = self._lost * keep + lost * min(1.0, MEMORY / max(pieces, 1.0))
+        self._lost = max(0.0, self._lost * keep + lost * min(1.0, MEMORY / max(pieces, 1.0)))
 
     def _allowed(self, now: float) -> int:
         if now < self._held_until:
