@@ -136,13 +136,14 @@ class ChangeTests(SynchronousTestCase):
         self.one, self.other, self.third = self.planes.members
         self.session, _ = self.planes.join(self.one, self.other)
         self.peer = self.one.adjacency(self.other)
+        self.index = self.session.channel.send_index
 
     def measured(self, count: int) -> int:
         """So many records, all of them opened, and the report of it."""
         channel = self.session.channel
         channel.reserve(count)
         highest = channel.reserve(0) - 1
-        self.peer.width.report(1.0, SESSION, highest, highest + 1, 0, 1.0)
+        self.peer.width.report(1.0, self.index, highest, highest + 1, 0, 1.0)
         return highest
 
     def test_another_path_is_not_measured(self) -> None:
@@ -153,7 +154,7 @@ class ChangeTests(SynchronousTestCase):
         self.assertEqual(self.peer.width.pieces, 1)
         self.session.channel.reserve(10)
         highest = self.session.channel.reserve(0) - 1
-        self.peer.width.report(1.1, SESSION, highest, highest + 1, 0, 1.0)
+        self.peer.width.report(1.1, self.index, highest, highest + 1, 0, 1.0)
         self.assertEqual(self.peer.width.pieces, 1)
         self.measured(10000)
         self.assertEqual(self.peer.width.pieces, 10)
@@ -164,10 +165,10 @@ class ChangeTests(SynchronousTestCase):
         self.session.channel.reserve(30000)
         self.one.fib.update(self.other.ident, [self.session], self.third.endpoint)
         for step in range(1, 31):
-            lost = self.peer.width.report(1.0 + step, SESSION, 60000 + step * 1000 - 1, 60000 + step * 500, 0, 1.0)
+            lost = self.peer.width.report(1.0 + step, self.index, 60000 + step * 1000 - 1, 60000 + step * 500, 0, 1.0)
             self.assertEqual((self.peer.width.pieces, lost), (1, 0.0))
         self.session.channel.reserve(5000)
-        self.peer.width.report(40.0, SESSION, 94999, 75000 + 5000, 0, 1.0)
+        self.peer.width.report(40.0, self.index, 94999, 75000 + 5000, 0, 1.0)
         self.assertEqual(self.peer.width.pieces, 5)
 
     def test_relays(self) -> None:
@@ -196,9 +197,9 @@ class ChangeTests(SynchronousTestCase):
     def test_a_rekey_keeps_the_width(self) -> None:
         self.measured(60000)
         wide = self.peer.width.pieces
-        self.peer.width.report(1.0, SESSION + 2, 999, 1000, 0, 1.0)
+        self.peer.width.report(1.0, self.index + 2, 999, 1000, 0, 1.0)
         self.assertGreaterEqual(self.peer.width.pieces, wide - 1)
-        self.peer.width.report(1.0, SESSION + 2, 1999, 1000, 0, 1.0)
+        self.peer.width.report(1.0, self.index + 2, 1999, 1000, 0, 1.0)
         self.assertEqual(self.peer.width.pieces, 1)
 
 

@@ -31,7 +31,8 @@ class Width:
     """The width of one direction of one path. Reports may come late, twice or out of order; `now` never goes back."""
 
     __slots__ = (
-        "_at", "_before", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces",
+        "_at", "_before", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most",
+        "pieces",
     )  # fmt: skip
 
     def __init__(self, most: int = MAX_PIECES) -> None:
