@@ -17,7 +17,8 @@ from tests.test_forwarding_offload import Flow
 def frame_of(sender: Any, receiver: Any, payload: bytes) -> bytes:
     """A packed frame that `receiver` may have from `sender`."""
     length = (20 + len(payload)).to_bytes(2, "big")
-    return offload.PLAIN + b"\x08\0\x45\0" + length + bytes(4) + b"\x40\x01\0\0" + sender.ip.packed + receiver.ip.packed + payload
+    packet = b"\x45\0" + length + bytes(4) + b"\x40\x01\0\0" + bytes(sender.ip.packed + receiver.ip.packed) + payload
+    return offload.PLAIN + b"\x08\0" + packet
 
 
 def record(session: ClearSession, kind: int, plain: bytes, piece: int, counter: int | None = None) -> list[bytes]:

@@ -30,7 +30,7 @@ class Adjacency:
         "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
-    def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes) -> None:
+    def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes, widest: int = MAX_PIECES) -> None:
         self.ident = ident
         self.mac = mac_of(ident)
         self.macs = our_mac + self.mac
@@ -49,7 +49,7 @@ class Adjacency:
         self.hop: Adjacency | None = None
         self.relay_header = b""
         """What stands before a record that goes by way of `hop`."""
-        self.width = Width()
+        self.width = Width(widest)
         self.reachable = False
         """Whether frames can leave for this peer now."""
         self.room = 0
@@ -88,9 +88,10 @@ class Fib:
 
     _log = Logger()
 
-    def __init__(self, ident: Ident, prefix: IPv6Network) -> None:
-        """The table of node `ident`."""
+    def __init__(self, ident: Ident, prefix: IPv6Network, widest: int = MAX_PIECES) -> None:
+        """The table of node `ident`, whose records have at most `widest` pieces."""
         self.mac = mac_of(ident)
+        self.widest = widest
         self.prefix = prefix
         self.by_ident: dict[Ident, Adjacency] = {}
         self.by_mac: dict[bytes, Adjacency] = {}
@@ -120,8 +121,10 @@ class Fib:
         adjacency.channel = sessions[0].channel if sessions else None
         relay = self.by_ident.get(hop) if hop is not None and endpoint is None else None
         if (adjacency.endpoint, adjacency.hop) != (endpoint, relay):
-            adjacency.width.forget()
             adjacency.endpoint, adjacency.hop, adjacency.stray = endpoint, relay, None
+            self._path_changed(adjacency)
+        elif relay is not None and adjacency.relay_header != relay_header:
+            self._path_changed(adjacency)
         adjacency.piece = mtu - HEADER_BYTES
         adjacency.inner_mtu = mtu - OVERHEAD - PACKED_HEAD if endpoint is not None else 0
         adjacency.relay_header = relay_header
@@ -145,13 +148,22 @@ class Fib:
             adjacency.addresses.discard(address.packed)
 
     def _add(self, ident: Ident) -> Adjacency | None:
-        adjacency = Adjacency(ident, ipv6_of(self.prefix, ident).packed, self.mac)
+        adjacency = Adjacency(ident, ipv6_of(self.prefix, ident).packed, self.mac, self.widest)
         holder = self.by_mac.setdefault(adjacency.mac, adjacency)
         if holder is not adjacency:
             self._log.error("mac_collision ident={ident} holder={holder}", ident=short(ident), holder=short(holder.ident))
             return None
         self.by_ident[ident] = adjacency
         return adjacency
+
+    def _path_changed(self, adjacency: Adjacency) -> None:
+        """Nothing is known of the way to a peer, nor of that to others by way of it."""
+        for one in self.by_ident.values():
+            if one is adjacency or one.hop is adjacency:
+                if one.channel is not None:
+                    one.width.forget(one.channel.send_index, one.channel.reserve(0))
+                else:
+                    one.width.forget()
 
     def _index(self, adjacency: Adjacency, sessions: Sequence[ISession]) -> None:
         for index in adjacency.indexes:

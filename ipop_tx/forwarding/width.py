@@ -31,7 +31,8 @@ class Width:
     """The width of one direction of one path. Reports may come late, twice or out of order; `now` never goes back."""
 
     __slots__ = (
-        "_at", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most", "pieces",
+        "_at", "_before", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most",
+        "pieces",
     )  # fmt: skip
 
     def __init__(self, most: int = MAX_PIECES) -> None:
@@ -44,12 +45,16 @@ class Width:
         self._hold = FIRST_HOLD
         self._held_until = float("-inf")
         self._failed = 0
+        self._session, self._highest, self._opened = -1, -1, 0
         self.forget()
 
-    def forget(self) -> None:
-        """Another path: nothing is known of it. An attacker beside the old one may be beside this one too, so that is remembered."""
+    def forget(self, session: int = -1, counter: int = 0) -> None:
+        """Another path: nothing is known of it, and reports of records of `session` before `counter` tell nothing of it.
+
+        An attacker beside the old one may be beside this one too, so that is remembered.
+        """
+        self._before = (session, counter)
         self._pieces = self._lost = 0.0
-        self._session, self._highest, self._opened = -1, -1, 0
         self._at = float("-inf")
         self.pieces = 1
 
@@ -68,18 +73,22 @@ class Width:
         span, got = highest - self._highest, opened - self._opened
         if span <= 0:
             return 0.0
+        begin = self._highest + 1
         self._highest, self._opened = highest, opened
-        lost = max(0, span - got)
+        if session == self._before[0] and begin < self._before[1]:
+            return 0.0
+        # Negative when records come that were only late: they were counted as lost before.
+        lost = max(-self.lost, min(span - got, span))
         self.lost += lost
         self._learn(now, span * pieces_each, lost)
         self.pieces = self._allowed(now)
-        return lost / span
+        return max(0, lost) / span
 
     def _learn(self, now: float, pieces: float, lost: float) -> None:
         keep = 0.5 ** ((now - self._at) / HALF_LIFE) * max(0.0, 1.0 - pieces / MEMORY)
         self._at = now
         self._pieces = min(self._pieces * keep + pieces, MEMORY)
-        self._lost = self._lost * keep + lost * min(1.0, MEMORY / max(pieces, 1.0))
+        self._lost = max(0.0, self._lost * keep + lost * min(1.0, MEMORY / max(pieces, 1.0)))
 
     def _allowed(self, now: float) -> int:
         if now < self._held_until:

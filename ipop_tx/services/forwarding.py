@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -19,6 +20,7 @@ from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire.datagram import MAX_PIECES
 
 REPORT_AFTER = 0.05
 """Seconds after which a member is told how many of its records were opened."""
@@ -37,7 +39,7 @@ class ForwardingService(Service):
     def __init__(self, reactor: Any, protocol: ChordProtocol, port: IFramePort | None, transport: ITransport) -> None:
         """Without `port` the node only relays."""
         node = protocol.node
-        self.fib = Fib(node.ident, node.network.prefix)
+        self.fib = Fib(node.ident, node.network.prefix, widest())
         self.plane = ForwardingPlane(node.ident, self.fib, port or NoPort(), transport, self, protocol.clock, protocol)
         self._reactor = reactor
         self._protocol = protocol
@@ -186,3 +188,9 @@ def sessions_of(link: Link) -> list[ISession]:
     """The sessions of a link, the one to seal with first."""
     sealing = link.session
     return [sealing, *(keyed.session for keyed in link.sessions if keyed.session is not sealing)]
+
+
+def widest() -> int:
+    """Most pieces of a record: for benchmarks, the environment variable `IPOP_TX_WIDTH` (docs/performance.md) may say less than usual."""
+    wanted = os.environ.get("IPOP_TX_WIDTH", "")
+    return max(1, min(MAX_PIECES, int(wanted))) if wanted.isdecimal() else MAX_PIECES
