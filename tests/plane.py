@@ -241,8 +241,15 @@ class Wire:
     def write(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         self.sent.append((endpoint, bytes(datagram)))
 
+    def layout(self, buffers: Sequence[memoryview]) -> Sequence[memoryview]:
+        if len(buffers) > 1 and any(len(head) != HEADER_BYTES for head in buffers[::2]):
+            raise AssertionError("neither one buffer nor head, body, head, body, ...")
+        return tuple(buffers)
+
     def write_run(self, endpoint: Endpoint, buffers: Sequence[bytes | memoryview], size: int, total: int) -> bool:
-        run = b"".join(buffers)
+        if len(buffers) > 1 and any(len(body) != size - HEADER_BYTES for body in buffers[1 : 2 * -(-total // size) - 1 : 2]):
+            raise AssertionError("the buffers are laid out for another size")
+        run = b"".join(buffers)[:total]
         count = -(-total // size)
         if len(run) != total or not 0 < count <= 64 or total > 65000 or len(buffers) > 128:
             raise AssertionError(f"no run: {len(run)} bytes, said to be {total} in datagrams of {size}")

@@ -9,22 +9,20 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
-from zope.interface import implementer
 
-from ipop_tx.forwarding.fib import Fib
+from ipop_tx.forwarding.fib import PACKED_HEAD, Fib
 from ipop_tx.forwarding.plane import ForwardingPlane
-from ipop_tx.interfaces import IDatagramReceiver
 from ipop_tx.services.tap import TapService
 from ipop_tx.transport.memory import MemoryNet
-from ipop_tx.values import Endpoint, Ident
+from ipop_tx.values import Ident
 from ipop_tx.wire.address import ipv6_of, mac_of
+from ipop_tx.wire.datagram import OVERHEAD
 from tests.namespace import Namespace, why_no_namespaces
-from tests.plane import NETWORK, ClearSession, TableControl
+from tests.plane import NETWORK, Sink, TableControl, clear_pair
 
 MTU = 1400
 
 
-@implementer(IDatagramReceiver)
 class End:
     """One node: namespace, TAP, plane, transport."""
 
@@ -33,22 +31,20 @@ class End:
         self.namespace = Namespace()
         self.tap = TapService(reactor, "tapt0", MTU, NETWORK, ident)
         self.transport = net.transport(f"192.0.2.{ipv4.packed[3]}", 4500)
-        self.fib = Fib(NETWORK.prefix)
-        self.plane = ForwardingPlane(ident, self.fib, self.tap, self.transport, control, reactor.seconds)  # type: ignore[attr-defined]
+        self.fib = Fib(ident, NETWORK.prefix)
+        clock = reactor.seconds  # type: ignore[attr-defined]
+        self.plane = ForwardingPlane(ident, self.fib, self.tap, self.transport, control, clock, Sink())
 
     def start(self) -> None:
         self.tap.configure(self.ipv4, self.ipv6)
         self.plane.configure(self.ipv4)
-        self.transport.start(self)
+        self.transport.start(self.plane)
         self.namespace.call(self.tap.start, self.plane)
 
     def stop(self) -> None:
         self.tap.stop()
         self.transport.stop()
         self.namespace.remove()
-
-    def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        assert self.plane.receive(endpoint, datagram)
 
 
 class PingTests(TestCase):
@@ -62,11 +58,12 @@ class PingTests(TestCase):
             self.skipTest(reason)
         net, self.control = MemoryNet(reactor), TableControl()
         self.a, self.b = (End(net, self.control, bytes((n,)) * 20, IPv4Address(f"10.128.0.{n}")) for n in (1, 2))
-        for one, other, index, remote in ((self.a, self.b, 0x80000001, 0x80000002), (self.b, self.a, 0x80000002, 0x80000001)):
+        sessions = clear_pair(0x80000001, 0x80000002)
+        for one, other, session in ((self.a, self.b, sessions[0]), (self.b, self.a, sessions[1])):
             self.addCleanup(one.stop)
             one.start()
             self.control.owners.update({one.ipv4: one.ident, one.ipv6: one.ident})
-            one.fib.update(other.ident, [ClearSession(index, remote)], other.transport._wanted)
+            one.fib.update(other.ident, [session], other.transport._wanted, mtu=MTU + OVERHEAD + PACKED_HEAD)
 
     async def run_in(self, end: End, *words: str) -> tuple[str, int]:
         executable, *arguments = end.namespace.command(*words)

@@ -25,9 +25,9 @@ class Adjacency:
     """
 
     __slots__ = (
-        "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6",
-        "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "room", "rx_bytes", "rx_frames", "session",
-        "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
+        "_each", "_less", "_most", "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident",
+        "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "rx_bytes", "rx_frames",
+        "session", "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes, widest: int = MAX_PIECES) -> None:
@@ -52,8 +52,7 @@ class Adjacency:
         self.width = Width(widest)
         self.reachable = False
         """Whether frames can leave for this peer now."""
-        self.room = 0
-        """Bytes of plaintext that a record for this peer may have, by the width of its path and by what one send takes."""
+        self._most = self._each = self._less = 0
         self.inner_mtu = 0
         """Largest IP packet that reaches the peer in one datagram; 0 while that is not known or will soon change."""
         self.complain_at = float("-inf")
@@ -73,14 +72,19 @@ class Adjacency:
         self.heard = False
         """Whether records were opened since the peer was last told."""
 
+    @property
+    def room(self) -> int:
+        """Bytes of plaintext that a record for this peer may have, by the width of its path and by what one send takes."""
+        return min(self.width.pieces, self._most) * self._each - self._less
+
     def measure(self) -> None:
-        """Reckon `reachable` and `room` anew, after a change of what they depend on."""
+        """Reckon anew what follows from session and way, after a change of them."""
         hop = self if self.endpoint is not None else self.hop
         self.reachable = self.channel is not None and hop is not None and hop.channel is not None and hop.endpoint is not None
         if hop is not None:
-            run = min(MAX_PIECES, RUN_BYTES // (hop.piece + HEADER_BYTES))
-            room = min(self.width.pieces, run) * hop.piece - TAG_BYTES
-            self.room = room if hop is self else room - OVERHEAD - len(self.relay_header)
+            self._each = hop.piece
+            self._most = min(MAX_PIECES, RUN_BYTES // (hop.piece + HEADER_BYTES))
+            self._less = TAG_BYTES if hop is self else TAG_BYTES + OVERHEAD + len(self.relay_header)
 
 
 class Fib:

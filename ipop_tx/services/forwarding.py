@@ -129,7 +129,6 @@ class ForwardingService(Service):
         each = adjacency.tx_pieces / adjacency.tx_records if adjacency.tx_records else 1.0
         adjacency.tx_records = adjacency.tx_pieces = 0
         lost = adjacency.width.report(self._protocol.clock(), event.index, event.highest, event.opened, event.failed, each)
-        adjacency.measure()
         if lost > VANISHING and adjacency.endpoint is not None:
             self._protocol.submit(c.DoubtMtu(adjacency.ident))
 
