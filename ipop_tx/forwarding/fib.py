@@ -26,8 +26,8 @@ class Adjacency:
 
     __slots__ = (
         "_each", "_less", "_most", "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident",
-        "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "rx_bytes", "rx_frames",
-        "session", "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
+        "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "reports", "rx_bytes",
+        "rx_frames", "session", "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes, widest: int = MAX_PIECES) -> None:
@@ -67,6 +67,8 @@ class Adjacency:
         """IPv4 address -> until when it is known not to be this peer's."""
         self.tx_frames = self.tx_bytes = self.rx_frames = self.rx_bytes = 0
         self.tx_records = self.tx_pieces = 0
+        self.reports = 0
+        """How often the peer has told what it opened."""
         self.failed = 0
         """Records in several pieces that did not open."""
         self.heard = False

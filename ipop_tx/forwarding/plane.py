@@ -119,6 +119,11 @@ class ForwardingPlane:
         """Our own IPv4 address, None while there is none. Frames for any other are dropped."""
         self.delivery.ipv4 = ipv4.packed if ipv4 is not None else None
 
+    def counters(self) -> dict[str, int]:
+        """What was dropped, by reason, and what was relayed; without zeros."""
+        found = {**self.dropped, "relayed_records": self.relaying.relayed, "in_incomplete": self.inbound.reassembly.lost}
+        return {name: count for name, count in found.items() if count}
+
     def fib_changed(self, adjacency: Adjacency) -> None:
         """A peer may be reachable now: send what waits for it. Next hops are asked for anew."""
         self.relaying.forget()

@@ -26,8 +26,12 @@ REPORT_AFTER = 0.05
 """Seconds after which a member is told how many of its records were opened."""
 VANISHING = 0.5
 """Share of lost records from which on the path's MTU is doubted."""
-SILENCE = 1.5
-"""Seconds for which a member may be sent frames without a sign of life before its path is tested."""
+SILENCE = 0.6
+"""Seconds, beside three round trips, for which a member may be sent frames without a sign of life before its path is tested."""
+WATCH_EVERY = 0.25
+"""Seconds between looks for silent members."""
+LOOK_EVERY = 1.0
+"""Seconds between looks at the ways over relays, which change without an event of the link."""
 
 
 @implementer(IForwardingControl)
@@ -47,7 +51,8 @@ class ForwardingService(Service):
         """Members whose records were opened since they were last told how many."""
         self._reporting: Any = None
         self._carried: dict[Ident, tuple[int, int, float]] = {}
-        """Frames sent to a member and received from it, and when we looked."""
+        """Frames sent to a member, signs of life from it, and when we looked."""
+        self._look_at = float("-inf")
         self._watch = LoopingCall(self._watch_silence)
         self._watch.clock = reactor
         protocol.on(e.LinkUp, self._link_changed)
@@ -59,7 +64,7 @@ class ForwardingService(Service):
     def startService(self) -> None:
         """Watch for members that fall silent."""
         Service.startService(self)
-        self._watch.start(1.0, now=False)
+        self._watch.start(WATCH_EVERY, now=False)
 
     def stopService(self) -> None:
         """Stop watching."""
@@ -126,6 +131,7 @@ class ForwardingService(Service):
         adjacency = self.fib.by_ident.get(event.ident)
         if adjacency is None or adjacency.channel is None or adjacency.channel.send_index != event.index:
             return
+        adjacency.reports += 1
         each = adjacency.tx_pieces / adjacency.tx_records if adjacency.tx_records else 1.0
         adjacency.tx_records = adjacency.tx_pieces = 0
         lost = adjacency.width.report(self._protocol.clock(), event.index, event.highest, event.opened, event.failed, each)
@@ -135,15 +141,19 @@ class ForwardingService(Service):
     # --- silence -----------------------------------------------------------------------------
 
     def _watch_silence(self) -> None:
-        """A member that is sent frames and gives none back may be gone: sooner known than the next keep-alive would tell."""
-        self._relays_changed()
+        """A member that is sent frames and neither gives any back nor reports them may be gone: known sooner than by keep-alives."""
         now = self._protocol.clock()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self._relays_changed()
         for adjacency in list(self.fib.by_ident.values()):
-            sent, received, since = self._carried.get(adjacency.ident, (adjacency.tx_frames, adjacency.rx_frames, now))
-            silent = adjacency.tx_frames > sent and adjacency.rx_frames == received
-            if silent and now - since <= SILENCE:
+            signs = adjacency.rx_frames + adjacency.reports
+            sent, seen, since = self._carried.get(adjacency.ident, (adjacency.tx_frames, signs, now))
+            silent = adjacency.tx_frames > sent and signs == seen
+            link = self._protocol.node.link(adjacency.ident)
+            if silent and link is not None and now - since <= SILENCE + 3 * link.rtt:
                 continue
-            self._carried[adjacency.ident] = (adjacency.tx_frames, adjacency.rx_frames, now)
+            self._carried[adjacency.ident] = (adjacency.tx_frames, signs, now)
             if silent:
                 self._protocol.submit(c.Suspect(adjacency.ident))
 

@@ -44,7 +44,7 @@ class Status:
             "self": self._self(),
             "peers": [self._peer(link) for link in links],
             "health": self.health(),
-            "counters": {**self._node.runtime.counters, **{name: count for name, count in self._plane.dropped.items() if count}},
+            "counters": {**self._node.runtime.counters, **self._plane.counters()},
         }
 
     def _self(self) -> dict[str, Any]:
@@ -88,6 +88,7 @@ class Status:
             "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
             "mtu": adjacency.piece + HEADER_BYTES if adjacency and adjacency.endpoint else None,
             "width": adjacency.width.pieces if adjacency else None,
+            "lost_records": adjacency.width.lost if adjacency else 0,
             "tx_bytes": adjacency.tx_bytes if adjacency else 0,
             "rx_bytes": adjacency.rx_bytes if adjacency else 0,
             "age_s": round(self._protocol.clock() - link.since, 1),
