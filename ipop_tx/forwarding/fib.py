@@ -74,7 +74,8 @@ class Adjacency:
     @property
     def reachable(self) -> bool:
         """Whether frames can leave for this peer now."""
-        return self.channel is not None and (self.endpoint is not None or (self.hop is not None and self.hop.channel is not None))
+        hop = self.hop or self
+        return self.channel is not None and hop.endpoint is not None and hop.channel is not None
 
 
 class Fib:

@@ -99,7 +99,7 @@ class Relaying:
             return known[:2]
         answer = self._control.next_hop(target, came_by)
         hop, detour = (self._fib.by_ident.get(answer[0]), answer[1]) if answer is not None else (None, None)
-        if hop is not None and hop.endpoint is None:
+        if hop is not None and (hop.endpoint is None or hop.channel is None):
             hop = None
         if len(self._hops) >= MOST_REMEMBERED:
             self._hops.clear()
