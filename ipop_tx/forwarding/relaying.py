@@ -10,7 +10,7 @@ from ipop_tx.forwarding.sealing import Sealing
 from ipop_tx.interfaces import IForwardingControl, ISession
 from ipop_tx.values import IDENT_BYTES, Endpoint, Ident
 from ipop_tx.wire.datagram import RELAY
-from ipop_tx.wire.relay import FIXED_BYTES, MAX_VIA, TRAFFIC
+from ipop_tx.wire.relay import FIXED_BYTES, MAX_TTL, MAX_VIA, TRAFFIC
 
 REMEMBERED = 1.0
 """Seconds for which a next hop is believed, unless the FIB changes before."""
@@ -55,7 +55,7 @@ class Relaying:
             return
         ttl, back, via = buffer[begin], buffer[begin + 1], buffer[begin + 2]
         content = begin + FIXED_BYTES + via * IDENT_BYTES
-        if back or via > MAX_VIA or content >= end:
+        if back or via > MAX_VIA or ttl > MAX_TTL or content >= end:
             self._drop("relay_malformed")
             return
         target = bytes(buffer[begin + FIXED_BYTES :][:IDENT_BYTES]) if via else bytes(buffer[begin + _DESTINATION : begin + _SOURCE])
