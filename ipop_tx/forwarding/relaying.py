@@ -59,7 +59,7 @@ class Relaying:
             self._drop("relay_malformed")
             return
         target = bytes(buffer[begin + FIXED_BYTES :][:IDENT_BYTES]) if via else bytes(buffer[begin + _DESTINATION : begin + _SOURCE])
-        if via and target == self._ident:
+        while via and target == self._ident:  # twice, when somebody has put the next station in front of the route once more
             begin = self._shift(buffer, begin, IDENT_BYTES)
             via -= 1
             buffer[begin + 2] = via
