@@ -292,9 +292,9 @@ class ReportTests(SynchronousTestCase):
     def test_absurd(self, reports: list[tuple[float, int, int, int, int, float]]) -> None:
         """Any numbers that a message can carry: nothing raises, and the width is from 1 to 64."""
         width, now = Width(), 0.0
-        for pause, *numbers in reports:
+        for pause, session, highest, opened, failed, each in reports:
             now += pause
-            lost = width.report(now, *numbers)
+            lost = width.report(now, session, highest, opened, failed, each)
             self.assertTrue(0.0 <= lost <= 1.0)
             self.assertTrue(1 <= width.pieces <= MAX_PIECES)
         for _ in range(200):  # and it recovers when the peer comes to its senses

@@ -10,7 +10,7 @@ from ipop_tx.forwarding.sealing import Sealing
 from ipop_tx.interfaces import IForwardingControl, ISession
 from ipop_tx.values import IDENT_BYTES, Endpoint, Ident
 from ipop_tx.wire.datagram import RELAY
-from ipop_tx.wire.relay import FIXED_BYTES, MAX_VIA, TRAFFIC
+from ipop_tx.wire.relay import FIXED_BYTES, MAX_TTL, MAX_VIA, TRAFFIC
 
 REMEMBERED = 1.0
 """Seconds for which a next hop is believed, unless the FIB changes before."""
@@ -55,11 +55,11 @@ class Relaying:
             return
         ttl, back, via = buffer[begin], buffer[begin + 1], buffer[begin + 2]
         content = begin + FIXED_BYTES + via * IDENT_BYTES
-        if back or via > MAX_VIA or content >= end:
+        if back or via > MAX_VIA or ttl > MAX_TTL or content >= end:
             self._drop("relay_malformed")
             return
         target = bytes(buffer[begin + FIXED_BYTES :][:IDENT_BYTES]) if via else bytes(buffer[begin + _DESTINATION : begin + _SOURCE])
-        if via and target == self._ident:
+        while via and target == self._ident:  # twice, when somebody has put the next station in front of the route once more
             begin = self._shift(buffer, begin, IDENT_BYTES)
             via -= 1
             buffer[begin + 2] = via
@@ -99,7 +99,7 @@ class Relaying:
             return known[:2]
         answer = self._control.next_hop(target, came_by)
         hop, detour = (self._fib.by_ident.get(answer[0]), answer[1]) if answer is not None else (None, None)
-        if hop is not None and hop.endpoint is None:
+        if hop is not None and (hop.endpoint is None or hop.channel is None):
             hop = None
         if len(self._hops) >= MOST_REMEMBERED:
             self._hops.clear()
