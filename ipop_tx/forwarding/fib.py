@@ -134,7 +134,7 @@ class Fib:
         adjacency.piece = mtu - HEADER_BYTES
         adjacency.inner_mtu = mtu - OVERHEAD - PACKED_HEAD if endpoint is not None else 0
         adjacency.relay_header = relay_header
-        adjacency.measure()
+        self._measure(adjacency)
         self._index(adjacency, sessions)
         return adjacency
 
@@ -145,7 +145,14 @@ class Fib:
             del self.by_mac[adjacency.mac]
             self._index(adjacency, ())
             adjacency.session = adjacency.channel = adjacency.endpoint = adjacency.hop = None
-            adjacency.measure()
+            self._measure(adjacency)
+
+    def _measure(self, adjacency: Adjacency) -> None:
+        """Of this peer, and of those that are reached through it."""
+        adjacency.measure()
+        for other in self.by_ident.values():
+            if other.hop is adjacency:
+                other.measure()
 
     def disown(self, ident: Ident, address: IPv4Address) -> None:
         """Stop believing that `address` is leased to `ident`: the next frame from it asks again."""
