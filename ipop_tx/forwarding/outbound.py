@@ -24,6 +24,7 @@ FRAMES_PER_TURN = 256
 FRAMES_PER_BUNDLE = 128
 
 _MACS = 12
+_LEAST = HEAD.size + _MACS + 2  # up to the ethertype
 _TCP, _UDP = 6, 17
 
 
@@ -65,8 +66,11 @@ class Outbound:
             if left <= 0 or self.held:
                 break
             size = read((frames[end : end + HEAD.size], target, origin, frames[end + HEAD.size : end + LARGEST]))
-            if not size:
-                break
+            if size < _LEAST:
+                if not size:
+                    break
+                self._exceptional(bytes(target + origin), frames[end:end])
+                continue
             left -= size
             length = size - _MACS
             to = by_mac.get(bytes(target))
