@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import Counter
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.forwarding import offload
@@ -164,3 +167,125 @@ class BundleTests(TwoPlanes):
             self.receive(self.session.protect(BUNDLE, bad))
         self.assertEqual(self.port.written, [])
         self.assertEqual(self.other.dropped(), {"in_malformed": 8})
+
+
+class FuzzTests(SynchronousTestCase):
+    """Any datagrams, as runs or one by one: `run_received` and `datagram_received` never raise, and write no frame that was not given."""
+
+    piece = st.builds(
+        lambda index, kind, piece, pieces, flags, counter, tail: HEADER.pack(index, kind, piece, pieces, flags, counter) + tail,
+        st.sampled_from([0x80000003, 0x80000003, 0x80000003, 0x80000001, 0x80000004, 0xBFFFFFFF, 0x16FEFD00]),
+        st.integers(0, 6),
+        st.one_of(st.integers(0, 3), st.integers(0, 255)),
+        st.one_of(st.integers(0, 4), st.integers(0, 255)),
+        st.sampled_from([0, 0, 1, 255]),
+        st.one_of(st.integers(0, 8), st.integers(0, 2**64 - 1)),
+        st.integers(0, 70).map(bytes),
+    )
+    """Well-formed headers, and nothing behind them that opens."""
+    datagrams = st.one_of(st.binary(max_size=80), piece)
+
+    def planes(self) -> tuple[Planes, list[bytes]]:
+        """Two planes, and the datagrams of some frames on their way; B's index at A is what `piece` guesses."""
+        net = Planes(2)
+        one, other = net.members
+        ends = net.join(one, other)
+        self.assertEqual(ends[0].channel.send_index, 0x80000003)
+        one.adjacency(other).width.pieces = 3
+        flow = Flow(str(one.ip), str(other.ip))
+        whole = flow.whole(bytes(range(256)) * 30, 700)
+        one.give([whole[:10] + other.mac + one.mac + whole[22:]])
+        for size in (10, 10, 10, 900):
+            one.give([offload.PLAIN + other.mac + one.mac + frame_of(one, other, bytes((size % 251,)) * size)[10:]])
+        self.given = offload.segment(whole[:10] + other.mac + one.mac + whole[22:])
+        self.given += [other.mac + one.mac + frame_of(one, other, bytes((size % 251,)) * size)[10:] for size in (10, 10, 10, 900)]
+        return net, [datagram for _, datagram in one.wire.take()]
+
+    def check(self, net: Planes) -> None:
+        """What the kernel got was given, and not more often."""
+        net.members[1].plane.burst_ended()
+        self.assertEqual(Counter(net.members[1].port.taken) - Counter(self.given), Counter())
+        self.assertEqual(net.members[1].port.refused, 0)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.lists(datagrams, min_size=1, max_size=8), max_size=6), st.booleans())
+    def test_any_datagrams(self, groups: list[list[bytes]], by_run: bool) -> None:
+        net, _ = self.planes()
+        net.deliver(*net.members, [run for group in groups for run in gathered(group)], by_run)
+        self.check(net)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.integers(1, 2000), st.integers(0, 4000), st.binary(min_size=0, max_size=400), st.booleans())
+    def test_every_size_and_total(self, size: int, total: int, content: bytes, wild: bool) -> None:
+        """Also a size beyond the total, below a header, and a last datagram of any length; the buffers hold whatever was there before."""
+        net, sent = self.planes()
+        total = min(total, 64 * size)
+        count = max(1, -(-total // size))
+        stream = b"".join(sent) if not wild else (content or b"\xb0") * (1 + 70000 // max(1, len(content)))
+        cut = [stream[at : at + size] for at in range(0, max(total, 1), size)]
+        heads = bytearray(b"".join(datagram[:HEADER_BYTES].ljust(HEADER_BYTES, b"\x80") for datagram in cut))
+        bodies = bytearray(b"".join(datagram[HEADER_BYTES:] for datagram in cut) + bytes(b"\x80" * (size + 64)))
+        self.assertLessEqual(count, 64)
+        net.members[1].plane.run_received(net.members[0].endpoint, heads, memoryview(bodies), size, total)
+        self.check(net)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def test_mutated(self, data: st.DataObject) -> None:
+        """Good datagrams, damaged, cut, doubled, in any order and grouping: the tag tells."""
+        net, sent = self.planes()
+        out: list[bytes] = []
+        for _ in range(data.draw(st.integers(1, 20))):
+            datagram = bytearray(data.draw(st.sampled_from(sent)))
+            if data.draw(st.booleans()):
+                place = data.draw(st.one_of(st.integers(0, 20), st.integers(0, len(datagram) - 1)))
+                datagram[place % len(datagram)] = data.draw(st.integers(0, 255))
+            if data.draw(st.integers(0, 3)) == 0:
+                datagram = datagram[: data.draw(st.integers(0, len(datagram)))]
+            out.append(bytes(datagram))
+        net.deliver(*net.members, gathered(out, lambda: data.draw(st.booleans())), data.draw(st.booleans()))
+        self.check(net)
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(st.one_of(st.binary(max_size=200), st.binary(min_size=22, max_size=200).map(lambda tail: bytes(10) + tail)), max_size=8)
+    )
+    def test_any_frame_of_an_authentic_peer(self, contents: list[bytes]) -> None:
+        """Sealed nonsense of every kind: nothing raises, and nothing that the kernel gets has another's source address."""
+        net = Planes(2)
+        one, other = net.members
+        session, _ = net.join(one, other)
+        for content in contents:
+            for kind in (FRAME, BUNDLE):
+                net.deliver(one, other, [record(session, kind, content, 1184)])
+        for frame in other.port.taken:
+            self.assertIn(frame[26:30] if frame[12:14] == b"\x08\0" else frame[22:38], (one.ip.packed, one.ip6.packed))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.binary(max_size=80), max_size=6), st.booleans())
+    def test_any_frame_of_the_kernel(self, contents: list[bytes], ours: bool) -> None:
+        """The kernel's frames may be anything, even shorter than their headers: nothing raises, and no stale bytes leave."""
+        net, _ = self.planes()
+        one, other = net.members
+        one.port.pause()
+        for content in contents:
+            one.port.give_super((offload.PLAIN + other.mac + content) if ours else content)
+        one.port.resume()
+        for datagram in (datagram for _, datagram in one.wire.take()):
+            self.assertLess(len(datagram), 80 * len(contents) + 100)
+        self.assertEqual(one.port.taken, [])
+
+
+class RuntTests(TwoPlanes):
+    """Frames of the kernel that are not even as long as their headers."""
+
+    def test_what_was_there_before_does_not_come_again(self) -> None:
+        """A question, then runts: one answer."""
+        self.one.control.owners[self.other.ip] = self.other.ident
+        question = b"\xff" * 6 + self.one.mac + b"\x08\x06\0\1\x08\0\6\4\0\1" + self.one.mac + self.one.ip.packed + bytes(6)
+        self.one.port.give(question + self.other.ip.packed)
+        self.assertEqual(len(self.one.port.taken), 1)
+        for length in range(14):
+            self.one.port.give(b"\xff" * length)
+        self.assertEqual(len(self.one.port.taken), 1)
+        self.assertEqual(self.one.dropped(), {"out_runt": 14})

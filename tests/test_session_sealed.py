@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from ipop_tx.errors import BadDatagram, LocalMisuse
+from ipop_tx.interfaces import ISealedChannel
 from ipop_tx.session.hello import COOKIE_LIFETIME, ClientHello, CookieJar, parse_client_hello, split_records
 from ipop_tx.session.replay import WINDOW, ReplayWindow
 from ipop_tx.session.sealed import Algorithm, SealedChannel, sealed_index
+from ipop_tx.wire.datagram import HEADER, headers
 
 BEGINNING = b"\x16\xfe\xfd\0\0" + bytes(8) + b"\1\0\0\xb0\0\0\0\0\0\0\0\xb0"
 """A record header and a handshake header that promise a ClientHello."""
@@ -57,8 +61,73 @@ class SealedChannelTests(SynchronousTestCase):
 
     def test_bytes(self) -> None:
         sealed = self.channels(Algorithm.AES_128_GCM)[0].protect(2, b"frame")
-        header = bytes.fromhex("80000001 02 00 0000 0000000000000000")
+        header = bytes.fromhex("80000001 02 00 01 00 0000000000000000")
         self.assertEqual(sealed, header + AESGCM(b"c" * 16).encrypt(header[4:], b"frame", None))
+
+    def test_a_record_in_three_pieces(self) -> None:
+        """Byte by byte, as a data plane makes it: the nonce is that of piece 0, the ciphertext is cut, the tag goes with the last piece."""
+        channel = self.channels(Algorithm.AES_128_GCM)[0]
+        channel.reserve(258)
+        header = HEADER.pack(channel.send_index, 2, 0, 3, 0, channel.reserve(1))
+        sealed = bytearray(30 + 16)
+        channel.encrypt(header[4:], bytes(range(30)), None, sealed)
+        heads = headers(header, 3)
+        pieces = [bytes(heads[n * 16 : n * 16 + 16] + sealed[n * 20 : n * 20 + 20]) for n in range(3)]
+        self.assertEqual(bytes(sealed), AESGCM(b"c" * 16).encrypt(bytes.fromhex("02 00 03 00 0000000000000102"), bytes(range(30)), None))
+        self.assertEqual(
+            [piece.hex() for piece in pieces],
+            [
+                "80000001 02 00 03 00 0000000000000102 @0".replace(" ", "").replace("@0", sealed[:20].hex()),
+                "80000001 02 01 03 00 0000000000000102 @1".replace(" ", "").replace("@1", sealed[20:40].hex()),
+                "80000001 02 02 03 00 0000000000000102 @2".replace(" ", "").replace("@2", sealed[40:].hex()),
+            ],
+        )
+
+    def test_what_selects_treatment_is_authentic(self) -> None:
+        """Another kind, number of pieces, number of the piece, flag or counter: it does not open."""
+        client, server = self.channels(Algorithm.AES_128_GCM)
+        honest = client.protect(1, b"message")
+        for at in range(4, 16):
+            forged = honest[:at] + bytes((honest[at] ^ 2,)) + honest[at + 1 :]
+            self.assertRaises(BadDatagram, server.unprotect, forged)
+        self.assertEqual(server.unprotect(honest), (1, b"message"))
+
+    def test_what_a_data_plane_asks(self) -> None:
+        """Seal and open in buffers of one's own; a forgery leaves the window where it was, and no record opens twice."""
+        for algorithm in Algorithm:
+            client, server = self.channels(algorithm)
+            verifyObject(ISealedChannel, client)
+            first = client.reserve(3)
+            self.assertEqual((first, client.reserve(0), client.reserve(1)), (0, 3, 3))
+            for counter in (2, 0, 3):
+                nonce = HEADER.pack(client.send_index, 2, 0, 1, 0, counter)[4:]
+                sealed, opened = bytearray(21), memoryview(bytearray(40))
+                client.encrypt(nonce, b"frame", None, sealed)
+                self.assertTrue(server.fresh(counter))
+                self.assertRaises(InvalidTag, server.decrypt, nonce, sealed[:-1] + b"?", None, opened[:5])
+                self.assertTrue(server.fresh(counter))
+                server.decrypt(nonce, sealed, None, opened[:5])
+                server.accept(counter)
+                self.assertEqual((bytes(opened[:5]), server.fresh(counter)), (b"frame", False))
+            self.assertEqual((server.highest, server.datagrams_opened), (3, 3))
+
+    def test_the_first_record_is_told_once(self) -> None:
+        told: list[None] = []
+        keys = (b"c" * 32, b"s" * 32)
+        client = SealedChannel(*keys, 1, 2, Algorithm.AES_128_GCM)
+        server = SealedChannel(*keys[::-1], 2, 1, Algorithm.AES_128_GCM, lambda: told.append(None))
+        for _ in range(3):
+            server.unprotect(client.protect(1, b""))
+        self.assertEqual(len(told), 1)
+
+    def test_a_piece_is_no_datagram(self) -> None:
+        """Control messages that the plane has not opened come whole."""
+        client, server = self.channels(Algorithm.AES_128_GCM)
+        honest = client.protect(1, b"message")
+        for pieces in (0, 2, 255):
+            self.assertRaises(BadDatagram, server.unprotect, honest[:6] + bytes((pieces,)) + honest[7:])
+        for length in (0, 15, 31):
+            self.assertRaises(BadDatagram, server.unprotect, honest[:length])
 
     def test_counters(self) -> None:
         for algorithm in Algorithm:
@@ -80,6 +149,10 @@ class SealedChannelTests(SynchronousTestCase):
         client.datagrams_sealed = 2**64 - 1
         self.assertEqual(server.unprotect(client.protect(1, b"last")), (1, b"last"))
         self.assertRaises(LocalMisuse, client.protect, 1, b"")
+        client.datagrams_sealed = 2**64 - 10
+        self.assertRaises(LocalMisuse, client.reserve, 11)
+        self.assertEqual(client.reserve(10), 2**64 - 10)
+        self.assertRaises(LocalMisuse, client.reserve, 1)
 
     def test_index(self) -> None:
         self.assertEqual([sealed_index(raw) for raw in (bytes(4), b"\xff" * 4, b"\x40\0\0\1")], [0x80000000, 0xBFFFFFFF, 0x80000001])

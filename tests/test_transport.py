@@ -10,53 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReadDescriptor
-from twisted.internet.task import Clock
+from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.trial.unittest import SynchronousTestCase, TestCase
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from ipop_tx.errors import EnvironmentProblem
-from ipop_tx.interfaces import IDatagramReceiver, ITransport
-from ipop_tx.transport import udp
+from ipop_tx.interfaces import ITransport
 from ipop_tx.transport.interfaces import interface_addresses, largest_mtu
 from ipop_tx.transport.memory import MemoryNet
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint
 from tests.namespace import Namespace, why_no_namespaces
-
-
-@implementer(IDatagramReceiver)
-class Inbox:
-    """Keeps what arrives; `have(n)` fires once there are n datagrams."""
-
-    def __init__(self) -> None:
-        self.items: list[tuple[Endpoint, bytes]] = []
-        self.views: list[Any] = []
-        self._wanted: list[tuple[int, Deferred[None]]] = []
-
-    def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        self.items.append((endpoint, bytes(datagram)))
-        self.views.append(datagram)
-        ready = [waiting for waiting in self._wanted if waiting[0] <= len(self.items)]
-        self._wanted = [waiting for waiting in self._wanted if waiting not in ready]
-        for _, deferred in ready:
-            deferred.callback(None)
-
-    def have(self, count: int) -> Deferred[None]:
-        deferred: Deferred[None] = Deferred()
-        self._wanted.append((count, deferred))
-        if len(self.items) >= count:
-            self._wanted.pop()
-            deferred.callback(None)
-        return deferred
+from tests.transport import Inbox, cut, laid_out
 
 
 class TransportTests:
     """What every transport does. A subclass gives `make(port)`, a transport at one host that reaches its siblings."""
 
     timeout = 20
+    largest = 65507
+    """Bytes of the largest datagram."""
 
     def make(self, port: int) -> Any:
         raise NotImplementedError
@@ -83,13 +56,40 @@ class TransportTests:
         await a_inbox.have(1)
         self.assertEqual(a_inbox.items, [(b_endpoint, b"hello yourself")])
 
-    async def test_batch_keeps_order_and_sizes(self: Any) -> None:
+    async def test_runs_keep_order_and_sizes(self: Any) -> None:
+        """Runs of all sizes one after another, in one buffer, in many, and laid out for reuse; with a shorter last datagram or without."""
         a, _, _ = self.started()
         _, inbox, endpoint = self.started()
-        batch = [bytes((i,)) * (1 + i * 20) for i in range(200)]
-        a.write_batch(endpoint, batch)
-        await inbox.have(len(batch))
-        self.assertEqual([datagram for _, datagram in inbox.items], batch)
+        expected: list[bytes] = []
+        for size, total in (
+            (1472, 44 * 1472),
+            (1472, 1472),
+            (1472, 20),
+            (1200, 20 * 1200 + 17),
+            (1472, 3 * 1472 + 1),
+            (100, 6400),
+            (8973, 50000),
+        ):
+            run = os.urandom(total)
+            self.assertTrue(a.write_run(endpoint, laid_out(a, run, size), size, total))
+            self.assertTrue(a.write_run(endpoint, a.layout([memoryview(bytearray(run + b"beyond"))]), size, total))
+            self.assertTrue(a.write_run(endpoint, [run[: total // 2], memoryview(run)[total // 2 :]], size, total))
+            expected += 3 * cut(run, size)
+            await inbox.have(len(expected))
+        self.assertEqual([datagram for _, datagram in inbox.items], expected)
+        self.assertGreater(inbox.bursts, 0)
+
+    async def test_a_layout_is_used_again(self: Any) -> None:
+        """A long run, then a short one, then a long one, in the same buffers."""
+        a, _, _ = self.started()
+        _, inbox, endpoint = self.started()
+        run, expected = os.urandom(10 * 1000 + 16 + 5), list[bytes]()
+        layout = laid_out(a, run, 1000)
+        for total in (len(run), 17, 2500, 10 * 1000, 1000, len(run)):
+            self.assertTrue(a.write_run(endpoint, layout, 1000, total))
+            expected += cut(run[:total], 1000)
+            await inbox.have(len(expected))
+        self.assertEqual([datagram for _, datagram in inbox.items], expected)
 
     async def test_a_datagram_is_valid_only_during_the_call(self: Any) -> None:
         a, _, _ = self.started()
@@ -103,7 +103,7 @@ class TransportTests:
     async def test_largest_datagram_is_whole(self: Any) -> None:
         a, _, _ = self.started()
         _, inbox, endpoint = self.started()
-        largest = os.urandom(65507)
+        largest = os.urandom(self.largest)
         a.write(endpoint, largest)
         await inbox.have(1)
         self.assertEqual(inbox.items[0][1], largest)
@@ -168,27 +168,69 @@ class UdpTests(TransportTests, TestCase):
 
     def test_is_what_the_reactor_wants(self) -> None:
         transport, _, _ = self.started()
-        verifyObject(IReadDescriptor, transport)
+        verifyObject(IReadWriteDescriptor, transport)
 
     async def test_counters(self) -> None:
         a, _, _ = self.started()
         b, inbox, endpoint = self.started()
-        a.write_batch(endpoint, [b"12345"] * 3)
-        await inbox.have(3)
-        self.assertEqual((a.counters.tx_datagrams, a.counters.tx_bytes), (3, 15))
-        self.assertEqual((b.counters.rx_datagrams, b.counters.rx_bytes), (3, 15))
+        a.write(endpoint, b"12345")
+        a.write_run(endpoint, [bytes(3000)], 1000, 3000)
+        await inbox.have(4)
+        self.assertEqual((a.counters.tx_runs, a.counters.tx_bytes), (2, 3005))
+        self.assertEqual((b.counters.rx_runs, b.counters.rx_bytes), (2, 3005))
+
+    async def test_a_run_stays_one(self) -> None:
+        """The kernel cuts at one end and joins at the other."""
+        a, _, _ = self.started()
+        _, inbox, endpoint = self.started()
+        self.assertEqual(a.offloads, ("segment", "gro"))
+        a.write_run(endpoint, [bytes(40 * 1472 + 7)], 1472, 40 * 1472 + 7)
+        await inbox.have(41)
+        self.assertEqual(inbox.runs, [(1472, 41)])
+
+    async def test_without_offloads(self) -> None:
+        """A kernel that cannot cut gets datagrams one by one."""
+        a, _, _ = self.started()
+        _, inbox, endpoint = self.started()
+        a.offloads = ()
+        run = os.urandom(5 * 1472 + 1)
+        self.assertTrue(a.write_run(endpoint, laid_out(a, run, 1472), 1472, len(run)))
+        await inbox.have(6)
+        self.assertEqual([datagram for _, datagram in inbox.items], cut(run, 1472))
+        self.assertEqual(a.counters.tx_runs, 6)
+
+    async def test_a_route_that_refuses_to_cut(self) -> None:
+        """Once refused, cutting is ours; nothing of that run is lost."""
+        a, _, _ = self.started()
+        _, inbox, endpoint = self.started()
+        real, refused = a._outgoing.send, list[int]()
+
+        def refuse(fd: int, layout: Any, size: int, total: int, target: bytes) -> None:
+            if total > size:
+                refused.append(total)
+                raise OSError(errno.EIO, "no checksum offload there")
+            real(fd, layout, size, total, target)
+
+        a._outgoing.send = refuse
+        run = os.urandom(5 * 1472)
+        for _ in range(2):
+            self.assertTrue(a.write_run(endpoint, laid_out(a, run, 1472), 1472, len(run)))
+        await inbox.have(10)
+        self.assertEqual([datagram for _, datagram in inbox.items], 2 * cut(run, 1472))
+        self.assertEqual((len(refused), a.offloads), (1, ("gro",)))
 
     async def test_a_fault_of_the_receiver_costs_one_datagram(self) -> None:
         a, _, _ = self.started()
         _, inbox, endpoint = self.started()
-        good = inbox.datagram_received
+        good = inbox.run_received
 
         def bad(*_: Any) -> None:
-            inbox.datagram_received = good  # type: ignore[method-assign]
+            inbox.run_received = good  # type: ignore[method-assign]
             raise RuntimeError("a fault")
 
-        inbox.datagram_received = bad  # type: ignore[method-assign]
-        a.write_batch(endpoint, [b"one", b"two"])
+        inbox.run_received = bad  # type: ignore[method-assign]
+        a.write(endpoint, b"one")
+        a.write(endpoint, b"two")
         await inbox.have(1)
         self.assertEqual(inbox.items[0][1], b"two")
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
@@ -198,6 +240,16 @@ class UdpSixTests(UdpTests):
     """Over a real socket of IPv6."""
 
     host = "::1"
+    largest = 65536 - 48  # what loopback takes whole
+
+    async def test_larger_than_the_link(self) -> None:
+        """Datagrams are never fragmented: what is larger than the interface's MTU is counted, and the next one goes."""
+        a, _, _ = self.started()
+        _, inbox, endpoint = self.started()
+        a.write(endpoint, bytes(self.largest + 1))
+        a.write(endpoint, b"small")
+        await inbox.have(1)
+        self.assertEqual((inbox.items[0][1], a.counters.too_big), (b"small", 1))
 
     def setUp(self) -> None:
         try:
@@ -275,120 +327,3 @@ class LargestMtuTests(SynchronousTestCase):
         """This machine's own interfaces: one of them has that MTU."""
         mtus = {int(path.read_text()) for path in Path("/sys/class/net").glob("*/mtu")}
         self.assertIn(largest_mtu(), mtus | {1500})
-
-
-class SocketErrorTests(TestCase):
-    """What a socket may do to us."""
-
-    def setUp(self) -> None:
-        self.clock = ReadersClock()
-        self.transport = UdpTransport(self.clock, "127.0.0.1", 0)
-        self.inbox = Inbox()
-        self.transport.start(self.inbox)
-        self.addCleanup(self.transport.stop)
-        self.target = Endpoint("udp", "127.0.0.1", self.transport.port)
-        self.real = self.transport._socket
-        self.addCleanup(self.real.close)  # type: ignore[union-attr]
-
-    def failing(self, number: int) -> None:
-        self.transport._socket = BrokenSocket(number)  # type: ignore[assignment]
-
-    def test_one_turn_is_bounded(self) -> None:
-        self.transport.write_batch(self.target, [b"x"] * (udp.DATAGRAMS_PER_TURN + 5))
-        self.transport.doRead()
-        self.assertEqual(len(self.inbox.items), udp.DATAGRAMS_PER_TURN)
-        self.transport.doRead()
-        self.assertEqual(len(self.inbox.items), udp.DATAGRAMS_PER_TURN + 5)
-
-    def test_refusals_of_the_path_are_silent(self) -> None:
-        self.failing(errno.ECONNREFUSED)
-        self.transport.doRead()
-        self.assertIn(self.transport, self.clock.readers)
-        self.transport.write(self.target, b"x")
-        self.assertEqual(self.transport.counters.unsent, 1)
-
-    def test_a_broken_socket_does_not_spin(self) -> None:
-        self.failing(errno.EIO)
-        self.transport.doRead()
-        self.assertNotIn(self.transport, self.clock.readers)
-        self.clock.advance(udp.RETRY_AFTER)
-        self.assertIn(self.transport, self.clock.readers)
-        self.transport.doRead()
-        self.transport.stop()
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_full_queue_and_size_are_counted(self) -> None:
-        self.transport.write(self.target, bytes(70000))
-        self.failing(errno.ENOBUFS)
-        self.transport.write(self.target, b"x")
-        self.failing(errno.EAGAIN)
-        self.transport.write(self.target, b"x")
-        self.assertEqual((self.transport.counters.too_big, self.transport.counters.full), (1, 2))
-
-    def test_a_host_of_the_wrong_family_is_counted(self) -> None:
-        for host in ("2001:db8::1", "expyuzz4wqqyqhjn.onion"):
-            self.transport.write(Endpoint("udp", host, 4500), b"x")
-        self.assertEqual(self.transport.counters.unsent, 2)
-
-    def test_caches_are_bounded(self) -> None:
-        for port in range(1, udp.CACHED_PEERS + 100):
-            self.transport._endpoint(("192.0.2.1", port))
-            self.transport._target(Endpoint("udp", "192.0.2.2", port))
-        self.assertLessEqual(len(self.transport._seen), udp.CACHED_PEERS)
-        self.assertLessEqual(len(self.transport._targets), udp.CACHED_PEERS + 1)
-
-
-class BindTests(SynchronousTestCase):
-    """Addresses that cannot be had."""
-
-    def assertRefused(self, host: str, sentence: str) -> None:
-        problem = self.assertRaises(EnvironmentProblem, UdpTransport(ReadersClock(), host, 0).start, Inbox())
-        self.assertEqual(problem.sentence, sentence)
-
-    def test_not_ours(self) -> None:
-        self.assertRefused("192.0.2.77", "this machine has no address 192.0.2.77")
-
-    def test_no_address(self) -> None:
-        self.assertRefused("localhost", "'localhost' is not an IP address of this machine")
-
-    def test_buffers_are_large_where_root_may(self) -> None:
-        if os.geteuid() != 0:
-            self.skipTest("only root may exceed net.core.rmem_max")
-        transport = UdpTransport(ReadersClock(), "127.0.0.1", 0)
-        transport.start(Inbox())
-        self.addCleanup(transport.stop)
-        assert transport._socket is not None
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            self.assertGreaterEqual(transport._socket.getsockopt(socket.SOL_SOCKET, option), udp.SOCKET_BUFFER)
-
-
-class ReadersClock(Clock):
-    """A clock that also keeps readers, so that a test sees when reading pauses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: list[Any] = []
-
-    def addReader(self, reader: Any) -> None:
-        self.readers.append(reader)
-
-    def removeReader(self, reader: Any) -> None:
-        if reader in self.readers:
-            self.readers.remove(reader)
-
-
-class BrokenSocket:
-    """A socket whose every call fails: no real one does so on command."""
-
-    family = socket.AF_INET
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def recvfrom_into(self, *_: Any) -> None:
-        raise OSError(self.number, os.strerror(self.number))
-
-    sendto = recvfrom_into
-
-    def close(self) -> None:
-        pass

@@ -10,7 +10,21 @@ from twisted.trial.unittest import TestCase
 
 from ipop_tx.errors import BadMessage
 from ipop_tx.wire.address import ident_prefix_of, ipv6_of, mac_of
-from ipop_tx.wire.datagram import OVERHEAD, Form, form_of, receiver_index
+from ipop_tx.wire.datagram import (
+    BUNDLE,
+    CONTROL,
+    FRAME,
+    HEADER,
+    HEADER_BYTES,
+    MAX_PIECES,
+    OVERHEAD,
+    PIECE_AT,
+    RELAY,
+    Form,
+    form_of,
+    headers,
+    receiver_index,
+)
 from ipop_tx.wire.relay import MAX_BACK, MAX_TTL, MAX_VIA, Relayed
 
 A, B, C, D = (bytes([digit]) * 20 for digit in (0xAA, 0xBB, 0xCC, 0xDD))
@@ -33,6 +47,13 @@ class RelayTests(TestCase):
         for relayed, text in self.VECTORS:
             self.assertEqual(relayed.encode().hex(), text)
             self.assertEqual(Relayed.decode(bytes.fromhex(text)), relayed)
+
+    def test_traffic(self) -> None:
+        """What stands before a record of the forwarding plane: flag 1, no way back; and it decodes like any other."""
+        self.assertEqual(Relayed(A, B, b"").traffic_header().hex(), "20000001" + "aa" * 20 + "bb" * 20)
+        routed = Relayed(A, B, b"", 7, (B,), (D, C)).traffic_header()
+        self.assertEqual(routed.hex(), "07000201" + "aa" * 20 + "bb" * 20 + "dd" * 20 + "cc" * 20)
+        self.assertEqual(Relayed.decode(routed + b"record"), Relayed(A, B, b"record", 7, (), (D, C)))
 
     def test_out_of_range(self) -> None:
         """Too short, too long a way back, too long a route, too far to go, nothing inside."""
@@ -69,6 +90,28 @@ class RelayTests(TestCase):
             return
         self.assertTrue(relayed.ttl <= MAX_TTL and len(relayed.via) <= MAX_VIA and len(relayed.back) <= MAX_BACK and relayed.datagram)
         self.assertEqual(relayed.encode(), payload[:3] + b"\0" + payload[4:])
+
+
+class RecordTests(TestCase):
+    """The header of sealed datagrams."""
+
+    def test_vectors(self) -> None:
+        """In one piece, and in three: the headers differ in the number of the piece only."""
+        one = HEADER.pack(0x80000005, CONTROL, 0, 1, 0, 0x0102030405060708)
+        self.assertEqual(one.hex(), "80000005010001000102030405060708")
+        self.assertEqual(headers(one, 1).hex(), one.hex())
+        three = headers(HEADER.pack(0xBFFFFFFF, BUNDLE, 0, 3, 0, 9), 3)
+        self.assertEqual(three.hex(), "".join(f"bfffffff04{piece:02x}03000000000000000009" for piece in range(3)))
+        self.assertEqual((three[PIECE_AT], three[PIECE_AT + HEADER_BYTES]), (0, 1))
+
+    def test_every_number_of_pieces(self) -> None:
+        for pieces in range(1, MAX_PIECES + 1):
+            first = HEADER.pack(0x80000005, FRAME, 0, pieces, 0, 7)
+            found = [HEADER.unpack_from(headers(first, pieces), number * HEADER_BYTES) for number in range(pieces)]
+            self.assertEqual(found, [(0x80000005, FRAME, number, pieces, 0, 7) for number in range(pieces)])
+
+    def test_kinds(self) -> None:
+        self.assertEqual((CONTROL, FRAME, RELAY, BUNDLE), (1, 2, 3, 4))
 
 
 class FormTests(TestCase):

@@ -24,6 +24,7 @@ FRAMES_PER_TURN = 256
 FRAMES_PER_BUNDLE = 128
 
 _MACS = 12
+_LEAST = HEAD.size + _MACS + 2  # up to the ethertype
 _IPV6 = b"\x86\xdd"
 _IPV4 = b"\x08\x00"
 _TCP, _UDP = 6, 17
@@ -70,8 +71,11 @@ class Outbound:
             if left <= 0 or self.held:
                 break
             size = read(buffers)
-            if not size:
-                break
+            if size < _LEAST:
+                if not size:
+                    break
+                self._exceptional(bytes(target + self._origin), self._frame[:0])
+                continue
             left -= size
             self._carry(by_mac.get(bytes(target)), size - _MACS)
         if self._lengths:
