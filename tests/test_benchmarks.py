@@ -139,7 +139,7 @@ class Reports(TestCase):
         self.assertEqual((found["cpu_vs_openvpn"], found["ping_load_p99_vs_openvpn"], found["lossy_vs_raw"]), (1.0, 1.0, 0.5))
         missing = ("tcp1_vs_yggdrasil", "lossy_vs_best_peer", "relayed_vs_direct")
         self.assertEqual([found[name] for name in missing], [None, None, None])
-        self.assertIn("| tcp1 vs openvpn                  |     6 |   >= 1 |", report.as_text())
+        self.assertIn("| tcp1 vs openvpn                  |     6 |    >= 7 |", report.as_text())
         self.assertEqual([ratios.quotient(*pair) for pair in ((None, 1.0), (1.0, None), (1.0, 0.0), (1.0, 4.0))], [None, None, None, 0.25])
 
     def test_table(self) -> None:
