@@ -219,6 +219,20 @@ class UdpTests(TransportTests, TestCase):
         self.assertEqual([datagram for _, datagram in inbox.items], 2 * cut(run, 1472))
         self.assertEqual((len(refused), a.offloads), (1, ("gro",)))
 
+    async def test_a_path_too_narrow_for_a_run(self) -> None:
+        """The kernel refuses to cut into datagrams that the path would not take: that says nothing about other paths."""
+        a, _, _ = self.started()
+        _, inbox, endpoint = self.started()
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.EINVAL, "larger than the path's MTU")
+
+        a._outgoing.send = refuse
+        run = os.urandom(3 * 1472)
+        self.assertTrue(a.write_run(endpoint, laid_out(a, run, 1472), 1472, len(run)))
+        await inbox.have(3)
+        self.assertEqual(a.offloads, ("segment", "gro"))
+
     async def test_a_fault_of_the_receiver_costs_one_datagram(self) -> None:
         a, _, _ = self.started()
         _, inbox, endpoint = self.started()

@@ -224,16 +224,17 @@ class UdpTransport:
         if error.errno in _FULL:
             return self._wait(self._targets[endpoint], run, size)
         if error.errno in _NO_OFFLOAD and len(run) > size and "segment" in self.offloads:
-            self.offloads = tuple(one for one in self.offloads if one != "segment")
-            self._log.warn("udp_segment_refused port={port} error={error}", port=self.port, error=str(error))
-            return self._send(self._targets[endpoint], run, size)
+            if error.errno != errno.EINVAL:  # that only says that the datagrams are too large for this path
+                self.offloads = tuple(one for one in self.offloads if one != "segment")
+                self._log.warn("udp_segment_refused port={port} error={error}", port=self.port, error=str(error))
+            return self._send(self._targets[endpoint], run, size, size)
         self._unsent(error)
         return True
 
-    def _send(self, target: bytes, run: bytes, size: int) -> bool:
-        """Send a run, in as few calls as the kernel allows; what it does not take waits."""
+    def _send(self, target: bytes, run: bytes, size: int, step: int = 0) -> bool:
+        """Send a run, `step` bytes at a time or in as few calls as the kernel allows; what it does not take waits."""
         assert self._socket is not None
-        step = len(run) if "segment" in self.offloads else size
+        step = step or (len(run) if "segment" in self.offloads else size)
         for at in range(0, len(run), step):
             part = run[at : at + step]
             try:

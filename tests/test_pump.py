@@ -1,0 +1,122 @@
+"""The small loop inside the reactor's, with real pipes and a reactor in the hands of the test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from ipop_tx.services import pump as pump_module
+from ipop_tx.services.pump import Pump
+from tests.transport import ReadersClock
+
+
+class End:
+    """A descriptor of a pipe that counts how often it is served."""
+
+    def __init__(self, fd: int, work: Callable[[End], object] = lambda end: None) -> None:
+        self.fd = fd
+        self.work = work
+        self.served = 0
+        self.lost: list[Failure] = []
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def doRead(self) -> None:
+        self.served += 1
+        self.work(self)
+
+    doWrite = doRead
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost.append(reason)
+
+
+class PumpTests(SynchronousTestCase):
+    """`doRead` is what the reactor calls when the pump's own descriptor is readable."""
+
+    def setUp(self) -> None:
+        self.reactor = ReadersClock()
+        self.pump = Pump(self.reactor)
+        self.addCleanup(self.pump.stop)
+
+    def pipe(self, work: Callable[[End], object] = lambda end: None) -> tuple[End, End]:
+        reading, writing = os.pipe()
+        for fd in (reading, writing):
+            self.addCleanup(os.close, fd)
+        return End(reading, work), End(writing)
+
+    def test_interface(self) -> None:
+        verifyObject(IReadDescriptor, self.pump)
+        self.assertIsInstance(self.reactor, Clock)
+        self.assertEqual(self.pump.fileno(), -1)
+
+    def test_served_until_there_is_no_more(self) -> None:
+        """One turn of the reactor, three servings; then the reactor has its turn."""
+        end, other = self.pipe(lambda end: os.read(end.fd, 1))
+        self.pump.addReader(end)
+        self.assertEqual(self.reactor.readers, [self.pump])
+        self.pump.doRead()
+        self.assertEqual(end.served, 0)
+        os.write(other.fd, b"abc")
+        self.pump.doRead()
+        self.assertEqual(end.served, 3)
+
+    def test_one_turn_is_bounded(self) -> None:
+        """A descriptor that is always ready does not keep the reactor for ever."""
+        self.patch(pump_module, "LONGEST", 0.0)
+        end, other = self.pipe()
+        self.pump.addReader(end)
+        os.write(other.fd, b"x")
+        for turn in range(1, 4):
+            self.pump.doRead()
+            self.assertEqual(end.served, turn)
+
+    def test_writers(self) -> None:
+        _, end = self.pipe()
+        end.work = self.pump.removeWriter
+        self.pump.addWriter(end)
+        self.pump.doRead()
+        self.assertEqual(end.served, 1)
+        self.assertEqual(self.reactor.readers, [])
+
+    def test_removed_is_not_served(self) -> None:
+        """Not even when one that is ready at the same time removes it; twice is once."""
+        ends: list[End] = []
+        for _ in range(2):
+            end, other = self.pipe(lambda _: [self.pump.removeReader(one) for one in ends])
+            ends.append(end)
+            os.write(other.fd, b"x")
+            self.pump.addReader(end)
+        self.pump.doRead()
+        self.assertEqual(sum(end.served for end in ends), 1)
+        self.pump.removeReader(ends[0])
+        self.assertEqual((self.reactor.readers, self.pump.fileno()), ([], -1))
+        self.pump.addReader(ends[0])
+        self.assertEqual(self.reactor.readers, [self.pump])
+
+    def test_a_fault_costs_one_descriptor(self) -> None:
+        def fail(end: Any) -> None:
+            raise RuntimeError("a fault")
+
+        bad, other = self.pipe(fail)
+        good, another = self.pipe(lambda end: os.read(end.fd, 1))
+        for end, writing in ((bad, other), (good, another)):
+            os.write(writing.fd, b"x")
+            self.pump.addReader(end)
+        self.pump.doRead()
+        self.assertEqual((bad.served, len(bad.lost), good.served, good.lost), (1, 1, 1, []))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_the_reactor_ends(self) -> None:
+        end, _ = self.pipe()
+        self.pump.addReader(end)
+        self.pump.connectionLost(Failure(RuntimeError("the end")))
+        self.assertEqual((len(end.lost), self.pump.fileno()), (1, -1))
