@@ -76,6 +76,29 @@ class SocketErrorTests(TestCase):
         self.transport.doRead()
         self.assertEqual([datagram for _, datagram in self.inbox.items], [*cut(b"".join(runs), 1000), b"after"])
 
+    def test_what_waited_is_not_lost_to_a_refusal(self) -> None:
+        """The kernel takes the run that waited, but not the offload; and a fault of whoever is told costs nothing."""
+        self.transport._outgoing.send = self.full  # type: ignore[method-assign]
+        run = os.urandom(3000)
+        self.assertFalse(self.transport.write_run(self.target, laid_out(self.transport, run, 1000), 1000, 3000))
+        socket_, parts = self.real, list[bytes]()
+
+        class NoOffload(BrokenSocket):
+            def sendmsg(self, buffers: Any, ancillary: Any, *_: Any) -> None:
+                if ancillary:
+                    raise OSError(errno.EIO, "no offload")
+                parts.append(bytes(buffers[0]))
+
+        def drained() -> None:
+            raise RuntimeError("a fault")
+
+        self.transport._socket = NoOffload(errno.EIO)  # type: ignore[assignment]
+        self.inbox.drained = drained  # type: ignore[method-assign]
+        self.transport.doWrite()
+        self.transport._socket = socket_
+        self.assertEqual(parts, cut(run, 1000))
+        self.assertEqual((self.clock.writers, len(self.flushLoggedErrors(RuntimeError))), ([], 1))
+
     def test_a_socket_that_stays_full(self) -> None:
         self.transport._outgoing.send = self.full  # type: ignore[method-assign]
         layout = laid_out(self.transport, bytes(2000), 1000)

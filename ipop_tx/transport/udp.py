@@ -242,6 +242,8 @@ class UdpTransport:
             except OSError as error:
                 if error.errno in _FULL:
                     return self._wait(target, run[at:], size)
+                if error.errno in _NO_OFFLOAD and len(part) > size:
+                    return self._send(target, run[at:], size, size)
                 self._unsent(error)
             else:
                 self.counters.tx_runs += 1
@@ -267,7 +269,10 @@ class UdpTransport:
                 return
         self._reactor.removeWriter(self)
         if self._receiver is not None:
-            self._receiver.drained()
+            try:
+                self._receiver.drained()
+            except Exception:  # noqa: BLE001 - as in doRead
+                self._log.failure("drained_failed port={port}", port=self.port)
 
     def _target(self, endpoint: Endpoint) -> bytes:
         """The sockaddr of an endpoint. Raises `OSError` when this socket cannot reach its kind."""
