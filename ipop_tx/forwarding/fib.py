@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Network
 
+from ipop_tx.forwarding.offload import IP_AT
 from ipop_tx.forwarding.width import Width
 from ipop_tx.interfaces import ISealedChannel, ISession
 from ipop_tx.log import Logger
@@ -14,7 +15,7 @@ from ipop_tx.wire.datagram import HEADER_BYTES, MAX_PIECES, OVERHEAD, RUN_BYTES,
 
 BASE_MTU = 1200
 """Bytes of a datagram that every path carries: what is assumed until more is known."""
-PACKED_HEAD = 12
+PACKED_HEAD = IP_AT
 """Bytes before the IP packet in a packed frame."""
 
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import struct
 
+from ipop_tx.forwarding.offload import IP_AT, NEEDS_CHECKSUM
 from ipop_tx.wire.datagram import OVERHEAD
 
-HEAD = 12
+HEAD = IP_AT
 """Bytes of a packed frame before its IP packet."""
 INNER_LEAST, OUTER_MOST = 1280, 9000
-NEEDS_CHECKSUM = 1
-"""Flag of virtio's head: the checksum field holds only the sum of the pseudo-header."""
 
 _ETHERTYPE_IPV4, _ETHERTYPE_IPV6 = b"\x08\x00", b"\x86\xdd"
 _IPV4 = struct.Struct(">BBHHHBBH4s4s")

@@ -180,9 +180,6 @@ class ForwardingPlane:
 
     def _exceptional(self, macs: bytes, packed: memoryview) -> None:
         frame = macs + bytes(packed[10:])
-        self._exceptional_frame(frame, bytes(packed))
-
-    def _exceptional_frame(self, frame: bytes, packed: bytes) -> None:
         request = neighbour.parse(frame)
         if request is not None:
             self._asked(request)
@@ -191,7 +188,7 @@ class ForwardingPlane:
         elif frame[0] & 1:
             self._drop(_why_not_multicast(frame))
         elif _is_carried(frame):
-            self._unknown_mac(frame, packed)
+            self._unknown_mac(frame, bytes(packed))
         else:
             self._drop("out_neighbour" if frame[12:14] in (ETHERTYPE_IPV6, neighbour.ETHERTYPE_ARP) else "out_ethertype")
 
