@@ -7,7 +7,7 @@ harmless, because what must be unique (registers) hangs on majorities and not on
 from __future__ import annotations
 
 from ipop_tx.core.link import Link
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first, quorum
@@ -32,7 +32,7 @@ KNOCK_AGAIN = 30.0
 class Bootstrap:
     """Knocks on endpoints, joins through whoever answers, keeps knocking."""
 
-    def __init__(self, links: Links, ring: Ring, runtime: Runtime) -> None:
+    def __init__(self, links: LinkTable, ring: Ring, runtime: Runtime) -> None:
         self.endpoints: list[Endpoint] = []
         self.problem = ""
         """Why we are not on the ring, in a sentence; empty once we are."""

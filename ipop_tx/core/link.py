@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ipop_tx.core.routing import Table, place_of
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import ISession
 from ipop_tx.values import Endpoint, Ident, Peer
@@ -75,6 +76,7 @@ class Link:
         "ident",
         "initiated",
         "peer",
+        "place",
         "placed",
         "relapse_at",
         "relapses",
@@ -82,19 +84,23 @@ class Link:
         "rtt",
         "sessions",
         "since",
+        "table",
         "up",
     )
 
     def __init__(self, peer: Peer, now: float, initiated: bool) -> None:
         self.ident = peer.ident
         self.peer = peer
+        self.place = place_of(peer.ident)
+        self.table: Table | None = None
+        """The peer's own links, as far as it has told."""
         self.since = now
         self.initiated = initiated
         self.up = True
         self.placed = False
         """Whether the peer has said that it has its place on the ring, so that it can pass things on."""
         self.heard = now
-        """When the control plane last unsealed something of this peer."""
+        """When the control plane last unsealed something of this peer that came by the active path; over the ring, whichever way."""
         self.sessions: list[Keyed] = []
         self.direct: dict[Endpoint, DirectPath] = {}
         self.route = Route(peer.ident)

@@ -6,13 +6,14 @@ unseal is handed on by kind. Which path is active is the business of `Paths`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected
 from ipop_tx.core.fragments import Reassembly, split
 from ipop_tx.core.handshakes import Handshake, Handshakes, describe
 from ipop_tx.core.link import KEY_LIFE, Link, PathKey, Route
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, failed, settled
 from ipop_tx.errors import BadDatagram, BadMessage, IpopError, LocalMisuse, PeerRefused, Unreachable
@@ -36,12 +37,11 @@ class Relaying(Protocol):
         """A relayed datagram arrived on a link."""
 
 
-class Links:
+class Links(LinkTable):
     """The links of one node, by ident and by receiver index."""
 
     def __init__(self, ident: Ident, runtime: Runtime, factory: ISessionFactory) -> None:
-        self.ident = ident
-        self.by_ident: dict[Ident, Link] = {}
+        super().__init__(ident)
         self.guests: set[Link] = set()
         """Links of those who show only an invitation; two may show the same one, so they are not known by ident."""
         self.twins: dict[Ident, str] = {}
@@ -49,16 +49,11 @@ class Links:
         self.relaying: Relaying
         self.on_control: Callable[[Link, PathKey, m.Message], None]
         self.on_path: Callable[[Link, PathKey], None]
-        self.on_up: list[Callable[[Link], None]] = []
-        self.on_down: list[Callable[[Link], None]] = []
         self._runtime = runtime
         self._by_index: dict[int, tuple[Link, ISession]] = {}
         self._connecting: dict[Ident, Future[Link]] = {}
         self._reassembly = Reassembly(runtime)
         self._handshakes = Handshakes(runtime, factory, self.send_datagram, self._adopt, self._handshake_refused)
-
-    def __iter__(self) -> Iterator[Link]:
-        return iter(list(self.by_ident.values()))
 
     # --- out ---------------------------------------------------------------------------------
 
@@ -107,7 +102,8 @@ class Links:
 
     def unsealed(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
         """What a session of `link` unsealed, by whichever plane."""
-        link.heard = self._runtime.now
+        if path == link.active or isinstance(link.active, Route):
+            link.heard = self._runtime.now
         if not link.peer.guest:
             self._watch_for_twins(link, session, path)
         if link.confirm(session, self._runtime.now):
@@ -144,10 +140,7 @@ class Links:
     # --- life --------------------------------------------------------------------------------
 
     def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
-        """The link to a member, made over the ring if there is none: by way of `agent`, who is known to have a link to it, if given.
-
-        Fails with `Unreachable` or `PeerRefused`.
-        """
+        """See `LinkTable`."""
         if ident == self.ident:
             return failed(LocalMisuse("a node has no link to itself"))
         link = self.by_ident.get(ident)
@@ -165,7 +158,7 @@ class Links:
             pending.fail(done.error) if done.error else pending.succeed(done.result())
 
     def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
-        """The link to whichever member answers at an endpoint."""
+        """See `LinkTable`."""
         for link in self.by_ident.values():
             if endpoint in link.direct:
                 return settled(link)

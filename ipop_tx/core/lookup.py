@@ -11,7 +11,8 @@ from typing import Protocol
 
 from ipop_tx.core.ident import apart, within
 from ipop_tx.core.link import Link
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
+from ipop_tx.core.routing import next_hop, place_of
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import IpopError, NotFound, Unreachable
@@ -40,7 +41,7 @@ class Place(Protocol):
 class Lookups:
     """Asks, answers and passes on."""
 
-    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime) -> None:
+    def __init__(self, links: LinkTable, rpc: Rpc, runtime: Runtime) -> None:
         self.ring: Place
         self._ident = links.ident
         self._links = links
@@ -110,14 +111,15 @@ class Lookups:
         raise NotFound("nobody on the ring could say who owns a key", "the ring is healing; try again")
 
     def _next_hop(self, key: bytes, tried: set[Ident]) -> Link | None:
-        """The link nearest to the key; where we precede the owner ourselves, our successor."""
+        """Where we precede the owner ourselves, our successor; else where greed with one step of look-ahead leads."""
         successor = next((ident for ident in self.ring.successors if ident not in tried), None)
         if successor is not None and within(self._ident, key, successor):
             link = self._links.by_ident.get(successor)
             if link is not None:
                 return link
-        open_links = [link for link in self._links.by_ident.values() if link.ident not in tried]
-        return min(open_links, key=lambda link: (not link.placed, apart(link.ident, key)), default=None)
+        untried = [link for link in self._links.by_ident.values() if link.ident not in tried]
+        placed = [link for link in untried if link.placed]
+        return next_hop(place_of(self._ident), place_of(key), placed or untried)
 
 
 def _found(answer: m.Answer) -> m.Found:

@@ -8,7 +8,7 @@ What it finds nearer it takes; neighbours that are displaced are told (`Suggest`
 from __future__ import annotations
 
 from ipop_tx.core.ident import clockwise, strictly_within
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
@@ -17,12 +17,17 @@ from ipop_tx.values import Ident
 
 EVERY = 30.0
 """Seconds between looks; a fifteenth of it for a ring of one, and in the first half minute."""
+CALM_AFTER = 300.0
+"""Seconds after the last change of our neighbours from which on a look every `CALM` seconds is enough."""
+CALM = 120.0
+AVOIDED = 4
+"""Neighbours on either side that the walk keeps off: from any of them it would only come back to us."""
 
 
 class Merging:
     """Looks for nearer neighbours from members at random."""
 
-    def __init__(self, ring: Ring, lookups: Lookups, links: Links, runtime: Runtime) -> None:
+    def __init__(self, ring: Ring, lookups: Lookups, links: LinkTable, runtime: Runtime) -> None:
         self._ring = ring
         self._lookups = lookups
         self._links = links
@@ -35,8 +40,10 @@ class Merging:
     async def _look_for_ever(self) -> None:
         begun = self._runtime.now
         while not self._ring.leaving:
-            fresh = self._runtime.now - begun < EVERY or not self._ring.successors
-            await self._runtime.sleep(self._runtime.spread(EVERY / 15 if fresh else EVERY))
+            now = self._runtime.now
+            fresh = now - begun < EVERY or not self._ring.successors
+            calm = now - self._ring.changed_at > CALM_AFTER
+            await self._runtime.sleep(self._runtime.spread(EVERY / 15 if fresh else CALM if calm else EVERY))
             near = self._ring.near()
             linked = sorted(self._links.by_ident)
             far = [ident for ident in linked if ident not in near] or linked
@@ -46,7 +53,7 @@ class Merging:
     async def _look_from(self, member: Ident) -> None:
         ring, own = self._ring, self._ring.ident
         try:
-            found = await self._lookups.closest(member, own, ring.near())
+            found = await self._lookups.closest(member, own, ring.beside(AVOIDED))
             named = {found.owner, *found.successors} - {own}
             after = min(named, key=lambda ident: clockwise(own, ident), default=None)
             before = min(named, key=lambda ident: clockwise(ident, own), default=None)

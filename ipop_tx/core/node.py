@@ -26,6 +26,7 @@ from ipop_tx.core.resolver import Resolver
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tables import Tables
 from ipop_tx.core.tasks import Future, settled, spawn
 from ipop_tx.core.views import Views
 from ipop_tx.errors import LocalMisuse
@@ -73,7 +74,8 @@ class Node:
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
-        self.ring = Ring(self.links, self.rpc, self.lookups, self.paths, self.runtime)
+        self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)
+        self.tables = Tables(self.ring, self.links, self.rpc, self.runtime)
         self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
         self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
@@ -89,6 +91,7 @@ class Node:
         self.links.on_up.append(self._greet_if_ours)
         self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
+        self.paths.watched = lambda ident: ident in self.ring.watched
         self.leases.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect

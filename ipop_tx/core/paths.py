@@ -77,7 +77,8 @@ class Paths:
 
     def __init__(self, links: Links, runtime: Runtime, network: Network) -> None:
         self.facts = Facts()
-        self.neighbours: frozenset[Ident] = frozenset()
+        self.watched: Callable[[Ident], bool] = lambda ident: False
+        """Whether a member is a ring neighbour, whose death must be noticed soon."""
         self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
         """Sends a request on a link: `Rpc.on_link`."""
         self.mtu = PathMtu(runtime, self.challenge)
@@ -224,7 +225,7 @@ class Paths:
         while link.up:
             if self._runtime.now - link.heard >= 0.7 * interval:
                 await self.probe(link)
-            interval = NEIGHBOUR_KEEPALIVE if link.ident in self.neighbours else KEEPALIVE
+            interval = NEIGHBOUR_KEEPALIVE if self.watched(link.ident) else KEEPALIVE
             await self._runtime.sleep(self._runtime.spread(interval))
 
     async def probe(self, link: Link) -> None:

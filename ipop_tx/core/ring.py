@@ -15,9 +15,8 @@ from collections.abc import Callable
 from ipop_tx.core.events import Joined, RingChanged
 from ipop_tx.core.ident import clockwise, strictly_within, within
 from ipop_tx.core.link import Link
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
-from ipop_tx.core.paths import Paths
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import IpopError
@@ -25,7 +24,8 @@ from ipop_tx.values import IDENT_BITS, Ident
 from ipop_tx.wire import messages as m
 
 SUCCESSORS = 8
-"""Length of the successor list."""
+"""Least length of the successor list; in a large ring it is 2 log2 N: half of all nodes may fail at once (Liben-Nowell et al. 2002)."""
+LONGEST = 48
 LINKED = 4
 """How many of them a node has links to; the others are known by ident only, for when those are gone."""
 STABILISE = 10.0
@@ -35,7 +35,7 @@ STABILISE = 10.0
 class Ring:
     """Joins, stabilises, rectifies, leaves; owns predecessor and successor list."""
 
-    def __init__(self, links: Links, rpc: Rpc, lookups: Lookups, paths: Paths, runtime: Runtime) -> None:
+    def __init__(self, links: LinkTable, rpc: Rpc, lookups: Lookups, runtime: Runtime) -> None:
         self.ident = links.ident
         self.predecessor: Ident | None = None
         self.successors: list[Ident] = []
@@ -45,17 +45,27 @@ class Ring:
         self.leaving = False
         self.placed = False
         """Whether we have had neighbours on both sides since we joined."""
+        self.watched: frozenset[Ident] = frozenset()
+        """Neighbours whose death must be noticed soon."""
+        self.length = SUCCESSORS
+        """How long the successor list is to be."""
+        self.changed_at = runtime.now
+        """When the neighbours changed last."""
         self.on_changed: Callable[[], None] = lambda: None
         self.on_placed: Callable[[], None] = lambda: None
         self.on_joined: list[Callable[[], None]] = []
         self._links = links
         self._rpc = rpc
         self._lookups = lookups
-        self._paths = paths
         self._runtime = runtime
         self._unsettled = 5
         """Quick stabilisations still to come after the last change."""
         self._stabilising = False
+        self._version = runtime.rng.getrandbits(32)
+        self._known: tuple[Ident, m.Neighbours] | None = None
+        """What our successor answered last."""
+        self._settled_version = 0
+        """Our own version when we had taken that in; if neither has changed, nothing is to be done."""
         lookups.ring = self
         links.on_down.append(self._link_down)
         links.on_up.append(self._link_up)
@@ -68,7 +78,7 @@ class Ring:
 
     def neighbours(self) -> m.Neighbours:
         """Our surroundings, as told to others."""
-        return m.Neighbours(self.predecessor, tuple(self.successors), self.joined)
+        return m.Neighbours(self.predecessor, tuple(self.successors), self.joined, self._version)
 
     def owns(self, key: bytes, without: Ident | None = None) -> bool:
         """Whether `key` lies between our predecessor and us; while we have none, the nearest member before us that we know.
@@ -90,6 +100,10 @@ class Ring:
     def near(self) -> list[Ident]:
         """All neighbours, those after us first."""
         return [*self.successors, *([self.predecessor] if self.predecessor else [])]
+
+    def beside(self, count: int) -> list[Ident]:
+        """The nearest neighbours, `count` after us and the one before."""
+        return [*self.successors[:count], *([self.predecessor] if self.predecessor else [])]
 
     def across(self, target: Ident) -> Ident | None:
         """Our neighbour on the other side of `target`, where that lies between the two of us."""
@@ -176,7 +190,12 @@ class Ring:
     async def _stabilise_with(self, successor: Ident) -> bool:
         """True when `successor` answered and is still our first."""
         try:
-            answer = await self._rpc.call(successor, m.Notify(), 4.0)
+            known = self._known[1] if self._known and self._known[0] == successor else None
+            answer = await self._rpc.call(successor, m.Notify(known.version if known else 0), 4.0)
+            if known and isinstance(answer, m.Done):
+                if self._settled_version == self._version:
+                    return True
+                answer = known
             if not isinstance(answer, m.Neighbours):
                 raise unexpected(answer)
         except IpopError:
@@ -185,6 +204,7 @@ class Ring:
         if not answer.joined:
             self._forget(successor)
             return False
+        self._known = (successor, answer)
         nearer = answer.predecessor
         if nearer and nearer != self.ident and strictly_within(self.ident, nearer, successor):
             try:
@@ -195,6 +215,7 @@ class Ring:
                 self.insert_successor(nearer)
                 return False
         self._adopt_list(successor, answer.successors)
+        self._settled_version = self._version
         return True
 
     def _adopt_list(self, successor: Ident, theirs: tuple[Ident, ...]) -> None:
@@ -204,7 +225,7 @@ class Ring:
             if not strictly_within(fresh[-1], ident, self.ident):
                 break
             fresh.append(ident)
-        fresh = fresh[:SUCCESSORS]
+        fresh = fresh[: self.length]
         if fresh != self.successors:
             self.successors = fresh
             self._changed()
@@ -218,10 +239,10 @@ class Ring:
         except IpopError:
             self._forget(ident)
 
-    def _notified(self, link: Link, body: m.Notify) -> m.Neighbours:
+    def _notified(self, link: Link, body: m.Notify) -> m.Neighbours | m.Done:
         """Rectify: the asker believes that it precedes us. It learns whom we had before."""
         link.placed = True
-        answer = self.neighbours()
+        answer = m.Done() if body.known == self._version else self.neighbours()
         self._consider_predecessor(link.ident)
         return answer
 
@@ -252,7 +273,7 @@ class Ring:
 
     def _fits(self, ident: Ident) -> bool:
         nearer_before = self.predecessor is None or strictly_within(self.predecessor, ident, self.ident)
-        nearer_after = len(self.successors) < SUCCESSORS or strictly_within(self.ident, ident, self.successors[-1])
+        nearer_after = len(self.successors) < self.length or strictly_within(self.ident, ident, self.successors[-1])
         return nearer_before or nearer_after
 
     def _consider_linked(self) -> None:
@@ -287,7 +308,7 @@ class Ring:
         """Put a linked member where it belongs in the list, if it does; tell it of the first one that it displaces."""
         if ident == self.ident or ident in self.successors:
             return
-        ordered = sorted([*self.successors, ident], key=lambda other: clockwise(self.ident, other))[:SUCCESSORS]
+        ordered = sorted([*self.successors, ident], key=lambda other: clockwise(self.ident, other))[: self.length]
         if ordered != self.successors:
             displaced = self.successors[0] if self.successors and ordered[0] == ident else None
             self.successors = ordered
@@ -317,12 +338,16 @@ class Ring:
         if self.successors or not self.joined:
             return
         linked = sorted((link.ident for link in self._links), key=lambda ident: clockwise(self.ident, ident))
-        self.successors = linked[:SUCCESSORS]
+        self.successors = linked[: self.length]
 
     def _changed(self) -> None:
         self._unsettled = 5
-        near = [*self.successors[:2], *([self.predecessor] if self.predecessor else [])]
-        self._paths.neighbours = frozenset(near)
+        self._version = self._version % (1 << 60) + 1
+        self.changed_at = self._runtime.now
+        wanted = min(max(SUCCESSORS, 2 * (self.estimate() - 1).bit_length()), LONGEST)
+        if abs(wanted - self.length) > 2:  # the estimate itself depends on the list
+            self.length = wanted
+        self.watched = frozenset([*self.successors[:2], *([self.predecessor] if self.predecessor else [])])
         self._runtime.emit(RingChanged())
         if not self.placed and self.predecessor and self.successors:
             self.placed = True

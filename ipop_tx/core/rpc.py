@@ -14,7 +14,7 @@ from typing import Any
 
 from ipop_tx import errors
 from ipop_tx.core.link import Link
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future, failed, spawn
 from ipop_tx.errors import BadMessage, IpopError, RemoteMisbehaviour, Unreachable
@@ -46,7 +46,7 @@ class _Call:
 class Rpc:
     """Asks and answers on behalf of all parts of a node."""
 
-    def __init__(self, links: Links, runtime: Runtime) -> None:
+    def __init__(self, links: LinkTable, runtime: Runtime) -> None:
         self.suspect: Callable[[Ident], None]
         self._links = links
         self._runtime = runtime

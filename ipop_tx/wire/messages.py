@@ -115,7 +115,9 @@ class GetNeighbours(_Message, frozen=True, tag=20):
 
 
 class Notify(_Message, frozen=True, tag=21):
-    """I believe that I am your predecessor (Chord's rectify). Answered by `Neighbours`."""
+    """I believe that I am your predecessor (Chord's rectify). Answered by `Neighbours`; by `Done` if those are of version `known`."""
+
+    known: Count = 0
 
 
 class Neighbours(_Message, frozen=True, tag=22):
@@ -124,6 +126,8 @@ class Neighbours(_Message, frozen=True, tag=22):
     predecessor: Ident | None
     successors: Neighbourhood
     joined: bool
+    version: Count = 0
+    """Another one after every change; 0 is none."""
 
 
 class Lookup(_Message, frozen=True, tag=23):
@@ -171,6 +175,13 @@ class Suggest(_Message, frozen=True, tag=27):
     """There is a node that may be nearer to you than the one you have. Answered by `Done`."""
 
     ident: Ident
+
+
+class Links(_Message, frozen=True, tag=30):
+    """The members on the ring that I have links to, in ascending order, and the round trip to each (`core.routing`). Answered by `Done`."""
+
+    idents: Neighbourhood
+    delays: Annotated[bytes, Meta(max_length=64)]
 
 
 # --- registers: between a client and the coordinator ----------------------------------------------
@@ -415,6 +426,7 @@ Ask = (
     | Closest
     | Leaving
     | Suggest
+    | Links
     | Read
     | Write
     | WhoKeeps

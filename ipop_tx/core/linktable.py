@@ -1,0 +1,39 @@
+"""What the ring needs of links, whoever makes them: the daemons' `Links`, or the link model of large simulations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+from ipop_tx.core.link import Link
+from ipop_tx.core.tasks import Future
+from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire import messages as m
+
+
+class LinkTable(ABC):
+    """The links of one node by ident, with hooks for those that come and go."""
+
+    def __init__(self, ident: Ident) -> None:
+        self.ident = ident
+        self.by_ident: dict[Ident, Link] = {}
+        self.on_up: list[Callable[[Link], None]] = []
+        self.on_down: list[Callable[[Link], None]] = []
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(list(self.by_ident.values()))
+
+    @abstractmethod
+    def send_message(self, link: Link, message: m.Message) -> None:
+        """Send a control message by the link's active path."""
+
+    @abstractmethod
+    def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
+        """The link to a member, made over the ring if there is none: by way of `agent`, who is known to have a link to it, if given.
+
+        Fails with `Unreachable` or `PeerRefused`.
+        """
+
+    @abstractmethod
+    def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
+        """The link to whichever member answers at an endpoint."""

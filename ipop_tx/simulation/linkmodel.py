@@ -1,0 +1,432 @@
+"""The ring at scale: nodes whose ring, fingers, look-ups and merging are those of the daemons, over links that are only modelled.
+
+A link here is a fact: two nodes that can reach each other, or a third between them. Its handshake is a delay and a number of bytes, its
+keep-alive a rate, the death of its far end is noticed as late as the daemons notice it. Everything above (`core.ring`, `core.fingers`,
+`core.tables`, `core.merging`, `core.lookup`, `core.rpc`, `core.bootstrap`) runs unchanged. `simulation.network` runs whole nodes instead,
+handshakes and all, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import hypot
+from random import Random
+from typing import Any
+
+from ipop_tx.core.bootstrap import Bootstrap
+from ipop_tx.core.events import Fault
+from ipop_tx.core.fingers import Fingers
+from ipop_tx.core.link import Link, Route
+from ipop_tx.core.linktable import LinkTable
+from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.merging import Merging
+from ipop_tx.core.paths import KEEPALIVE, NEIGHBOUR_KEEPALIVE, PROBE_WAIT
+from ipop_tx.core.ring import Ring
+from ipop_tx.core.rpc import Rpc
+from ipop_tx.core.runtime import Runtime, Timer
+from ipop_tx.core.tables import Tables
+from ipop_tx.core.tasks import Future, failed, settled
+from ipop_tx.errors import LocalMisuse, Unreachable
+from ipop_tx.values import Endpoint, Ident, Peer
+from ipop_tx.wire import messages as m
+from ipop_tx.wire.datagram import OVERHEAD
+
+UDP_IP = 28
+"""Bytes of the headers of UDP over IPv4."""
+HANDSHAKE_BYTES = 3900
+"""What both ends of a DTLS handshake send, headers included."""
+REKEY_BYTES_PER_S = 2.5
+"""What renewing the keys of a link costs both ends."""
+CHALLENGE_BYTES = 2 * (OVERHEAD + UDP_IP) + 42
+"""A path challenge and its answer."""
+HANDSHAKE_FAILS_AFTER = 10.0
+PROBES_TAKE = PROBE_WAIT * (1 + 1.5 + 2.25)
+"""Seconds until a link is given up after the first challenge that stays unanswered."""
+HELLO_BYTES = 2 * (OVERHEAD + UDP_IP) + 180
+"""Greeting on a new link."""
+
+
+class ModelRuntime(Runtime):
+    """A runtime whose timers are the net's own events, and whose clock is the net's."""
+
+    def __init__(self, net: RingNet, node: RingNode) -> None:
+        self.net = net
+        self.node = node
+        self.rng = net.rng
+        self.counters = net.counters
+        self.alive = True
+        """False once the node has been switched off, for good: it gets a new runtime when it starts again."""
+
+    @property
+    def now(self) -> float:  # type: ignore[override]
+        """Seconds of virtual time."""
+        return self.net.now
+
+    def after(self, delay: float, call: Callable[[], object]) -> Timer:
+        """Make `call` in `delay` seconds, unless the node is down by then."""
+        timer = Timer(call)
+        self.net.at(self.net.now + delay, self._fire, timer)
+        return timer
+
+    def _fire(self, timer: Timer) -> None:
+        call, timer.call = timer.call, None
+        if call is not None and self.alive:
+            call()
+
+    def emit(self, event: object) -> None:
+        """Only our own errors are of interest."""
+        if isinstance(event, Fault):
+            self.net.faults.append(f"{self.node.peer.name} at {self.net.now:.3f}: {event.text}")
+
+
+class ModelLinks(LinkTable):
+    """The links of one node."""
+
+    def __init__(self, node: RingNode) -> None:
+        super().__init__(node.ident)
+        self.node = node
+        self._connecting: dict[Ident, Future[Link]] = {}
+
+    def send_message(self, link: Link, message: m.Message) -> None:
+        """Count it, and let it arrive later, perhaps."""
+        net = self.node.net
+        net.sent(len(m.encode(message)) + OVERHEAD + UDP_IP, 2 if not link.is_direct else 1)
+        if net.loss and net.rng.random() < net.loss:
+            return
+        peer = net.nodes[link.ident]
+        net.at(net.now + net.delay(self.node, peer, link), self._deliver, (peer, message))
+
+    def _deliver(self, arrival: tuple[RingNode, m.Message]) -> None:
+        peer, message = arrival
+        back = peer.links.by_ident.get(self.ident)
+        if not peer.up or back is None or not peer.net.crosses(self.node, peer, back):
+            return
+        if isinstance(message, m.Request):
+            peer.rpc.requested(back, message)
+        elif isinstance(message, m.Reply):
+            peer.rpc.replied(back, message)
+        elif isinstance(message, m.Close):
+            peer.links.drop(back)
+
+    def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
+        """See `LinkTable`: as long as a cookie exchange and a handshake take, over the ring."""
+        if ident == self.ident:
+            return failed(LocalMisuse("a node has no link to itself"))
+        link = self.by_ident.get(ident)
+        if link is not None:
+            return settled(link)
+        pending = self._connecting.get(ident)
+        if pending is None:
+            pending = self._connecting[ident] = Future()
+            self._begin(self.node.net.nodes[ident], agent)
+        return pending
+
+    def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
+        """See `LinkTable`."""
+        peer = self.node.net.by_endpoint[endpoint]
+        if peer.ident in self.by_ident or peer.ident in self._connecting or self.node.net.reaches(self.node, peer):
+            return self.connect(peer.ident)
+        pending = self._connecting[peer.ident] = Future()
+        self._fail_later(peer)
+        return pending
+
+    def _begin(self, peer: RingNode, agent: Ident | None) -> None:
+        net = self.node.net
+        relay = net.relay_between(self.node, peer, agent)
+        if not peer.up or (relay is None and not net.reaches(self.node, peer)):
+            self._fail_later(peer)
+            return
+        way = net.delay_by(self.node, peer, relay)
+        if net.loss and net.rng.random() < 6 * net.loss:
+            way += 0.25  # one of the flights is sent again
+        net.sent(HANDSHAKE_BYTES + HELLO_BYTES)
+        net.at(net.now + 5 * way, self._shaken, (peer, relay))
+
+    def _fail_later(self, peer: RingNode) -> None:
+        net = self.node.net
+        net.sent(6 * 250)
+        net.at(net.now + HANDSHAKE_FAILS_AFTER, self._failed, peer)
+
+    def _failed(self, peer: RingNode) -> None:
+        pending = self._connecting.pop(peer.ident, None)
+        if pending is not None and self.node.links is self:
+            pending.fail(Unreachable(f"no answer from {peer.peer.name}"))
+
+    def _shaken(self, arrival: tuple[RingNode, RingNode | None]) -> None:
+        peer, relay = arrival
+        net = self.node.net
+        direct = net.reaches(self.node, peer)
+        if self.node.links is not self:
+            return
+        if not peer.up or (not direct and (relay is None or not relay.up)):
+            net.at(net.now + HANDSHAKE_FAILS_AFTER / 2, self._failed, peer)
+            return
+        via = None if direct else relay
+        if peer.ident not in self.by_ident:
+            self._come_up(peer, via, True)
+        if self.ident not in peer.links.by_ident:
+            peer.links._come_up(self.node, via, False)
+
+    def _come_up(self, peer: RingNode, relay: RingNode | None, initiated: bool) -> None:
+        net = self.node.net
+        link = Link(peer.peer, net.now, initiated)
+        link.route = Route(peer.ident, (relay.ident,) if relay else ())
+        link.active = link.route if relay else peer.endpoint
+        link.rtt = 2 * net.delay(self.node, peer, link)
+        link.placed = peer.ring.placed
+        self.by_ident[peer.ident] = link
+        pending = self._connecting.pop(peer.ident, None)
+        if pending is not None:
+            pending.succeed(link)
+        for hook in self.on_up:
+            hook(link)
+
+    def drop(self, link: Link, tell: bool = False) -> None:
+        """End a link."""
+        if not link.up:
+            return
+        if tell:
+            self.send_message(link, m.Close("over"))
+        link.up = False
+        if self.by_ident.get(link.ident) is link:
+            del self.by_ident[link.ident]
+        peer = self.node.net.nodes[link.ident]
+        self.node.bootstrap.remember((peer.endpoint,))
+        for hook in self.on_down:
+            hook(link)
+
+    def doubt(self, link: Link, after: float = 0.0) -> None:
+        """Challenge it `after` seconds: when nothing comes back, it ends, unless another relay is found."""
+        if not link.alarm:
+            link.alarm = True
+            self.node.net.at(self.node.net.now + after + PROBES_TAKE, self._judge, link)
+
+    def _judge(self, link: Link) -> None:
+        link.alarm = False
+        net = self.node.net
+        peer = net.nodes[link.ident]
+        if not link.up or self.node.links is not self:
+            return
+        back = peer.links.by_ident.get(self.ident) if peer.up else None
+        if back is None:
+            self.drop(link)
+        elif not net.crosses(self.node, peer, link):
+            relay = net.relay_between(self.node, peer, None)
+            if relay is None:
+                self.drop(link)
+                return
+            for end, other in ((link, peer), (back, self.node)):
+                end.route = Route(other.ident, (relay.ident,))
+                end.active = end.route
+                end.rtt = 2 * net.delay_by(self.node, peer, relay)
+
+
+class RingNode:
+    """One member: everything of a daemon that makes the ring, and nothing else."""
+
+    __slots__ = ("bootstrap", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "peer", "place", "ring", "rpc",
+                 "runtime", "tables", "up")  # fmt: skip
+
+    def __init__(self, net: RingNet, number: int) -> None:
+        self.net = net
+        self.ident: Ident = hashlib.sha256(b"node" + number.to_bytes(8, "big")).digest()[:20]
+        self.peer = Peer(self.ident, f"n{number}")
+        self.endpoint = Endpoint("udp", f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 4500)
+        self.place = (net.rng.random(), net.rng.random())
+        self.up = False
+        self._power_on()
+
+    def _power_on(self) -> None:
+        self.runtime = ModelRuntime(self.net, self)
+        self.links = ModelLinks(self)
+        self.rpc = Rpc(self.links, self.runtime)
+        self.lookups = Lookups(self.links, self.rpc, self.runtime)
+        self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)
+        self.tables = Tables(self.ring, self.links, self.rpc, self.runtime)
+        self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
+        self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
+        self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
+        self.rpc.suspect = self._suspect
+        self.ring.on_placed = self._placed
+
+    def start(self, *contacts: RingNode) -> Future[Any]:
+        """Join through other members, or found a ring if none are named."""
+        self.up = True
+        work = self.bootstrap.run(tuple(contact.endpoint for contact in contacts), not contacts)
+        return self.runtime.background(work)
+
+    def crash(self) -> None:
+        """Stop without a word. The others notice after a while."""
+        self.net.cut_off(self)
+        self._power_off()
+
+    def _power_off(self) -> None:
+        self.up = self.runtime.alive = False
+        self._power_on()
+
+    def leave(self) -> None:
+        """Say goodbye, then stop."""
+
+        def gone(_: object) -> None:
+            for link in self.links:
+                self.links.drop(link, tell=True)
+            self._power_off()
+
+        self.runtime.background(self.ring.leave()).then(gone)
+
+    def _suspect(self, ident: Ident) -> None:
+        link = self.links.by_ident.get(ident)
+        if link is not None:
+            self.links.doubt(link)
+
+    def _placed(self) -> None:
+        """Tell it to all links, as `Hello` does."""
+        for link in self.links:
+            self.net.sent(HELLO_BYTES)
+            peer = self.net.nodes[link.ident]
+            self.net.at(self.net.now + link.rtt / 2, self._told, peer)
+
+    def _told(self, peer: RingNode) -> None:
+        back = peer.links.by_ident.get(self.ident)
+        if back is not None:
+            back.placed = True
+
+
+@dataclass
+class RingNet:
+    """Members on a unit square whose distance is their delay, up to `width_s` seconds of round trip along a side."""
+
+    seed: int = 1
+    loss: float = 0.0
+    """Share of messages lost, 0..1."""
+    width_s: float = 0.1
+    delay_of: Callable[[RingNode, RingNode], float] | None = None
+    """One-way delay of a pair in seconds; the plane if None."""
+    now: float = 0.0
+    nodes: dict[Ident, RingNode] = field(default_factory=dict)
+    by_endpoint: dict[Endpoint, RingNode] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    bytes: int = 0
+    messages: int = 0
+    events: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = Random(f"ring/{self.seed}")
+        self.reaches: Callable[[RingNode, RingNode], bool] = lambda one, other: True
+        """Whether datagrams pass between two members, either way."""
+        self._queue: list[tuple[float, int, Callable[[Any], object], Any]] = []
+        self._order = itertools.count()
+
+    def add(self) -> RingNode:
+        """One more member, switched off."""
+        node = RingNode(self, len(self.nodes))
+        self.nodes[node.ident] = node
+        self.by_endpoint[node.endpoint] = node
+        return node
+
+    def up(self) -> list[RingNode]:
+        """Those that run."""
+        return [node for node in self.nodes.values() if node.up]
+
+    # --- time --------------------------------------------------------------------------------
+
+    def at(self, moment: float, call: Callable[[Any], object], argument: Any) -> None:
+        """Make a call at a moment."""
+        heapq.heappush(self._queue, (moment, next(self._order), call, argument))
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """Let time pass, at most until the condition holds; gives whether it does."""
+        end = self.now + seconds
+        queue = self._queue
+        if until is not None and until():
+            return True
+        while queue and queue[0][0] <= end:
+            self.now, _, call, argument = heapq.heappop(queue)
+            self.events += 1
+            call(argument)
+            if until is not None and until():
+                return True
+        self.now = end
+        return False
+
+    # --- the wire ----------------------------------------------------------------------------
+
+    def sent(self, size: int, times: int = 1) -> None:
+        """Count what goes over the wire."""
+        self.messages += times
+        self.bytes += size * times
+
+    def one_way(self, one: RingNode, other: RingNode) -> float:
+        """Seconds that a datagram takes between two members."""
+        if self.delay_of is not None:
+            return self.delay_of(one, other)
+        (x, y), (u, v) = one.place, other.place
+        return 0.001 + self.width_s / 2 * hypot(x - u, y - v)
+
+    def delay_by(self, one: RingNode, other: RingNode, relay: RingNode | None) -> float:
+        """The same, over a third one."""
+        return self.one_way(one, other) if relay is None else self.one_way(one, relay) + self.one_way(relay, other)
+
+    def delay(self, one: RingNode, other: RingNode, link: Link) -> float:
+        """Seconds that a datagram of a link takes."""
+        relay = self.nodes[link.route.via[0]] if isinstance(link.active, Route) and link.route.via else None
+        return self.delay_by(one, other, relay)
+
+    def crosses(self, one: RingNode, other: RingNode, link: Link) -> bool:
+        """Whether a datagram of a link gets to the other end now."""
+        if not isinstance(link.active, Route):
+            return self.reaches(one, other)
+        relay = self.nodes[link.route.via[0]]
+        return relay.up and self.reaches(one, relay) and self.reaches(relay, other)
+
+    def relay_between(self, one: RingNode, other: RingNode, agent: Ident | None) -> RingNode | None:
+        """Over whom the two can speak: the agent, else a member that both have a link to. None if there is nobody."""
+        shared = [ident for ident in one.links.by_ident if ident in other.links.by_ident]
+        for ident in [agent, *shared] if agent else shared:
+            relay = self.nodes[ident]
+            if relay.up and relay not in (one, other) and self.reaches(one, relay) and self.reaches(relay, other):
+                return relay
+        return None
+
+    # --- death -------------------------------------------------------------------------------
+
+    def cut_off(self, node: RingNode) -> None:
+        """A member has crashed: all who have a link to it will find out, each in its time."""
+        for link in node.links:
+            peer = self.nodes[link.ident]
+            back = peer.links.by_ident.get(node.ident)
+            if back is not None:
+                peer.links.doubt(back, self._until_keepalive(peer, back))
+        for peer_link in list(node.links.by_ident):
+            for ident in list(self.nodes[peer_link].links.by_ident):
+                self._recheck_relayed(self.nodes[peer_link], ident, node)
+
+    def _recheck_relayed(self, peer: RingNode, ident: Ident, relay: RingNode) -> None:
+        link = peer.links.by_ident.get(ident)
+        if link is not None and link.route.via == (relay.ident,):
+            peer.links.doubt(link, self._until_keepalive(peer, link))
+
+    def recheck(self) -> None:
+        """Who reaches whom has changed: links that do not carry any more will be found out."""
+        for node in self.up():
+            for link in node.links:
+                if not self.crosses(node, self.nodes[link.ident], link):
+                    node.links.doubt(link, self._until_keepalive(node, link))
+
+    def _until_keepalive(self, node: RingNode, link: Link) -> float:
+        interval = NEIGHBOUR_KEEPALIVE if link.ident in node.ring.watched else KEEPALIVE
+        return self.rng.random() * interval
+
+    def keepalive_bytes_per_s(self) -> float:
+        """What the challenges and fresh keys of all links cost just now."""
+        total = 0.0
+        for node in self.up():
+            for ident in node.links.by_ident:
+                interval = NEIGHBOUR_KEEPALIVE if ident in node.ring.watched else KEEPALIVE
+                total += (CHALLENGE_BYTES / interval + REKEY_BYTES_PER_S) / 2
+        return total
