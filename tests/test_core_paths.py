@@ -206,6 +206,7 @@ class PathTests(PathCase):
         """A path that carries only one way is no path."""
         self.sim.reachable = lambda sender, receiver: (sender, receiver) != (self.one, self.other)
         self.becomes(self.sim, lambda: not link_of(self.one, self.other).is_direct, 60, "the ring instead")
+        self.becomes(self.sim, lambda: not link_of(self.other, self.one).is_direct, 10, "the ring instead, though the peer is heard over it")
         self.converse(self.sim, [(self.one, self.other), (self.other, self.one)])
 
     def test_inadmissible(self) -> None:
