@@ -24,6 +24,8 @@ NEAREST = 8
 """Nodes that a walk names."""
 SENDINGS = 3
 """Sendings of a question to a next hop until another is tried; fewer than usual, since there are others."""
+GONE = 180.0
+"""Seconds for which a member whose link broke is left out of what others' tables promise."""
 DETOURS = 3
 """Next hops tried at each node before it gives up."""
 
@@ -47,6 +49,10 @@ class Lookups:
         self._links = links
         self._rpc = rpc
         self._runtime = runtime
+        self._gone: dict[int, float] = {}
+        """Places of members whose links broke lately, and when: tables that others told may still name them."""
+        links.on_down.append(self._link_down)
+        links.on_up.append(self._link_up)
         rpc.serve(m.Lookup, self._asked)
         rpc.serve(m.Closest, lambda link, body: self._walk(body))
 
@@ -119,7 +125,15 @@ class Lookups:
                 return link
         untried = [link for link in self._links.by_ident.values() if link.ident not in tried]
         placed = [link for link in untried if link.placed]
-        return next_hop(place_of(self._ident), place_of(key), placed or untried)
+        return next_hop(place_of(self._ident), place_of(key), placed or untried, self._gone)
+
+    def _link_up(self, link: Link) -> None:
+        self._gone.pop(link.place, None)
+
+    def _link_down(self, link: Link) -> None:
+        now = self._runtime.now
+        self._gone = {place: moment for place, moment in self._gone.items() if now - moment < GONE}
+        self._gone[link.place] = now
 
 
 def _found(answer: m.Answer) -> m.Found:

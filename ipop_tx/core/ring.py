@@ -166,10 +166,13 @@ class Ring:
     # --- stabilise and rectify ---------------------------------------------------------------
 
     async def _stabilise_for_ever(self) -> None:
+        rounds = 0
         while not self.leaving:
             await self._stabilise()
-            self._consider_linked()
             quick = self._unsettled > 0
+            rounds += 1
+            if quick or rounds % 6 == 0:
+                self._consider_linked()
             self._unsettled = max(0, self._unsettled - 1)
             await self._runtime.sleep(self._runtime.spread(STABILISE / 10 if quick else STABILISE))
 

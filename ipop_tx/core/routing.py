@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from ipop_tx.values import Ident
@@ -80,8 +80,11 @@ class Step(Protocol):
 S = TypeVar("S", bound=Step)
 
 
-def next_hop(own: int, key: int, steps: Iterable[S]) -> S | None:
-    """The step that leads nearest to the owner of `key`, itself or by one of its own links; the quickest of several that lead as near."""
+def next_hop(own: int, key: int, steps: Iterable[S], gone: Container[int] = ()) -> S | None:
+    """The step that leads nearest to the owner of `key`, itself or by one of its own links; the quickest of several that lead as near.
+
+    `gone` are places of members that have died, which tables may still name.
+    """
     best: S | None = None
     best_off, best_delay = AROUND * BEFORE, 0.0
     for step in steps:
@@ -94,7 +97,7 @@ def next_hop(own: int, key: int, steps: Iterable[S]) -> S | None:
                 place = places[index]
                 further = off(place, key)
                 # A member that is only reached through another one is a little further off than the other itself.
-                if further < distance and place != own:
+                if further < distance and place != own and place not in gone:
                     distance, delay = further, step.rtt + table.delay(index)
         if distance < best_off or (distance == best_off and delay < best_delay):
             best, best_off, best_delay = step, distance, delay

@@ -6,6 +6,8 @@ question take a longer way, no more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ipop_tx.core.link import Link
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.ring import Ring
@@ -32,6 +34,7 @@ class Tables:
         self._links = links
         self._rpc = rpc
         self._runtime = runtime
+        self.table_of: Callable[[m.Links], Table] = lambda body: Table(body.idents, body.delays)
         self._told: dict[Ident, tuple[Ident, ...]] = {}
         """What each member was told last."""
         self._own: tuple[Ident, ...] = ()
@@ -79,7 +82,7 @@ class Tables:
     def _heard(self, link: Link, body: m.Links) -> m.Done:
         if len(body.delays) != len(body.idents) or any(one >= other for one, other in zip(body.idents, body.idents[1:], strict=False)):
             raise BadMessage("a table of links is out of order")
-        link.table = Table(body.idents, body.delays)
+        link.table = self.table_of(body)
         return m.Done()
 
     def _link_down(self, link: Link) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import hypot
 from random import Random
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ipop_tx.core.bootstrap import Bootstrap
 from ipop_tx.core.events import Fault
@@ -26,6 +27,7 @@ from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
 from ipop_tx.core.paths import KEEPALIVE, NEIGHBOUR_KEEPALIVE, PROBE_WAIT
 from ipop_tx.core.ring import Ring
+from ipop_tx.core.routing import Table
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tables import Tables
@@ -48,6 +50,16 @@ PROBES_TAKE = PROBE_WAIT * (1 + 1.5 + 2.25)
 """Seconds until a link is given up after the first challenge that stays unanswered."""
 HELLO_BYTES = 2 * (OVERHEAD + UDP_IP) + 180
 """Greeting on a new link."""
+
+
+class SharedTable(Table):
+    """A table that all who were told of it share."""
+
+    __slots__ = ("__weakref__", "body")
+
+    def __init__(self, body: m.Links) -> None:
+        super().__init__(body.idents, body.delays)
+        self.body = body
 
 
 class ModelRuntime(Runtime):
@@ -251,6 +263,7 @@ class RingNode:
         self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
         self.rpc.suspect = self._suspect
+        self.tables.table_of = self.net.table_of
         self.ring.on_placed = self._placed
 
     def start(self, *contacts: RingNode) -> Future[Any]:
@@ -321,6 +334,14 @@ class RingNet:
         """Whether datagrams pass between two members, either way."""
         self._queue: list[tuple[float, int, Callable[[Any], object], Any]] = []
         self._order = itertools.count()
+        self._tables: WeakValueDictionary[int, SharedTable] = WeakValueDictionary()
+
+    def table_of(self, body: m.Links) -> Table:
+        """One table for all who were told the same, to save memory."""
+        table = self._tables.get(id(body))
+        if table is None or table.body is not body:
+            table = self._tables[id(body)] = SharedTable(body)
+        return table
 
     def add(self) -> RingNode:
         """One more member, switched off."""
