@@ -62,6 +62,10 @@ class Bootstrap:
                 if self._runtime.now - begun > self._patience():
                     self._ring.found()
                 await first([self._runtime.sleep(RETRY), self._next_link])
+        self.stay()
+
+    def stay(self) -> None:
+        """On the ring: from now on only see that the way back is never lost."""
         self._runtime.background(self._keep_knocking())
 
     def _patience(self) -> float:

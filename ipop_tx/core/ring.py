@@ -66,6 +66,8 @@ class Ring:
         """What our successor answered last."""
         self._settled_version = 0
         """Our own version when we had taken that in; if neither has changed, nothing is to be done."""
+        self._said_before: Ident | None = None
+        """Who was before our successor when we came: before us then, whoever that is by now."""
         lookups.ring = self
         links.on_down.append(self._link_down)
         links.on_up.append(self._link_up)
@@ -89,8 +91,9 @@ class Ring:
             return False
         if self.predecessor is not None and self.predecessor != without:
             return within(self.predecessor, key, self.ident)
-        known = {*self.successors, *self.fingers} - {without}
-        before = min(known, key=lambda ident: clockwise(ident, self.ident), default=None)
+        if not self.placed and self._said_before is None:
+            return not self.successors
+        before = self._said_before or self._linked_before(without)
         return before is None or within(before, key, self.ident)
 
     def around(self) -> list[Ident]:
@@ -217,9 +220,16 @@ class Ring:
             else:
                 self.insert_successor(nearer)
                 return False
+        elif nearer and self.predecessor is None and strictly_within(successor, nearer, self.ident):
+            self._said_before = nearer
+            self._runtime.background(self._meet_predecessor(nearer, successor))
         self._adopt_list(successor, answer.successors)
         self._settled_version = self._version
         return True
+
+    async def _meet_predecessor(self, ident: Ident, informant: Ident) -> None:
+        """The second step of joining goes quicker when we make ourselves known on the other side, too."""
+        await self.consider(await self._links.connect(ident, informant))
 
     def _adopt_list(self, successor: Ident, theirs: tuple[Ident, ...]) -> None:
         """Our list is our successor and the head of its list, as long as that goes on clockwise and does not pass us."""
@@ -257,7 +267,7 @@ class Ring:
             return
         if old == ident:
             return
-        self.predecessor = ident
+        self.predecessor, self._said_before = ident, None
         self._changed()
         if not self.successors:
             self.insert_successor(ident)
@@ -293,7 +303,13 @@ class Ring:
         if not isinstance(answer, m.Neighbours) or not answer.joined or not self.joined:
             return
         self.insert_successor(link.ident)
-        self._consider_predecessor(link.ident)
+        if self.placed or self.predecessor or self._may_precede(link.ident):
+            self._consider_predecessor(link.ident)
+
+    def _may_precede(self, ident: Ident) -> bool:
+        """Whether a newcomer may take a member for the one before it: not just anybody it happens to know."""
+        said = self._said_before
+        return said is not None and (ident == said or strictly_within(said, ident, self.ident))
 
     def _suggested(self, link: Link, body: m.Suggest) -> m.Done:
         self._suggest(body.ident, link.ident)
@@ -328,13 +344,18 @@ class Ring:
             self.successors.remove(ident)
             changed = True
         if ident == self.predecessor:
-            self.predecessor = None
+            self.predecessor = self._linked_before(ident)
             changed = True
         if ident in self.fingers:
             self.fingers.remove(ident)
         if changed:
             self._refill()
             self._changed()
+
+    def _linked_before(self, without: Ident | None) -> Ident | None:
+        """The nearest member before us to whom we have a link."""
+        linked = (link.ident for link in self._links.by_ident.values() if link.placed and link.ident != without)
+        return min(linked, key=lambda ident: clockwise(ident, self.ident), default=None)
 
     def _refill(self) -> None:
         """An empty list is filled from whoever is linked, nearest first, so that a ring is never left for want of patience."""

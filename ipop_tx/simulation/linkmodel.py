@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import hypot
@@ -19,7 +20,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ipop_tx.core.bootstrap import Bootstrap
-from ipop_tx.core.events import Fault
+from ipop_tx.core.events import Fault, Joined
 from ipop_tx.core.fingers import Fingers
 from ipop_tx.core.link import Link, Route
 from ipop_tx.core.linktable import LinkTable
@@ -90,7 +91,9 @@ class ModelRuntime(Runtime):
             call()
 
     def emit(self, event: object) -> None:
-        """Only our own errors are of interest."""
+        """Take note of members that enter the ring, and of our own errors."""
+        if isinstance(event, Joined):
+            self.net.entered(self.node)
         if isinstance(event, Fault):
             self.net.faults.append(f"{self.node.peer.name} at {self.net.now:.3f}: {event.text}")
 
@@ -179,11 +182,12 @@ class ModelLinks(LinkTable):
             return
         via = None if direct else relay
         if peer.ident not in self.by_ident:
-            self._come_up(peer, via, True)
+            self.come_up(peer, via, True)
         if self.ident not in peer.links.by_ident:
-            peer.links._come_up(self.node, via, False)
+            peer.links.come_up(self.node, via, False)
 
-    def _come_up(self, peer: RingNode, relay: RingNode | None, initiated: bool) -> None:
+    def come_up(self, peer: RingNode, relay: RingNode | None, initiated: bool) -> None:
+        """This end of a fresh link."""
         net = self.node.net
         link = Link(peer.peer, net.now, initiated)
         link.route = Route(peer.ident, (relay.ident,) if relay else ())
@@ -279,6 +283,7 @@ class RingNode:
 
     def _power_off(self) -> None:
         self.up = self.runtime.alive = False
+        self.net.gone(self)
         self._power_on()
 
     def leave(self) -> None:
@@ -324,7 +329,7 @@ class RingNet:
     by_endpoint: dict[Endpoint, RingNode] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    bytes: int = 0
+    bytes_sent: int = 0
     messages: int = 0
     events: int = 0
 
@@ -334,6 +339,10 @@ class RingNet:
         """Whether datagrams pass between two members, either way."""
         self._queue: list[tuple[float, int, Callable[[Any], object], Any]] = []
         self._order = itertools.count()
+        self.order: list[Ident] = []
+        """All that ever were, by number."""
+        self._members: list[Ident] = []
+        """Those on the ring, in order."""
         self._tables: WeakValueDictionary[int, SharedTable] = WeakValueDictionary()
 
     def table_of(self, body: m.Links) -> Table:
@@ -348,7 +357,35 @@ class RingNet:
         node = RingNode(self, len(self.nodes))
         self.nodes[node.ident] = node
         self.by_endpoint[node.endpoint] = node
+        self.order.append(node.ident)
         return node
+
+    def some(self, count: int) -> list[RingNode]:
+        """A few of those that run, at random."""
+        drawn = (self.nodes[self.order[self.rng.randrange(len(self.order))]] for _ in range(50))
+        return list({node.ident: node for node in drawn if node.up}.values())[:count]
+
+    def link(self, one: RingNode, other: RingNode) -> None:
+        """Give two members a link, as if they had had it for long."""
+        if other.ident not in one.links.by_ident:
+            relay = None if self.reaches(one, other) else self.relay_between(one, other, None)
+            if relay is not None or self.reaches(one, other):
+                one.links.come_up(other, relay, True)
+                other.links.come_up(one, relay, False)
+
+    def owner(self, key: bytes) -> Ident:
+        """The member that a key belongs to, in truth."""
+        return self._members[bisect_left(self._members, key) % len(self._members)]
+
+    def entered(self, node: RingNode) -> None:
+        """A member has found its place."""
+        insort(self._members, node.ident)
+
+    def gone(self, node: RingNode) -> None:
+        """A member is off the ring."""
+        at = bisect_left(self._members, node.ident)
+        if at < len(self._members) and self._members[at] == node.ident:
+            del self._members[at]
 
     def up(self) -> list[RingNode]:
         """Those that run."""
@@ -380,7 +417,7 @@ class RingNet:
     def sent(self, size: int, times: int = 1) -> None:
         """Count what goes over the wire."""
         self.messages += times
-        self.bytes += size * times
+        self.bytes_sent += size * times
 
     def one_way(self, one: RingNode, other: RingNode) -> float:
         """Seconds that a datagram takes between two members."""
