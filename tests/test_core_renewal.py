@@ -7,6 +7,8 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from cryptography import x509
+
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp
 from ipop_tx.core.link import KEY_LIFE, Keyed, Link, Route
@@ -14,13 +16,16 @@ from ipop_tx.core.links import REAUTHENTICATE, REKEY_AFTER
 from ipop_tx.core.renewals import SOONEST
 from ipop_tx.errors import BadMessage, LocalMisuse
 from ipop_tx.services.forwarding import sessions_of
+from ipop_tx.session.dtls import DtlsSessionFactory
 from ipop_tx.session.plain import PlainSessionFactory
+from ipop_tx.simulation import network
 from ipop_tx.simulation.network import SimulatedNode
 from ipop_tx.values import Endpoint, Peer
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL, OVERHEAD, Form, form_of
 from tests.net import NetCase, separate
 from tests.test_core_paths import PathCase, link_of
+from tests.test_session import SelfSigned
 
 
 class RenewalCase(PathCase):
@@ -190,6 +195,26 @@ class RenewTests(RenewalCase):
         self.assertTrue(all(isinstance(link.active, Route) for link in (link_of(self.one, self.other), link_of(self.other, self.one))))
         self.agreed(True)
         self.assertEqual((checked, set(self.down)), ([], {"for a test"}))
+
+
+class DtlsRenewTests(RenewTests):
+    """The same with the real sessions."""
+
+    def setUp(self) -> None:
+        peers: dict[str, Peer] = {}
+
+        class Certified(SelfSigned):
+            """Shows a member's name, and knows who bears one."""
+
+            def verify(self, chain: list[x509.Certificate]) -> Peer:
+                return peers[super().verify(chain).name]
+
+        def factory(peer: Peer, rng: Random) -> DtlsSessionFactory:
+            peers[peer.name] = peer
+            return DtlsSessionFactory(Certified(peer.name))
+
+        self.patch(network, "PlainSessionFactory", factory)
+        super().setUp()
 
 
 class TroubleTests(RenewalCase):
