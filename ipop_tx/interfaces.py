@@ -141,6 +141,7 @@ class ISession(Interface):
     local_index: int = Attribute("receiver index of the datagrams that we shall get (bit 31 set, bit 30 clear)")
     tag: bytes = Attribute("8 bytes that both ends derive alike once established; orders two sessions of one link")
 
+    renewable: bool = Attribute("whether a session can still be made from this one by `renew`; true once established, until that is done")
     channel: ISealedChannel | None = Attribute("the sealed channel once established; None in sessions that only simulations use")
 
     def receive(now: float, datagram: bytes | memoryview) -> None:
@@ -160,6 +161,16 @@ class ISession(Interface):
 
     def unprotect(datagram: bytes | memoryview) -> tuple[int, bytes]:
         """Open one sealed datagram: (kind, payload). Raises `BadDatagram` for a forgery, a replay or one too old."""
+
+    def offer() -> bytes:
+        """Our public key (32 bytes) for the renewal of this session; the same at each call. Raises `LocalMisuse` when not `renewable`."""
+
+    def renew(public: bytes) -> ISession:
+        """The session that follows this one, made of `offer` and the peer's `public`, established and with the same peer.
+
+        The peer, called with our `offer`, gets its other end. It is possible once: what it takes is erased. Raises `LocalMisuse` when not
+        `renewable`, `BadMessage` for a key that is none.
+        """
 
     def close() -> None:
         """Forget the keys."""

@@ -85,6 +85,7 @@ class ClearSession:
     initiated = True
     opening = bytes(32)
     peer = None
+    renewable = False
     tag = bytes(8)
 
     def __init__(self, local_index: int, remote_index: int, channel: Any = None) -> None:
@@ -120,6 +121,12 @@ class ClearSession:
 
     def poll_timeout(self) -> None:
         return None
+
+    def offer(self) -> bytes:
+        raise AssertionError("no renewal here")
+
+    def renew(self, public: bytes) -> ClearSession:
+        raise AssertionError("no renewal here")
 
     def close(self) -> None:
         return None

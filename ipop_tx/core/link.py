@@ -32,13 +32,19 @@ class Route(NamedTuple):
 PathKey = Endpoint | Route
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Keyed:
     """A session in use. `confirmed`: the peer has shown that it holds the keys too."""
 
     session: ISession
     born: float
     confirmed: bool
+    renew_until: float = 0.0
+    """Until when it may be renewed without that certificates are checked."""
+    renewed: bool = False
+    """Whether it was made by a renewal, not by a handshake."""
+    child: Keyed | None = None
+    """The session that renews it."""
     heard: float = 0.0
     """When the peer last sent a control message by it."""
     path: PathKey | None = None
@@ -140,15 +146,21 @@ class Link:
             raise LocalMisuse("the link has no session")
         return self.sessions[0].session
 
-    def add_session(self, session: ISession, now: float) -> None:
-        """Put a new session first, unless it crossed with one of the same moment whose tag is greater.
+    def add_session(self, session: ISession, now: float, renew_until: float = 0.0) -> None:
+        """Put the session of a handshake first, unless it crossed with another one of the same moment whose tag is greater.
 
         Two sessions that the same side began have not crossed: that side has restarted.
         """
         last = self.sessions[0] if self.sessions else None
-        crossed = last is not None and now - last.born < 5.0 and last.session.initiated != session.initiated
+        crossed = last is not None and not last.renewed and now - last.born < 5.0 and last.session.initiated != session.initiated
         at = 1 if crossed and self.sessions[0].session.tag > session.tag else 0
-        self.sessions.insert(at, Keyed(session, now, session.initiated))
+        self.sessions.insert(at, Keyed(session, now, session.initiated, renew_until))
+
+    def follow(self, parent: Keyed, session: ISession, now: float) -> Keyed:
+        """Put a session that renews `parent` first, or behind a newer one: that is a handshake's, which counts for more at both ends."""
+        parent.child = child = Keyed(session, now, False, parent.renew_until, renewed=True)
+        self.sessions.insert(0 if self.sessions[0] is parent else 1, child)
+        return child
 
     def confirm(self, session: ISession, now: float) -> bool:
         """The peer used `session`; True when that changes which session we send with.
@@ -183,7 +195,7 @@ class Link:
 
     def retire(self, now: float) -> list[ISession]:
         """Take out the sessions whose keys are dead, and all but the first three."""
-        keep = [keyed for keyed in self.sessions if now - keyed.born < KEY_LIFE][:3]
+        keep = [keyed for keyed in self.sessions if now < keyed.born + KEY_LIFE][:3]
         gone = [keyed.session for keyed in self.sessions if keyed not in keep]
         self.sessions = keep
         return gone

@@ -12,7 +12,7 @@ from typing import Protocol
 from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected
 from ipop_tx.core.fragments import Reassembly, split
 from ipop_tx.core.handshakes import Handshake, Handshakes, describe
-from ipop_tx.core.link import KEY_LIFE, Link, PathKey, Route
+from ipop_tx.core.link import KEY_LIFE, Keyed, Link, PathKey, Route
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, failed, settled
@@ -24,6 +24,8 @@ from ipop_tx.wire.datagram import CONTROL, RELAY, Form, form_of, receiver_index
 
 REKEY_AFTER = 120.0
 """Seconds after which the initiator of a session makes a fresh one; the other side waits ten seconds longer."""
+REAUTHENTICATE = 3600.0
+"""Seconds, give or take a fifth, after which a fresh session takes a handshake, in which certificates are checked."""
 MOST_GUESTS = 16
 
 
@@ -49,6 +51,8 @@ class Links(LinkTable):
         self.relaying: Relaying
         self.on_control: Callable[[Link, PathKey, m.Message], None]
         self.on_path: Callable[[Link, PathKey], None]
+        self.renew: Callable[[Link, Keyed], object]
+        """Begins the renewal of a session."""
         self._runtime = runtime
         self._by_index: dict[int, tuple[Link, ISession]] = {}
         self._connecting: dict[Ident, Future[Link]] = {}
@@ -164,9 +168,20 @@ class Links(LinkTable):
                 return settled(link)
         return self._handshakes.begin(endpoint, None)
 
-    def rekey(self, link: Link) -> Future[Link]:
-        """Make a fresh session on the active path; the old one goes on until the new one is confirmed."""
-        return self._handshakes.begin(link.active, link.ident)
+    def rekey(self, link: Link) -> None:
+        """Make a fresh session, of the newest one if that may be renewed; the old one goes on until the new one is confirmed."""
+        newest = link.sessions[0]
+        if newest.session.renewable and self._runtime.now < newest.renew_until:
+            self.renew(link, newest)
+        else:
+            self._handshakes.begin(link.active, link.ident)
+
+    def follow(self, link: Link, parent: Keyed, session: ISession) -> Keyed:
+        """Take a session that renews another one of the link. Raises `Unreachable` when its index is taken."""
+        self._refuse_taken(session)
+        child = link.follow(parent, session, self._runtime.now)
+        self._use(link, session)
+        return child
 
     def _adopt(self, handshake: Handshake) -> Link:
         session, peer = handshake.session, handshake.session.peer
@@ -175,19 +190,26 @@ class Links(LinkTable):
             raise PeerRefused(f"this node's own identity answers at {describe(handshake.path)}", "if that is another machine, join it anew")
         if handshake.expect is not None and peer.ident != handshake.expect:
             raise PeerRefused(f"somebody else answered for {handshake.expect.hex()[:8]}")
-        if session.local_index in self._by_index:
-            raise Unreachable("two sessions drew the same index", "it is tried again")
+        self._refuse_taken(session)
         link = None if peer.guest else self.by_ident.get(peer.ident)
         fresh = link is None
         if link is None:
             link = self._new_link(peer, handshake)
         link.peer = peer
-        link.add_session(session, self._runtime.now)
+        link.add_session(session, self._runtime.now, self._runtime.now + self._runtime.spread(REAUTHENTICATE))
+        self._use(link, session)
+        self._came_up(link, handshake.path, fresh)
+        return link
+
+    def _refuse_taken(self, session: ISession) -> None:
+        if session.local_index in self._by_index:
+            raise Unreachable("two sessions drew the same index", "it is tried again")
+
+    def _use(self, link: Link, session: ISession) -> None:
         self._by_index[session.local_index] = (link, session)
         self._forget_sessions(link)
-        self._came_up(link, handshake.path, fresh)
         self._runtime.after(REKEY_AFTER + (0.0 if session.initiated else 10.0), lambda: self._rekey_due(link, session))
-        return link
+        self._runtime.after(KEY_LIFE, lambda: self._keys_dead(link))
 
     def _watch_for_twins(self, link: Link, session: ISession, path: PathKey) -> None:
         places = link.twin_places(session, path, self._runtime.now)
@@ -222,18 +244,24 @@ class Links(LinkTable):
             self._runtime.emit(LinkChanged(link.ident))
 
     def _rekey_due(self, link: Link, session: ISession) -> None:
+        self._keys_dead(link)  # the timers of a machine that was suspended are all late
         if not link.up or link.peer.guest or link.sessions[0].session is not session:
-            return
-        if self._runtime.now - link.sessions[0].born > KEY_LIFE - 5.0:
-            self.drop(link, "its keys are too old and no fresh ones could be made")
             return
         self.rekey(link)
         self._runtime.after(10.0, lambda: self._rekey_due(link, session))
 
-    def _forget_sessions(self, link: Link) -> None:
-        for session in link.retire(self._runtime.now):
+    def _keys_dead(self, link: Link) -> None:
+        if link.up and self._runtime.now >= max(keyed.born for keyed in link.sessions) + KEY_LIFE:
+            self.drop(link, "its keys are too old and no fresh ones could be made")
+        elif link.up and self._forget_sessions(link):
+            self._runtime.emit(LinkChanged(link.ident))
+
+    def _forget_sessions(self, link: Link) -> bool:
+        gone = link.retire(self._runtime.now)
+        for session in gone:
             self._by_index.pop(session.local_index, None)
             session.close()
+        return bool(gone)
 
     def drop(self, link: Link, reason: str, tell: bool = True) -> None:
         """End a link. Its sessions are forgotten at once."""

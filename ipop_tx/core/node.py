@@ -21,6 +21,7 @@ from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
 from ipop_tx.core.paths import Paths
 from ipop_tx.core.relay import Relay
+from ipop_tx.core.renewals import Renewals
 from ipop_tx.core.replica import Replicas
 from ipop_tx.core.resolver import Resolver
 from ipop_tx.core.ring import Ring
@@ -73,6 +74,7 @@ class Node:
         self.paths = Paths(self.links, self.runtime, network)
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
+        self.renewals = Renewals(self.links, self.rpc, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
         self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)
         self.tables = Tables(self.ring, self.links, self.rpc, self.runtime)

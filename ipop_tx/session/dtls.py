@@ -17,6 +17,7 @@ from zope.interface import implementer
 from ipop_tx.errors import IpopError, LocalMisuse, PeerRefused, RemoteMisbehaviour, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.session.hello import CookieJar, hello_verify_request, parse_client_hello, split_records
+from ipop_tx.session.renewal import BLOCK_BYTES, Chain
 from ipop_tx.session.sealed import Algorithm, SealedChannel, sealed_index
 from ipop_tx.values import Peer
 
@@ -27,7 +28,6 @@ GIVE_UP_AFTER = 10.0
 """Seconds from the first flight after which a handshake has failed."""
 
 _EXPORTER_LABEL = b"EXPORTER-ipop-tx-1"
-_EXPORTED_BYTES = 32 + 32 + 4 + 4 + 8
 _AES = b"ECDHE-ECDSA-AES128-GCM-SHA256"
 _CHACHA = b"ECDHE-ECDSA-CHACHA20-POLY1305"
 _DTLS_1_2 = 0xFEFD
@@ -61,9 +61,9 @@ def has_aes() -> bool:
 
 @implementer(ISession)
 class DtlsSession:
-    """One end of a DTLS handshake and the sealed channel that follows it. Made by `DtlsSessionFactory`."""
+    """One end of a DTLS handshake and the sealed channel that follows it. Made by `DtlsSessionFactory`, or without handshake by `renew`."""
 
-    def __init__(self, connection: SSL.Connection, initiated: bool, now: float) -> None:
+    def __init__(self, connection: SSL.Connection | None, initiated: bool, now: float) -> None:
         self.established = False
         self.failure: IpopError | None = None
         self.initiated = initiated
@@ -75,6 +75,8 @@ class DtlsSession:
         self.judged: Peer | None = None
         self._connection: SSL.Connection | None = connection
         self._channel: SealedChannel | None = None
+        self._algorithm = Algorithm.AES_128_GCM
+        self._chain: Chain | None = None
         self._outgoing: deque[bytes] = deque()
         self._deadline: float | None = None
         self._give_up_at = now + GIVE_UP_AFTER
@@ -130,6 +132,28 @@ class DtlsSession:
             raise LocalMisuse("a session that is not established cannot open")
         return self._channel.unprotect(datagram)
 
+    @property
+    def renewable(self) -> bool:
+        """Whether `renew` can still be called."""
+        return self._chain is not None
+
+    def offer(self) -> bytes:
+        """Our public key for the renewal. Raises `LocalMisuse` when this session cannot be renewed (any more)."""
+        if self._chain is None:
+            raise LocalMisuse("this session cannot be renewed", "make a handshake")
+        return self._chain.offer()
+
+    def renew(self, public: bytes) -> DtlsSession:
+        """The session that follows. Raises `LocalMisuse` as `offer` does, and `BadMessage` for a public key that is none."""
+        if self._chain is None:
+            raise LocalMisuse("this session cannot be renewed", "make a handshake")
+        initiated, block = self._chain.follow(public)
+        self._chain = None
+        session = DtlsSession(None, initiated, 0.0)
+        session.judged = self.peer
+        session._use(block, self._algorithm)
+        return session
+
     def _peer_has_keys(self) -> None:
         """The peer uses its keys, so it will not ask again for our last flight: 84 kB can go."""
         self._connection = None
@@ -137,7 +161,7 @@ class DtlsSession:
     def close(self) -> None:
         """Forget the keys, and all that is not yet sent. Idempotent."""
         self.established = False
-        self._channel = self._connection = self._deadline = None
+        self._channel = self._chain = self._connection = self._deadline = None
         self._outgoing.clear()
 
     def advance(self, now: float) -> None:
@@ -166,17 +190,22 @@ class DtlsSession:
         if self.judged is None:
             self._fail(PeerRefused("the peer showed no certificate that could be checked"))
             return
-        exported = connection.export_keying_material(_EXPORTER_LABEL, _EXPORTED_BYTES, None)
-        client_key, server_key, self.tag = exported[:32], exported[32:64], exported[72:]
-        to_server, to_client = sealed_index(exported[64:68]), sealed_index(exported[68:72])
         chacha = "CHACHA20" in (connection.get_cipher_name() or "")
         algorithm = Algorithm.CHACHA20_POLY1305 if chacha else Algorithm.AES_128_GCM
+        self._use(connection.export_keying_material(_EXPORTER_LABEL, BLOCK_BYTES, None), algorithm)
+
+    def _use(self, block: bytes, algorithm: Algorithm) -> None:
+        """Take the keys of a block (`renewal.BLOCK_BYTES`): the session is established."""
+        client_key, server_key, self.tag = block[:32], block[32:64], block[72:80]
+        to_server, to_client = sealed_index(block[64:68]), sealed_index(block[68:72])
         if self.initiated:
             self.local_index = to_client
             self._channel = SealedChannel(client_key, server_key, to_server, to_client, algorithm, self._peer_has_keys)
         else:
             self.local_index = to_server
             self._channel = SealedChannel(server_key, client_key, to_client, to_server, algorithm, self._peer_has_keys)
+        self._algorithm = algorithm
+        self._chain = Chain(block[80:])
         self.peer = self.judged
         self.established = True
 

@@ -12,7 +12,7 @@ from zlib import crc32
 import msgspec
 from zope.interface import implementer
 
-from ipop_tx.errors import BadDatagram, IpopError, LocalMisuse, PeerRefused, Unreachable
+from ipop_tx.errors import BadDatagram, BadMessage, IpopError, LocalMisuse, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.session.replay import ReplayWindow
 from ipop_tx.session.sealed import sealed_index
@@ -25,20 +25,45 @@ LONGEST_WAIT = 4.0
 GIVE_UP_AFTER = 10.0
 """Seconds from the first flight after which a handshake has failed."""
 
-# The flights of DTLS 1.2, one datagram each: 22, number, 32 random bytes of the client, body.
+# The flights of DTLS 1.2, with its sizes: bytes of UDP payload, measured with OpenSSL and the certificates of two members of a real network
+# (a member's chain is leaf, admission certificate and root: about 1.4 kB), whose names and signatures make a difference of some bytes.
 #
 #   client                         server
-#   HELLO: empty cookie      ->
-#                            <-    VERIFY: cookie               stateless
-#   HELLO: cookie            ->
-#                            <-    SHOW: server random, peer    waits with a timer
-#   PROVE: peer              ->                                 the server is established
-#                            <-    FINISH                       the client is established; sent anew for each PROVE
-_FLIGHT = struct.Struct("!BB32s")
+#   HELLO: empty cookie      ->                                 152
+#                            <-    VERIFY: cookie               60              stateless
+#   HELLO: cookie            ->                                 184
+#                            <-    SHOW: server random, peer    1200 + 585      waits with a timer
+#   PROVE: peer              ->                                 1200 + 520      the server is established
+#                            <-    FINISH                       75              the client is established; sent anew for each PROVE
+#
+# 3976 bytes in 8 datagrams. Each begins with: 22, number of the flight, of this part, count of parts, 32 random bytes of the client.
+# The parts joined are: length of the body, body, zeros. As with DTLS a flight is worth nothing until all of it has arrived.
+# An alert is 15 bytes there and only its head, 36 bytes, here.
+_FLIGHT = struct.Struct("!BBBB32s")
+_LENGTH = struct.Struct("!H")
 _HANDSHAKE = 22
 _ALERT = 21
 HELLO, VERIFY, SHOW, PROVE, FINISH = 1, 2, 3, 4, 5
+SIZES = {HELLO: (152,), VERIFY: (60,), SHOW: (1200, 585), PROVE: (1200, 520), FINISH: (75,)}
+"""Bytes of the datagrams of each flight."""
+COOKIE_BYTES = 32
+"""What the cookie adds to a hello."""
 _TAG = struct.Struct("!8sII")
+_CHAIN_BYTES = 32
+
+
+def _flight(step: int, opening: bytes, body: bytes = b"") -> list[bytes]:
+    """The datagrams of a flight. Its body must fit the sizes."""
+    sizes = [size + COOKIE_BYTES for size in SIZES[step]] if step == HELLO and body else SIZES[step]
+    room = [size - _FLIGHT.size for size in sizes]
+    content = (_LENGTH.pack(len(body)) + body).ljust(sum(room), b"\0")
+    starts = [sum(room[:part]) for part in range(len(room))]
+    heads = [_FLIGHT.pack(_HANDSHAKE, step, part, len(room), opening) for part in range(len(room))]
+    return [head + content[start : start + size] for head, start, size in zip(heads, starts, room, strict=True)]
+
+
+def _body(content: bytes) -> bytes:
+    return content[_LENGTH.size :][: _LENGTH.unpack_from(content)[0]]
 
 
 @implementer(ISession)
@@ -60,7 +85,10 @@ class PlainSession:
         self._replay = ReplayWindow()
         self._outgoing: deque[bytes] = deque()
         self._server_random = b""
-        self._flight = b""
+        self._flight: list[bytes] = []
+        self._arrived: dict[tuple[int, int], bytes] = {}
+        self._chain: bytes | None = None
+        self._offered = b""
         self._wait = FIRST_WAIT
         self._deadline: float | None = None
         self._give_up_at = now + GIVE_UP_AFTER
@@ -70,16 +98,15 @@ class PlainSession:
         flight = bytes(datagram)
         if self.failure is not None or len(flight) < _FLIGHT.size:
             return
-        first, step, opening = _FLIGHT.unpack_from(flight)
+        first, step, part, parts, opening = _FLIGHT.unpack_from(flight)
         if opening != self.opening:
             return
-        body = flight[_FLIGHT.size :]
         if first == _ALERT and not self.established:
             self._fail(PeerRefused("the peer refused this node's certificate", "its log says why"))
-        elif first == _HANDSHAKE and self.initiated and not self.established:
-            self._client_step(now, step, body)
-        elif first == _HANDSHAKE and not self.initiated and step == PROVE:
-            self._server_step(body)
+        elif first == _HANDSHAKE and parts == len(SIZES.get(step, ())):
+            self._arrived[step, part] = flight[_FLIGHT.size :]
+            if all((step, one) in self._arrived for one in range(parts)):
+                self._step(now, step, _body(b"".join(self._arrived.pop((step, one)) for one in range(parts))))
 
     def poll_transmit(self) -> bytes | None:
         """The next handshake datagram to send, or None."""
@@ -97,7 +124,7 @@ class PlainSession:
             self._fail(Unreachable("the peer did not finish the handshake in time"))
             return
         self._wait = min(2 * self._wait, LONGEST_WAIT)
-        self._outgoing.append(self._flight)
+        self._outgoing.extend(self._flight)
         self._deadline = min(now + self._wait, self._give_up_at)
 
     def protect(self, kind: int, payload: bytes | memoryview) -> bytes:
@@ -126,16 +153,40 @@ class PlainSession:
         self._replay.accept(counter)
         return kind, bytes(datagram[HEADER.size : end])
 
+    @property
+    def renewable(self) -> bool:
+        """Whether `renew` can still be called."""
+        return self._chain is not None
+
+    def offer(self) -> bytes:
+        """Random bytes in place of a public key. Raises `LocalMisuse` when this session cannot be renewed (any more)."""
+        if self._chain is None:
+            raise LocalMisuse("this session cannot be renewed", "make a handshake")
+        self._offered = self._offered or self._factory.random.randbytes(32)
+        return self._offered
+
+    def renew(self, public: bytes) -> PlainSession:
+        """The session that follows. Raises `LocalMisuse` as `offer` does, and `BadMessage` for what could be no public key."""
+        ours = self.offer()
+        if len(public) != 32 or public in (ours, bytes(32)):
+            raise BadMessage("a renewal has a public key that is none")
+        session = PlainSession(self._factory, ours > public, 0.0, max(ours, public))
+        session.peer = self.peer
+        session._establish((self._chain or b"") + max(ours, public) + min(ours, public))
+        self._chain = None
+        return session
+
     def close(self) -> None:
         """Forget the session. Idempotent."""
         self.established = False
+        self._chain = None
         self._deadline = None
         self._outgoing.clear()
 
     def send(self, now: float, step: int, body: bytes) -> None:
         """Send a flight, and again until an answer to it comes."""
-        self._flight = _FLIGHT.pack(_HANDSHAKE, step, self.opening) + body
-        self._outgoing.append(self._flight)
+        self._flight = _flight(step, self.opening, body)
+        self._outgoing.extend(self._flight)
         self._wait = FIRST_WAIT
         self._deadline = min(now + self._wait, self._give_up_at)
 
@@ -144,6 +195,12 @@ class PlainSession:
         self._server_random = server_random
         self.send(now, SHOW, server_random + self._factory.description)
 
+    def _step(self, now: float, step: int, body: bytes) -> None:
+        if self.initiated and not self.established:
+            self._client_step(now, step, body)
+        elif not self.initiated and step == PROVE:
+            self._server_step(body)
+
     def _client_step(self, now: float, step: int, body: bytes) -> None:
         if step == VERIFY and not self._server_random:
             self.send(now, HELLO, body)
@@ -151,12 +208,12 @@ class PlainSession:
             self._server_random = body[:32]
             self.send(now, PROVE, self._factory.description)
         elif step == FINISH and self._server_random:
-            self._establish()
+            self._establish(self.opening + self._server_random)
 
     def _server_step(self, body: bytes) -> None:
         if self.established or self._judge(body):
-            self._establish()
-            self._outgoing.append(_FLIGHT.pack(_HANDSHAKE, FINISH, self.opening))
+            self._establish(self.opening + self._server_random)
+            self._outgoing.extend(_flight(FINISH, self.opening))
 
     def _judge(self, description: bytes) -> bool:
         try:
@@ -166,13 +223,14 @@ class PlainSession:
             self._fail(PeerRefused("the peer's certificate is malformed"))
         except PeerRefused as refusal:
             self._fail(refusal)
-            self._outgoing.append(_FLIGHT.pack(_ALERT, 0, self.opening))
+            self._outgoing.append(_FLIGHT.pack(_ALERT, 0, 0, 1, self.opening))
         return self.failure is None
 
-    def _establish(self) -> None:
-        exported = hashlib.sha256(self.opening + self._server_random).digest()
+    def _establish(self, secret: bytes) -> None:
+        exported = hashlib.sha512(secret).digest()
         to_server, to_client, self.tag = sealed_index(exported[:4]), sealed_index(exported[4:8]), exported[8:16]
         self.local_index, self._send_index = (to_client, to_server) if self.initiated else (to_server, to_client)
+        self._chain = exported[-_CHAIN_BYTES:]
         self.established = True
         self._deadline = None
 
@@ -189,20 +247,20 @@ class PlainSessionFactory:
     def __init__(self, peer: Peer, random: Random, verify: Callable[[Peer], None] | None = None) -> None:
         self.description = msgspec.msgpack.encode(peer)
         self.verify: Callable[[Peer], None] = verify or (lambda peer: None)
-        self._random = random
+        self.random = random
         self._secret = random.randbytes(8)
 
     def initiate(self, now: float) -> PlainSession:
         """Begin a handshake; its first flight waits in `poll_transmit`."""
-        session = PlainSession(self, True, now, self._random.randbytes(32))
-        session.send(now, HELLO, bytes(4))
+        session = PlainSession(self, True, now, self.random.randbytes(32))
+        session.send(now, HELLO, b"")
         return session
 
     def opening(self, datagram: bytes | memoryview) -> bytes | None:
         """The client's random bytes if `datagram` is a hello, None for any other. Never raises."""
-        if len(datagram) < _FLIGHT.size or datagram[0] != _HANDSHAKE or datagram[1] != HELLO:
+        if len(datagram) < SIZES[HELLO][0] or datagram[0] != _HANDSHAKE or datagram[1] != HELLO:
             return None
-        return bytes(datagram[2 : _FLIGHT.size])
+        return bytes(datagram[4 : _FLIGHT.size])
 
     def accept(self, now: float, datagram: bytes | memoryview, source: bytes) -> tuple[PlainSession | None, bytes | None]:
         """Answer a hello: a session when it carries the cookie for `source`, else the request for the cookie."""
@@ -210,8 +268,8 @@ class PlainSessionFactory:
         if opening is None:
             return None, None
         cookie = crc32(source, crc32(opening + self._secret)).to_bytes(4, "big")
-        if bytes(datagram[_FLIGHT.size :]) != cookie:
-            return None, _FLIGHT.pack(_HANDSHAKE, VERIFY, opening) + cookie
+        if _body(bytes(datagram[_FLIGHT.size :])) != cookie:
+            return None, _flight(VERIFY, opening, cookie)[0]
         session = PlainSession(self, False, now, opening)
-        session.show(now, self._random.randbytes(32))
+        session.show(now, self.random.randbytes(32))
         return session, None

@@ -15,6 +15,7 @@ from ipop_tx.errors import BadMessage
 
 Ident = Annotated[bytes, Meta(min_length=20, max_length=20)]
 Key = Annotated[bytes, Meta(min_length=20, max_length=20)]
+PublicKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Small = Annotated[bytes, Meta(max_length=128)]
 Name = Annotated[str, Meta(max_length=63)]
 EndpointText = Annotated[str, Meta(max_length=100)]
@@ -105,6 +106,19 @@ class Offer(_Message, frozen=True, tag=11):
     """Endpoints to try for a direct path, now. Its own reply."""
 
     candidates: Endpoints
+
+
+class Renew(_Message, frozen=True, tag=12):
+    """Make a new session of the one with the tag `parent`, from my key and yours (X25519). Answered by `Renewed`."""
+
+    parent: Annotated[bytes, Meta(min_length=8, max_length=8)]
+    public: PublicKey
+
+
+class Renewed(_Message, frozen=True, tag=13):
+    """My key: the new session opens from now on."""
+
+    public: PublicKey
 
 
 # --- ring ----------------------------------------------------------------------------------------
@@ -420,6 +434,7 @@ class Working(_Message, frozen=True, tag=73):
 Ask = (
     Hello
     | Offer
+    | Renew
     | GetNeighbours
     | Notify
     | Lookup
@@ -443,6 +458,7 @@ Ask = (
 Answer = (
     Hello
     | Offer
+    | Renewed
     | Neighbours
     | Found
     | Done
