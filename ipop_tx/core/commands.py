@@ -89,6 +89,13 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Tell everybody else on the ring. Future of None, when all whom we have handed it to have it; that is not yet everybody."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Resolve:
     """Who owns an overlay address or a name. Future of an `Owner` or None."""
 

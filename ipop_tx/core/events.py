@@ -60,6 +60,13 @@ class RingChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BroadcastReceived:
+    """A member told everybody. Who began it is not known: what must be believed has to be signed inside."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Peers see us at other endpoints than before."""
 

@@ -10,6 +10,7 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.bootstrap import Bootstrap
+from ipop_tx.core.broadcast import Broadcast
 from ipop_tx.core.coordinator import Coordinator
 from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.events import EnrolRequested, Reported
@@ -76,6 +77,7 @@ class Node:
         self.ring = Ring(self.links, self.rpc, self.lookups, self.paths, self.runtime)
         self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
         self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
+        self.broadcast = Broadcast(self.ring, self.lookups, self.links, self.rpc, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
         self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
@@ -108,6 +110,7 @@ class Node:
             c.CompareAndSet: lambda x: spawn(self.dht.compare_and_set(x.key, x.version, x.value, x.ttl)),
             c.Delete: lambda x: spawn(self.dht.delete(x.key, x.version)),
             c.Lookup: lambda x: spawn(self.lookups.find(x.key)),
+            c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
             c.Resolve: lambda x: self.resolver.resolve(x.target),
             c.Connect: lambda x: self.links.connect(x.ident),
             c.Ping: lambda x: spawn(self._ping(x.ident)),

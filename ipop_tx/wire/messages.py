@@ -26,6 +26,9 @@ Endpoints = Annotated[tuple[EndpointText, ...], Meta(max_length=16)]
 MAX_VALUE = 1024
 """Largest value of a register, in bytes."""
 
+MAX_BROADCAST = 1024
+"""Largest payload of a broadcast, in bytes."""
+
 MAX_PADDING = 9000
 """Most bytes of padding in a path challenge; as much as the largest usual Ethernet frame holds."""
 
@@ -171,6 +174,13 @@ class Suggest(_Message, frozen=True, tag=27):
     """There is a node that may be nearer to you than the one you have. Answered by `Done`."""
 
     ident: Ident
+
+
+class Broadcast(_Message, frozen=True, tag=29):
+    """Take this, and pass it on to everybody between you and `limit`, both left out. Answered by `Done`, at once."""
+
+    limit: Ident
+    payload: Annotated[bytes, Meta(max_length=MAX_BROADCAST)]
 
 
 # --- registers: between a client and the coordinator ----------------------------------------------
@@ -415,6 +425,7 @@ Ask = (
     | Closest
     | Leaving
     | Suggest
+    | Broadcast
     | Read
     | Write
     | WhoKeeps
