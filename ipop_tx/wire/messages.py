@@ -183,6 +183,16 @@ class Broadcast(_Message, frozen=True, tag=29):
     payload: Annotated[bytes, Meta(max_length=MAX_BROADCAST)]
 
 
+class Seek(_Message, frozen=True, tag=30):
+    """Who owns `key`? As `Lookup`, but passed on to members of one colour as far as that goes; answered by `Found`."""
+
+    key: Key
+    ttl: Annotated[int, Meta(ge=0, le=64)]
+    routes: Annotated[int, Meta(ge=2, le=16)]
+    """Into how many colours members are dealt for this question."""
+    colour: Annotated[int, Meta(ge=0, le=15)]
+
+
 # --- registers: between a client and the coordinator ----------------------------------------------
 
 
@@ -426,6 +436,7 @@ Ask = (
     | Leaving
     | Suggest
     | Broadcast
+    | Seek
     | Read
     | Write
     | WhoKeeps
