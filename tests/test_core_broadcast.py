@@ -111,7 +111,7 @@ class WholeRingTests(BroadcastCase):
             net = self.net(10 + count)
             machines = self.grow(net, count)
             ear = Ear(net)
-            for payload in (b"", bytes(m.MAX_BROADCAST)):
+            for payload in (b"", bytes(m.MAX_VALUE)):
                 net.wait(machines[-1].submit(c.Broadcast(payload)))
                 net.run(1)
                 self.once(ear, machines, machines[-1], payload)
@@ -238,7 +238,7 @@ class BoundTests(BroadcastCase):
         net = self.net(14)
         machine = net.founder()
         net.wait(machine.start())
-        self.assertRaises(LocalMisuse, machine.submit(c.Broadcast(bytes(m.MAX_BROADCAST + 1))).result)
+        self.assertRaises(LocalMisuse, machine.submit(c.Broadcast(bytes(m.MAX_VALUE + 1))).result)
         fresh = net.add()
         fresh.start()
         self.assertRaises(Unreachable, fresh.submit(c.Broadcast(b"x")).result)

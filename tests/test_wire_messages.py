@@ -134,7 +134,7 @@ class RefusalTests(TestCase):
             m.Request(1, m.Lookup(K, 65)),
             m.Request(1, m.Lookup(K, 1, A + b"x")),
             m.Request(1, m.Broadcast(B[:19], b"")),
-            m.Request(1, m.Broadcast(B, bytes(m.MAX_BROADCAST + 1))),
+            m.Request(1, m.Broadcast(B, bytes(m.MAX_VALUE + 1))),
             m.Request(1, m.Seek(K, 65, 3, 0)),
             m.Request(1, m.Seek(K, 40, 1, 0)),
             m.Request(1, m.Seek(K, 40, 17, 0)),

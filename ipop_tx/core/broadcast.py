@@ -67,8 +67,8 @@ class Broadcast:
 
         Raises `LocalMisuse` for a payload over 1 KiB, `Unreachable` off the ring, `EnvironmentProblem` when there are too many.
         """
-        if len(payload) > m.MAX_BROADCAST:
-            raise LocalMisuse(f"a broadcast carries at most {m.MAX_BROADCAST} bytes, not {len(payload)}", "tell where to fetch the rest")
+        if len(payload) > m.MAX_VALUE:
+            raise LocalMisuse(f"a broadcast carries at most {m.MAX_VALUE} bytes, not {len(payload)}", "tell where to fetch the rest")
         if not self._ring.joined:
             raise Unreachable("the node is not on the ring yet", "wait until it has joined")
         await self._turn(self._ident)

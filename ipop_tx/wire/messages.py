@@ -24,10 +24,7 @@ Neighbourhood = Annotated[tuple[Ident, ...], Meta(max_length=64)]
 Endpoints = Annotated[tuple[EndpointText, ...], Meta(max_length=16)]
 
 MAX_VALUE = 1024
-"""Largest value of a register, in bytes."""
-
-MAX_BROADCAST = 1024
-"""Largest payload of a broadcast, in bytes."""
+"""Largest value of a register, and largest payload of a broadcast, in bytes."""
 
 MAX_PADDING = 9000
 """Most bytes of padding in a path challenge; as much as the largest usual Ethernet frame holds."""
@@ -180,16 +177,15 @@ class Broadcast(_Message, frozen=True, tag=29):
     """Take this, and pass it on to everybody between you and `limit`, both left out. Answered by `Done`, at once."""
 
     limit: Ident
-    payload: Annotated[bytes, Meta(max_length=MAX_BROADCAST)]
+    payload: Annotated[bytes, Meta(max_length=MAX_VALUE)]
 
 
 class Seek(_Message, frozen=True, tag=30):
-    """Who owns `key`? As `Lookup`, but passed on to members of one colour as far as that goes; answered by `Found`."""
+    """Who owns `key`? As `Lookup`, but passed on, as far as that goes, to members of one colour of `routes`; answered by `Found`."""
 
     key: Key
     ttl: Annotated[int, Meta(ge=0, le=64)]
     routes: Annotated[int, Meta(ge=2, le=16)]
-    """Into how many colours members are dealt for this question."""
     colour: Annotated[int, Meta(ge=0, le=15)]
 
 
