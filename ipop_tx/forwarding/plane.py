@@ -106,7 +106,7 @@ class ForwardingPlane:
         self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
         self.inbound = Inbound(
-            fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received
+            fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received, clock
         )
         self._check = source.SourceCheck(fib, control, clock, self.delivery.verified, self._drop)
         # ... then wire everything.
