@@ -68,10 +68,10 @@ class ITransport(Interface):
         """Bind and begin to deliver. Raises `EnvironmentProblem` naming the address when it is taken."""
 
     def stop() -> None:
-        """Release everything. Idempotent."""
+        """Release everything. Idempotent. What waits in the queue is lost; whoever waits for `IDatagramReceiver.drained` hears it."""
 
     def write(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        """Send one datagram; errors of the path are silent, as on the wire."""
+        """Send one datagram; errors of the path are silent, as on the wire. When the queue is full, some wait."""
 
     def layout(buffers: Sequence[memoryview]) -> Sequence[memoryview]:
         """Prepare writable buffers to be sent by `write_run` again and again: one buffer, or head, body, head, body, ... of datagrams."""
@@ -104,7 +104,7 @@ class IDatagramReceiver(Interface):
         """Nothing more has arrived for now: what waits to be joined with others need not wait any longer."""
 
     def drained() -> None:
-        """The transport's queue, which was full, is empty again."""
+        """The transport's queue, which was full, is empty again, or was given up with the transport."""
 
 
 class ISealedChannel(Interface):
