@@ -8,7 +8,7 @@ Conventions. `now` is a float of seconds from a monotonic clock. A datagram is a
 # mypy: disable-error-code="empty-body"
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +255,19 @@ class IDHT(Interface):
 
     def delete(key: bytes, version: int) -> Deferred[None]:
         """Empty a register that is ours."""
+
+
+class IBroadcast(Interface):
+    """Short messages to all members on the ring. While the ring heals one may come twice, or miss a member; nothing says who began it."""
+
+    def broadcast(payload: bytes) -> Deferred[None]:
+        """Tell everybody else; fires when it is on its way. At most 1024 bytes, and 20 a second for long.
+
+        Errors: `LocalMisuse` for a longer payload, `Unreachable` off the ring, `EnvironmentProblem` for too many.
+        """
+
+    def on_broadcast(listener: Callable[[bytes], object]) -> None:
+        """Call `listener` with the payload of each that comes from others."""
 
 
 class IAddressPool(Interface):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from math import log2
 from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from zope.interface.verify import verifyObject
 
 from ipop_tx.core import broadcast
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.link import Link
 from ipop_tx.errors import BadMessage, EnvironmentProblem, LocalMisuse, Unreachable
+from ipop_tx.interfaces import IBroadcast
+from ipop_tx.services.chord import ChordProtocol, ChordService
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
-from ipop_tx.values import Ident
+from ipop_tx.transport.memory import MemoryNet
+from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 from tests.net import NetCase, separate
 
@@ -63,6 +71,13 @@ class BroadcastCase(NetCase):
         expected = {machine.ident: 1 for machine in machines if machine is not origin}
         self.assertEqual(dict(ear.heard.get(payload, {})), expected)
 
+    def reaches_the_living(self, net: SimulatedNet, ear: Ear, origin: SimulatedNode, dying: Sequence[SimulatedNode] = ()) -> None:
+        """Some may be told twice."""
+        wanted = {machine.ident for machine in net.running() if machine is not origin and machine not in dying}
+        origin.submit(c.Broadcast(b"who lives?"))
+        told = net.run(60, lambda: set(ear.heard.get(b"who lives?", ())) >= wanted)
+        self.assertTrue(told, f"{len(wanted - set(ear.heard[b'who lives?']))} of {len(wanted)} were not told")
+
     def counted(self, machines: list[SimulatedNode], name: str) -> int:
         return sum(machine.running.runtime.counters.get(name, 0) for machine in machines)
 
@@ -87,8 +102,13 @@ class WholeRingTests(BroadcastCase):
         return net, machines, ear
 
     def test_three_hundred(self) -> None:
-        """From every tenth node."""
-        self.from_every_tenth(1, 300)
+        """From every tenth node; then a tenth of them are gone and nobody knows."""
+        net, machines, ear = self.from_every_tenth(1, 300)
+        victims = net.rng.sample(machines[1:], 30)
+        for victim in victims:
+            victim.crash()
+        net.run(1)
+        self.reaches_the_living(net, ear, machines[0])
 
     def test_a_hundred(self) -> None:
         """From every tenth node one after another, then from all of them in one moment; then in a net that loses."""
@@ -160,13 +180,20 @@ class BrokenRingTests(BroadcastCase):
         for victim in victims:
             victim.crash()
         net.run(1)
-        living = [machine for machine in machines if machine not in victims]
-        wanted = {machine.ident for machine in living[1:]}
-        living[0].submit(c.Broadcast(b"x"))
-        self.assertTrue(net.run(60, lambda: set(ear.heard.get(b"x", ())) >= wanted), "somebody was not told")
+        self.reaches_the_living(net, ear, machines[0])
         net.run(60)
-        self.assertEqual(self.counted(living, "broadcast_abandoned"), 0)
-        self.assertGreater(self.counted(living, "broadcast_detours"), 0)
+        self.assertEqual(self.counted(net.running(), "broadcast_abandoned"), 0)
+        self.assertGreater(self.counted(net.running(), "broadcast_detours"), 0)
+
+    def test_crashes_on_the_way(self) -> None:
+        """Members die while it is under way, most of them before it reaches them."""
+        net = self.net(17)
+        machines = self.grow(net, 60)
+        ear = Ear(net)
+        victims = net.rng.sample(machines[1:], 8)
+        for number, victim in enumerate(victims):
+            net.at(net.now + 0.01 * (number + 1), victim.crash)
+        self.reaches_the_living(net, ear, machines[0], victims)
 
     def test_the_successor_is_gone(self) -> None:
         """And three more behind it: the first cut is someone else's."""
@@ -192,6 +219,27 @@ class BrokenRingTests(BroadcastCase):
         self.assertEqual(set(ear.heard[b"x"]), {machine.ident for machine in ordered[1:]})
 
 
+class ServiceTests(BroadcastCase):
+    """As applications see it."""
+
+    def test_there_and_back(self) -> None:
+        """`IBroadcast` of a service; and a warning for those who disagree."""
+        net = self.net(18)
+        [machine] = self.grow(net, 1)
+        node, clock, heard = machine.running, Clock(), list[bytes]()
+        protocol = ChordProtocol(clock, node, machine.store, lambda: net.now)
+        service = ChordService(protocol, MemoryNet(clock).transport("192.0.2.1", 1), lambda: ())
+        verifyObject(IBroadcast, service)
+        service.on_broadcast(heard.append)
+        node.runtime.emit(e.BroadcastReceived(b"from others"))
+        node.runtime.emit(e.LookupDisagreed(bytes(20), node.ident, (bytes((7,)) * 20,)))
+        with capturedLogs() as logs:
+            self.assertIsNone(self.successResultOf(service.broadcast(b"to nobody")))
+        self.assertEqual([event["dissent"] for event in logs if "dissent" in event], [short(bytes((7,)) * 20)])
+        self.failureResultOf(service.broadcast(bytes(m.MAX_VALUE + 1)), LocalMisuse)
+        self.assertEqual(heard, [b"from others"])
+
+
 class BoundTests(BroadcastCase):
     """What a member cannot do."""
 
@@ -214,7 +262,7 @@ class BoundTests(BroadcastCase):
         self.assertTrue(broadcast.BURST <= taken <= broadcast.BURST + 5, taken)
         net.wait(other.submit(c.Ask(victim.ident, m.Broadcast(other.ident, b"urgent"))), 1.0)
         self.assertEqual(ear.heard[b"urgent"][victim.ident], 1)
-        self.all_done(net, [answer for answer in answers if not answer.done], 20) if all(a.error is None for a in answers) else net.run(20)
+        net.run(20)
         refused = [answer for answer in answers if isinstance(answer.error, EnvironmentProblem)]
         taken = sum(victim.ident in heard for payload, heard in ear.heard.items() if payload != b"urgent")
         self.assertEqual(taken + len(refused), 400)
