@@ -49,8 +49,8 @@ INVITATION_SECONDS = 3600.0
 class Node(MultiService):
     """One node of a network, to be run by `twistd ipop` or put under any other Twisted application.
 
-    `dht` (`IDHT`, `IResolver`), `pool` (`IAddressPool`), `puncher` (`IPuncher`) and `status()` (`IStatus`) are what an
-    application asks. Everything that can be wrong with configuration or state is found in the constructor, which touches
+    `dht` (`IDHT`, `IResolver`), `ring` (`IBroadcast`), `pool` (`IAddressPool`), `puncher` (`IPuncher`) and `status()` (`IStatus`) are
+    what an application asks. Everything that can be wrong with configuration or state is found in the constructor, which touches
     nothing; `startService` binds the port, makes the TAP and looks for the ring.
     Raises `ConfigError`, `StateError`, `EnvironmentProblem`.
     """

@@ -8,7 +8,7 @@ Conventions. `now` is a float of seconds from a monotonic clock. A datagram is a
 # mypy: disable-error-code="empty-body"
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +68,10 @@ class ITransport(Interface):
         """Bind and begin to deliver. Raises `EnvironmentProblem` naming the address when it is taken."""
 
     def stop() -> None:
-        """Release everything. Idempotent."""
+        """Release everything. Idempotent. What waits in the queue is lost; whoever waits for `IDatagramReceiver.drained` hears it."""
 
     def write(endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        """Send one datagram; errors of the path are silent, as on the wire."""
+        """Send one datagram; errors of the path are silent, as on the wire. When the queue is full, some wait."""
 
     def layout(buffers: Sequence[memoryview]) -> Sequence[memoryview]:
         """Prepare writable buffers to be sent by `write_run` again and again: one buffer, or head, body, head, body, ... of datagrams."""
@@ -104,7 +104,7 @@ class IDatagramReceiver(Interface):
         """Nothing more has arrived for now: what waits to be joined with others need not wait any longer."""
 
     def drained() -> None:
-        """The transport's queue, which was full, is empty again."""
+        """The transport's queue, which was full, is empty again, or was given up with the transport."""
 
 
 class ISealedChannel(Interface):
@@ -266,6 +266,19 @@ class IDHT(Interface):
 
     def delete(key: bytes, version: int) -> Deferred[None]:
         """Empty a register that is ours."""
+
+
+class IBroadcast(Interface):
+    """Short messages to all members on the ring. While the ring heals one may come twice, or miss a member; nothing says who began it."""
+
+    def broadcast(payload: bytes) -> Deferred[None]:
+        """Tell everybody else; fires when it is on its way. At most 1024 bytes, and 20 a second for long.
+
+        Errors: `LocalMisuse` for a longer payload, `Unreachable` off the ring, `EnvironmentProblem` for too many.
+        """
+
+    def on_broadcast(listener: Callable[[bytes], object]) -> None:
+        """Call `listener` with the payload of each that comes from others."""
 
 
 class IAddressPool(Interface):

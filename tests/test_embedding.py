@@ -21,7 +21,7 @@ from ipop_tx.forwarding.mtu import inner_mtu
 from ipop_tx.identity.authority import Admitter, install_chain, make_request, sign_request
 from ipop_tx.identity.certificates import fingerprint
 from ipop_tx.identity.state import StateDirectory
-from ipop_tx.interfaces import IDHT, IAddressPool, IPuncher, IResolver, IStatus
+from ipop_tx.interfaces import IDHT, IAddressPool, IBroadcast, IPuncher, IResolver, IStatus
 from ipop_tx.lab import Process, wait_for
 from ipop_tx.lab.node import environment, program, to_toml
 from ipop_tx.transport.interfaces import largest_mtu
@@ -117,5 +117,6 @@ class EmbeddingTests(unittest.SynchronousTestCase):
         verifyObject(IStatus, node)
         verifyObject(IDHT, node.dht)
         verifyObject(IResolver, node.dht)
+        verifyObject(IBroadcast, node.ring)
         verifyObject(IAddressPool, node.pool)
         verifyObject(IPuncher, node.puncher)

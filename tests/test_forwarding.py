@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ipop_tx.errors import Unreachable
-from ipop_tx.forwarding import offload
+from ipop_tx.forwarding import offload, waiting
 from ipop_tx.forwarding import plane as plane_module
 from ipop_tx.forwarding.fib import Fib
 from ipop_tx.forwarding.memory import FramePair
@@ -195,11 +195,11 @@ class OutTests(PlaneTestCase):
     def test_what_waits_for_a_link_is_bounded(self) -> None:
         self.control.later = True
         self.fib.update(PEER, [], None)
-        for _ in range(plane_module.WAITING_FRAMES + 3):
+        for _ in range(waiting.WAITING_FRAMES + 3):
             self.port.give(OUT4)
         self.assertDropped(out_busy=3)
         self.control.waiting[0].errback(Unreachable("nobody there"))
-        self.assertDropped(out_busy=3, out_unreachable=plane_module.WAITING_FRAMES)
+        self.assertDropped(out_busy=3, out_unreachable=waiting.WAITING_FRAMES)
 
     def test_a_link_that_is_there_but_of_no_use(self) -> None:
         self.fib.update(PEER, [self.session], None)
@@ -271,7 +271,7 @@ class OutTests(PlaneTestCase):
 
     def test_a_forgotten_peer_is_found_again(self) -> None:
         self.control.later = True
-        frames = [ipv4(mac_of(THIRD), mac_of(OURS), THIRD_IP, OUR_IP, bytes((n,))) for n in range(plane_module.WAITING_FRAMES + 1)]
+        frames = [ipv4(mac_of(THIRD), mac_of(OURS), THIRD_IP, OUR_IP, bytes((n,))) for n in range(waiting.WAITING_FRAMES + 1)]
         for frame in frames:
             self.port.give(frame)
         self.assertEqual(self.control.calls, [("resolve", THIRD_IP)])

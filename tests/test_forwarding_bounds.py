@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipop_tx.errors import Unreachable
-from ipop_tx.forwarding import offload, outbound, source
+from ipop_tx.forwarding import offload, outbound, source, waiting
+from ipop_tx.forwarding.fib import PACKED_HEAD
 from ipop_tx.wire.address import mac_of
 from tests.plane import Member, gathered, receive_run
 from tests.test_forwarding import IN4, IN6, OUR_IP, OURS, OUT4, OUT6, PEER, PEER_IP, THIRD, THIRD_IP, PlaneTestCase, ipv4
@@ -152,6 +153,102 @@ class PressureTests(PlaneTestCase):
             receiver.fib.by_ident[OURS].addresses.add(OUR_IP.packed)
             receive_run(receiver.plane, self.there, datagrams)
         self.assertEqual(receiver.port.taken, [*frames, OUT6])
+
+
+class PressureOnWaitingTests(PlaneTestCase):
+    """Frames that waited for a link are not let loose on a full transport, and are bounded in bytes too."""
+
+    def frame(self, number: int, size: int = 1000, to: bytes = PEER) -> bytes:
+        return ipv4(mac_of(to), mac_of(OURS), PEER_IP, OUR_IP, number.to_bytes(4, "big") + bytes(size - 4))
+
+    def numbers(self) -> list[int]:
+        """Which frames the peer got."""
+        sent = [self.remote.unprotect(datagram) for _, datagram in self.wire.take()]
+        return [int.from_bytes(plain[PACKED_HEAD + 20 : PACKED_HEAD + 24], "big") for _, plain in sent]
+
+    def linked(self, up: bool = True) -> None:
+        adjacency = self.fib.update(PEER, [self.session], self.there if up else None, mtu=1500)
+        assert adjacency is not None
+        self.plane.fib_changed(adjacency)
+
+    def parted(self, count: int) -> None:
+        """The peer is unreachable, and so many frames wait for it."""
+        self.control.later = True
+        self.linked(False)
+        for number in range(count):
+            self.port.give(self.frame(number))
+
+    def test_they_stop_when_the_transport_is_full(self) -> None:
+        """And go on when it is drained, before those in the kernel."""
+        self.parted(10)
+        self.wire.full = True
+        self.linked()
+        self.control.waiting[0].callback(None)
+        self.assertEqual((self.numbers(), self.plane.outbound.held), ([0], True))
+        self.port.give(self.frame(10))
+        self.linked()
+        self.plane.drained()
+        self.assertEqual((self.numbers(), self.plane.outbound.held), ([1], True))
+        self.wire.full = False
+        self.plane.drained()
+        self.assertEqual((self.numbers(), self.plane.outbound.held), ([*range(2, 11)], False))
+        self.assertDropped()
+
+    def test_the_peer_is_lost_meanwhile(self) -> None:
+        """What is left waits for a link as any other: it is asked for again."""
+        self.parted(3)
+        self.wire.full = True
+        self.linked()
+        self.control.waiting[0].callback(None)
+        self.fib.remove(PEER)
+        self.wire.full = False
+        self.plane.drained()
+        self.assertEqual([call for call in self.control.calls if call[0] == "connect"], [("connect", PEER)] * 2)
+        self.plane.drained()
+        self.assertEqual(len(self.control.waiting), 2)
+        self.control.waiting[1].errback(Unreachable("gone"))
+        self.assertEqual(self.numbers(), [0])
+        self.assertDropped(out_unreachable=2)
+
+    def test_those_of_a_forgotten_peer(self) -> None:
+        """Whose MAC is looked up while the transport gets full: they wait for that too."""
+        self.control.later = True
+        self.fib.remove(PEER)
+        for number in range(2):
+            self.port.give(self.frame(number))
+        self.linked()
+        self.wire.full = True
+        self.port.give(self.frame(7))
+        self.control.waiting[0].callback(PEER)
+        self.assertEqual(self.numbers(), [7])
+        self.wire.full = False
+        self.plane.drained()
+        self.control.waiting[1].callback(None)
+        self.assertEqual(self.numbers(), [0, 1])
+        self.assertDropped()
+
+    def test_bytes_for_one(self) -> None:
+        self.patch(waiting, "WAITING_BYTES", 10 * 1046)
+        self.parted(12)
+        self.assertDropped(out_busy=2)
+        self.linked()
+        self.assertEqual(self.numbers(), [*range(10)])
+        self.assertEqual(self.plane._waiting._room.taken, 0)
+
+    def test_bytes_in_all(self) -> None:
+        """Over links and look-ups together; what goes makes room again."""
+        self.patch(waiting, "WAITING_BYTES_IN_ALL", 10 * 1046)
+        self.parted(6)
+        for number in range(6):
+            self.port.give(self.frame(number, to=THIRD))
+        self.assertDropped(out_busy=2)
+        self.control.waiting[1].callback(None)
+        self.assertDropped(out_busy=2, out_unknown_mac=4)
+        for number in range(6, 12):
+            self.port.give(self.frame(number))
+        self.control.waiting[0].errback(Unreachable("nobody there"))
+        self.assertDropped(out_busy=4, out_unknown_mac=4, out_unreachable=10)
+        self.assertEqual(self.plane._waiting._room.taken, 0)
 
 
 class FuzzTests(PlaneTestCase):

@@ -7,9 +7,11 @@ import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from ipop_tx.forwarding.reassembly import MOST, MOST_OF_ONE, Reassembly
+from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.reassembly import MOST, MOST_OF_ONE, OLDEST, Reassembly
 from ipop_tx.forwarding.sealing import LARGEST
 from ipop_tx.forwarding.width import FIRST_HOLD
 from ipop_tx.wire.datagram import FRAME, HEADER, HEADER_BYTES, MAX_PIECES
@@ -28,7 +30,8 @@ class OrderTests(SynchronousTestCase):
     """Whatever the order, whatever comes twice."""
 
     def setUp(self) -> None:
-        self.reassembly = Reassembly()
+        self.clock = Clock()
+        self.reassembly = Reassembly(self.clock.seconds)
 
     def add(self, counter: int, number: int, pieces: int, data: bytes, index: int = INDEX) -> bytes | None:
         whole = self.reassembly.add(index, counter, b"header%10d" % counter, number, pieces, memoryview(bytearray(data)))
@@ -74,15 +77,38 @@ class OrderTests(SynchronousTestCase):
         self.assertEqual(len(self.reassembly), 0)
 
     def test_what_does_not_fit_is_left_out(self) -> None:
-        """Another header, another size, a last piece longer than the others: the record is not whole by it."""
+        """Another header, another size, a last piece longer than the others: the record is not whole by it. The first of them is told."""
         self.add(1, 0, 3, b"aaaa")
-        for data in (b"bbb", b"bbbbb"):
-            self.assertIsNone(self.add(1, 1, 3, data))
+        self.assertRaises(BadDatagram, self.add, 1, 1, 3, b"bbb")
+        self.assertIsNone(self.add(1, 1, 3, b"bbbbb"))
         self.assertIsNone(self.reassembly.add(INDEX, 1, b"another header..", 1, 3, memoryview(b"bbbb")))
         self.assertIsNone(self.add(1, 1, 3, b"bbbb"))
         self.assertEqual(self.add(1, 2, 3, b"c"), b"aaaabbbbc")
         self.add(2, 1, 2, b"last and long")
+        self.assertRaises(BadDatagram, self.add, 2, 0, 2, b"short")
         self.assertIsNone(self.add(2, 0, 2, b"short"))
+        self.add(3, 0, 3, b"aaaa")
+        for raises in (True, False):
+            another = (INDEX, 3, b"another header..", 1, 3, memoryview(b"bbbb"))
+            if raises:
+                self.assertRaises(BadDatagram, self.reassembly.add, *another)
+            else:
+                self.assertIsNone(self.reassembly.add(*another))
+
+    def test_age(self) -> None:
+        """A record that is not whole after a while is given up, whether anybody looks for it or only more pieces come."""
+        self.add(1, 0, 2, b"old")
+        self.clock.advance(1.0)
+        self.add(2, 0, 2, b"young")
+        self.clock.advance(OLDEST - 0.9)
+        self.reassembly.expire()
+        self.assertEqual((len(self.reassembly), self.reassembly.lost), (1, 1))
+        self.assertIsNone(self.add(1, 1, 2, b"x"))
+        self.assertEqual(self.add(2, 1, 2, b"er"), b"younger")
+        self.clock.advance(OLDEST + 0.1)
+        self.add(3, 0, 2, b"new")
+        self.assertEqual((len(self.reassembly), self.reassembly.lost), (1, 2))
+        self.assertEqual(sum(self.reassembly._by_index.values()), 1)
 
 
 class BoundTests(SynchronousTestCase):
@@ -95,7 +121,7 @@ class BoundTests(SynchronousTestCase):
                 reassembly.add(INDEX + index, counter, b"h" * 16, number, pieces, data)
 
     def test_in_number(self) -> None:
-        reassembly = Reassembly()
+        reassembly = Reassembly(Clock().seconds)
         self.fill(reassembly, 1, 100, 9, 3)
         self.assertEqual((len(reassembly), reassembly.lost), (MOST_OF_ONE, 200 - MOST_OF_ONE))
         self.fill(reassembly, 20, 100, 9, 3)
@@ -104,7 +130,7 @@ class BoundTests(SynchronousTestCase):
 
     def test_one_index_costs_another_nothing(self) -> None:
         """As long as there are few that are flooded."""
-        reassembly = Reassembly()
+        reassembly = Reassembly(Clock().seconds)
         reassembly.add(INDEX + 99, 7, b"h" * 16, 0, 2, memoryview(b"first"))
         self.fill(reassembly, 4, 100, 9, 3)
         whole = reassembly.add(INDEX + 99, 7, b"h" * 16, 1, 2, memoryview(b"last"))
@@ -114,7 +140,7 @@ class BoundTests(SynchronousTestCase):
     def test_in_bytes(self) -> None:
         """No more than so many of the longest records, however long a piece is and however many it says there are."""
         for size, pieces, number in ((65000, 64, 0), (65000, 64, 63), (33000, 3, 1), (1200, 55, 0), (65000, 2, 1)):
-            reassembly = Reassembly()
+            reassembly = Reassembly(Clock().seconds)
             tracemalloc.start()
             self.fill(reassembly, 10, size, pieces, number)
             kept = tracemalloc.get_traced_memory()[0]
@@ -164,6 +190,32 @@ class AttackTests(TwoPlanes):
             self.assertEqual(peer.failed, number)
         self.assertEqual(self.other.control.opened_of, [peer], "told once until it is asked")
         self.assertEqual(self.send(b"x" * 1000, 300, False), 1)
+
+    def test_junk_of_another_size_is_told_too(self) -> None:
+        """It keeps the pieces of a record from coming together, so that there is nothing to open; a lot of it is one failure."""
+        peer = self.other.adjacency(self.one)
+        for number, junk in enumerate((b"\0", b"\0" * 299, b"\0" * 1000), 1):
+            datagrams = record(self.session, FRAME, self.frame(b"x" * 1000), 300)
+            for _ in range(3):
+                self.receive(datagrams[0][:HEADER_BYTES] + junk)
+            for datagram in datagrams:
+                self.receive(datagram)
+            self.assertEqual((peer.failed, self.got()), (number, []))
+        self.assertEqual(self.other.control.opened_of, [peer])
+
+    def test_junk_behind_a_good_piece(self) -> None:
+        """Pieces of another size or with another header: the record arrives all the same, and the attack is told."""
+        peer = self.other.adjacency(self.one)
+        for number in range(1, 3):
+            datagrams = record(self.session, FRAME, self.frame(b"x" * 1000), 300)
+            self.receive(datagrams[0])
+            head = bytearray(datagrams[1][:HEADER_BYTES])
+            if number == 2:
+                head[6] = 9
+            self.receive(bytes(head) + bytes(299))
+            for datagram in datagrams[1:]:
+                self.receive(datagram)
+            self.assertEqual((peer.failed, len(self.got())), (number, number))
 
     def test_the_pair_goes_on_at_width_one(self) -> None:
         """The whole circle: wide records, junk, a report; then width one, at which everything arrives, for a while."""

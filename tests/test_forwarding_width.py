@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.forwarding.fib import Fib
-from ipop_tx.forwarding.width import BUDGET, FIRST_HOLD, LONGEST_HOLD, MEMORY, Width
+from ipop_tx.forwarding.width import BUDGET, FIRST_HOLD, LONGEST_HOLD, MEMORY, UNREPORTED, Width
 from ipop_tx.wire.datagram import MAX_PIECES
 from tests.plane import NETWORK, Planes, clear_pair
 
@@ -255,6 +255,43 @@ class HoldTests(SynchronousTestCase):
         width.report(0.2, SESSION, 1100, 1101, 3, 1.0)
         width.report(FIRST_HOLD + 0.1, SESSION, 60000, 60001, 3, 1.0)
         self.assertGreater(width.pieces, 10)
+
+
+class SilenceTests(SynchronousTestCase):
+    """When nothing is reported."""
+
+    def setUp(self) -> None:
+        self.width = Width()
+        self.width.report(0.0, SESSION, 60000, 60001, 0, 1.0)
+
+    def test_wide_records_of_which_nothing_is_heard(self) -> None:
+        """The width is one after a second, and as the next report says when there is one."""
+        self.width.look(1.0, 5)
+        self.width.look(1.0 + UNREPORTED - 0.1, 50)
+        self.assertGreater(self.width.pieces, 10)
+        self.width.look(1.0 + UNREPORTED, 60)
+        self.assertEqual(self.width.pieces, 1)
+        self.width.look(1.3 + UNREPORTED, 80)
+        self.width.report(1.5 + UNREPORTED, SESSION, 60100, 60101 - 80, 0, 20.0)
+        self.assertEqual(self.width.pieces, 1, "eighty of them were lost")
+        self.width.report(2.0 + UNREPORTED, SESSION, 60200, 60301 - 80, 0, 20.0)
+        self.width.report(9.0 + UNREPORTED, SESSION, 960000, 960101, 0, 1.0)
+        self.assertGreater(self.width.pieces, 1)
+
+    def test_a_report_that_was_lost_is_not_silence(self) -> None:
+        """Nor is it when nothing more is sent, or nothing wide, or when there was a report in between."""
+        for now, records in ((1.0, 5), (3.0, 5), (5.0, 5), (6.0, 0), (7.0, 5), (7.5, 6)):
+            self.width.look(now, records)
+        self.width.report(7.8, SESSION, 60011, 60012, 0, 1.0)
+        self.width.look(8.0, 3)
+        self.width.look(8.9, 9)
+        self.assertGreater(self.width.pieces, 10)
+        narrow = Width()
+        for now in range(5):
+            narrow.look(float(now), 10 * now)
+        narrow.report(5.0, SESSION, 60000, 60001, 0, 1.0)
+        narrow.look(5.1, 5)
+        self.assertGreater(narrow.pieces, 10)
 
 
 class ReportTests(SynchronousTestCase):

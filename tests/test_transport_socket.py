@@ -128,13 +128,44 @@ class SocketErrorTests(TestCase):
         self.transport.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_full_queue_and_size_are_counted(self) -> None:
+    def test_size_is_counted(self) -> None:
         self.transport.write(self.target, bytes(70000))
-        self.failing(errno.ENOBUFS)
-        self.transport.write(self.target, b"x")
+        self.assertEqual((self.transport.counters.too_big, self.transport.counters.full), (1, 0))
+
+    def test_single_datagrams_wait_for_a_full_socket(self) -> None:
+        for number, error in enumerate((errno.ENOBUFS, errno.EAGAIN, errno.ENOMEM)):
+            self.failing(error)
+            self.transport.write(self.target, memoryview(bytearray(b"%d" % number)))
+        self.transport.write(self.target, b"")
+        self.assertEqual((self.clock.writers, self.transport.counters.full), ([self.transport], 1))
+        self.transport._socket = self.real
+        del self.transport._incoming.receive  # type: ignore[method-assign]
+        self.assertFalse(self.transport.write_run(self.target, [b"behind"], 1000, 6))
+        self.transport.write(self.target, b"overtakes")
+        self.transport.doWrite()
+        self.transport.doRead()
+        self.assertEqual([datagram for _, datagram in self.inbox.items], [b"overtakes", b"0", b"1", b"2", b"behind"])
+        self.assertEqual((self.clock.writers, self.inbox.drains), ([], 1))
+
+    def test_so_many_single_datagrams_wait(self) -> None:
+        """Also when runs have taken all the room that they get."""
+        self.transport._outgoing.send = self.full  # type: ignore[method-assign]
+        layout = laid_out(self.transport, bytes(2000), 1000)
+        for _ in range(udp.BACKLOG + 1):
+            self.transport.write_run(self.target, layout, 1000, 2000)
+        self.failing(errno.EAGAIN)
+        for _ in range(udp.SINGLE_BACKLOG + 2):
+            self.transport.write(self.target, b"x")
+        self.assertEqual(len(self.transport._backlog), udp.BACKLOG + udp.SINGLE_BACKLOG)
+        self.assertEqual(self.transport.counters.full, 3)
+
+    def test_a_stop_gives_up_what_waits(self) -> None:
+        """Whoever holds back for it hears that nothing waits any more; a stop with nothing waiting says nothing."""
         self.failing(errno.EAGAIN)
         self.transport.write(self.target, b"x")
-        self.assertEqual((self.transport.counters.too_big, self.transport.counters.full), (1, 2))
+        for _ in range(2):
+            self.transport.stop()
+        self.assertEqual((len(self.transport._backlog), self.inbox.drains, self.clock.writers), (0, 1, []))
 
     def test_a_host_of_the_wrong_family_is_counted(self) -> None:
         for host in ("2001:db8::1", "expyuzz4wqqyqhjn.onion"):

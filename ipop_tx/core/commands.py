@@ -89,6 +89,21 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class LookupDisjoint:
+    """Who owns a key of the ring, asked over `routes` (2 to 8) ways that share as few members as possible. Future of a `Verdict`."""
+
+    key: bytes
+    routes: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Tell everybody else on the ring. Future of None, when all whom we have handed it to have it; that is not yet everybody."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Resolve:
     """Who owns an overlay address or a name. Future of an `Owner` or None."""
 

@@ -60,6 +60,25 @@ class RingChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BroadcastReceived:
+    """A member told everybody. Who began it is not known: what must be believed has to be signed inside."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LookupDisagreed:
+    """Members asked over disjoint ways named different owners of a key: the ring is healing, or somebody lies.
+
+    `owner` is the one that most named, `dissent` the first members of the ways by which another was named.
+    """
+
+    key: bytes
+    owner: Ident
+    dissent: tuple[Ident, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Peers see us at other endpoints than before."""
 

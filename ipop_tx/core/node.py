@@ -10,8 +10,10 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.bootstrap import Bootstrap
+from ipop_tx.core.broadcast import Broadcast
 from ipop_tx.core.coordinator import Coordinator
 from ipop_tx.core.dht import Dht, RegisterSigner
+from ipop_tx.core.disjoint import Disjoint
 from ipop_tx.core.events import EnrolRequested, Reported
 from ipop_tx.core.fingers import Fingers
 from ipop_tx.core.lease import Leases
@@ -80,6 +82,8 @@ class Node:
         self.tables = Tables(self.ring, self.links, self.rpc, self.runtime)
         self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
         self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
+        self.broadcast = Broadcast(self.ring, self.lookups, self.links, self.rpc, self.runtime)
+        self.disjoint = Disjoint(self.ring, self.links, self.rpc, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
         self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
@@ -113,6 +117,8 @@ class Node:
             c.CompareAndSet: lambda x: spawn(self.dht.compare_and_set(x.key, x.version, x.value, x.ttl)),
             c.Delete: lambda x: spawn(self.dht.delete(x.key, x.version)),
             c.Lookup: lambda x: spawn(self.lookups.find(x.key)),
+            c.LookupDisjoint: lambda x: spawn(self.disjoint.find(x.key, x.routes)),
+            c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
             c.Resolve: lambda x: self.resolver.resolve(x.target),
             c.Connect: lambda x: self.links.connect(x.ident),
             c.Ping: lambda x: spawn(self._ping(x.ident)),

@@ -55,6 +55,7 @@ class Inbound:
         relayed: Callable[[Endpoint, ISession, Adjacency, memoryview, int], None],
         control: IForwardingControl,
         elsewhere: Callable[[Endpoint, bytes], None],
+        clock: Callable[[], float],
     ) -> None:
         self._fib = fib
         self._deliver = deliver
@@ -62,7 +63,7 @@ class Inbound:
         self._relayed = relayed
         self._control = control
         self._elsewhere = elsewhere
-        self.reassembly = Reassembly()
+        self.reassembly = Reassembly(clock)
         self._joined = memoryview(bytearray(2 * LARGEST))
         self._opened = memoryview(bytearray(LARGEST + RELAY_ROOM))
         self._nested = memoryview(bytearray(2 * LARGEST))
@@ -114,12 +115,16 @@ class Inbound:
 
     def _piece(self, endpoint: Endpoint, entry: Entry, header: bytearray, piece: int, pieces: int, counter: int, data: memoryview) -> None:
         """A piece of a record whose other pieces are not beside it."""
-        session, channel, _ = entry
+        session, channel, peer = entry
         if not channel.fresh(counter):
             self._forged()
             return
         header[PIECE_AT] = 0
-        whole = self.reassembly.add(session.local_index, counter, bytes(header), piece, pieces, data)
+        try:
+            whole = self.reassembly.add(session.local_index, counter, bytes(header), piece, pieces, data)
+        except BadDatagram:
+            self._failed(peer, pieces)
+            return
         if whole is not None:
             self._open(endpoint, entry, header[4], header, counter, whole, pieces)
 

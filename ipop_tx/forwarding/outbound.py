@@ -48,6 +48,8 @@ class Outbound:
     ) -> None:
         self.held = False
         """Whether the port is paused because the transport is full."""
+        self.waiting: Callable[[], None] = lambda: None
+        """Sends what has waited longer than the frames in the port; it is called before that is resumed."""
         self._fib = fib
         self._port = port
         self._sealing = sealing
@@ -175,7 +177,9 @@ class Outbound:
         """The transport takes more."""
         if self.held:
             self.held = False
-            self._port.resume()
+            self.waiting()
+            if not self.held:
+                self._port.resume()
 
 
 def _is_carried(frame: memoryview) -> bool:

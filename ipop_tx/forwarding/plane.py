@@ -28,6 +28,7 @@ from ipop_tx.forwarding.offload import GSO_NONE, PLAIN, payload_at
 from ipop_tx.forwarding.outbound import Outbound
 from ipop_tx.forwarding.relaying import Relaying
 from ipop_tx.forwarding.sealing import Sealing
+from ipop_tx.forwarding.waiting import Room, Waiting
 from ipop_tx.interfaces import IDatagramReceiver, IForwardingControl, IFramePort, IFrameReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident
@@ -59,8 +60,6 @@ Drop = Literal[
 ]
 """Every reason for which a frame or datagram is dropped; the keys of `ForwardingPlane.dropped`."""
 
-WAITING_FRAMES = 64
-"""Frames kept for one node that cannot be reached yet, or for one MAC whose owner is being looked up."""
 WAITING_LOOKUPS = 1024
 """Look-ups of the resolver, and nodes that frames wait for, at a time."""
 
@@ -98,19 +97,22 @@ class ForwardingPlane:
         self._clock = clock
         self._ipv6 = ipv6_of(fib.prefix, ident).packed
         self._questions: dict[IPv4Address | IPv6Address, neighbour.Request] = {}
-        self._homeless: dict[bytes, list[bytes]] = {}
-        self._waiting: dict[Ident, list[bytes]] = {}
+        room = Room()
+        self._homeless, self._waiting = Waiting(room, WAITING_LOOKUPS), Waiting(room, WAITING_LOOKUPS)
+        """Frames whose MAC's owner is being looked up, by MAC; those for nodes that cannot be reached yet, by ident."""
+        self._connecting: set[Ident] = set()
         # Build everything ...
         self.delivery = Delivery(port, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
         sealing = Sealing(transport)
         self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
         self.inbound = Inbound(
-            fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received
+            fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received, clock
         )
         self._check = source.SourceCheck(fib, control, clock, self.delivery.verified, self._drop)
         # ... then wire everything.
         self.relaying.nested = self.inbound.nested
+        self.outbound.waiting = self._drained
         self.frames_waiting = self.outbound.frames_waiting
         self.run_received = self.inbound.run
         self.drained = self.outbound.drained
@@ -128,8 +130,7 @@ class ForwardingPlane:
         """A peer may be reachable now: send what waits for it. Next hops are asked for anew."""
         self.relaying.forget()
         if adjacency.reachable:
-            for packed in self._waiting.pop(adjacency.ident, ()):
-                self.outbound.send(adjacency, packed)
+            self._send_waiting(adjacency)
 
     def burst_ended(self) -> None:
         """The transport has delivered what it had. The kernel may have answered already: look, rather than wait to be told."""
@@ -150,21 +151,38 @@ class ForwardingPlane:
 
     def _wait_for(self, ident: Ident, packed: bytes) -> None:
         """A frame is never dropped for want of a link: it waits for one, and only the first few do."""
-        waiting = self._waiting.get(ident)
-        if waiting is not None:
-            self._wait(waiting, packed)
-        elif len(self._waiting) >= WAITING_LOOKUPS:
-            self._drop("out_busy")
+        if self._waiting.add(ident, packed):
+            self._connect(ident)
         else:
-            self._waiting[ident] = [packed]
+            self._drop("out_busy")
+
+    def _connect(self, ident: Ident) -> None:
+        if ident not in self._connecting:
+            self._connecting.add(ident)
             self._control.connect(ident).addErrback(self._unanswered).addCallback(self._connected, ident)
 
     def _connected(self, outcome: Any, ident: Ident) -> None:
         """A link is there, or cannot be made. Mostly `fib_changed` has sent the frames already."""
+        self._connecting.discard(ident)
         adjacency = self.fib.by_ident.get(ident)
         if adjacency is not None and adjacency.reachable:
             self.fib_changed(adjacency)
-        self._drop("out_unreachable", len(self._waiting.pop(ident, ())))
+        else:
+            self._drop("out_unreachable", len(self._waiting.take(ident)))
+
+    def _send_waiting(self, adjacency: Adjacency) -> None:
+        """What waits for a peer, as long as the transport takes more; the rest goes when that is drained."""
+        while not self.outbound.held and (packed := self._waiting.next(adjacency.ident)) is not None:
+            self.outbound.send(adjacency, packed)
+
+    def _drained(self) -> None:
+        """The transport takes more: frames that only waited for that."""
+        for ident in self._waiting:
+            adjacency = self.fib.by_ident.get(ident)
+            if adjacency is not None and adjacency.reachable:
+                self._send_waiting(adjacency)
+            else:  # nobody does it for those that could be reached when the transport was full, and cannot any more
+                self._connect(ident)
 
     def _narrowed(self, peer: Adjacency, packed: memoryview) -> None:
         """A frame for a peer whose path is narrower than our interface: it goes in pieces, and its sender is told to make smaller ones."""
@@ -218,28 +236,21 @@ class ForwardingPlane:
         mac, target = frame[:6], _destination(frame)
         if target is None or (isinstance(target, IPv6Address) and target not in self.fib.prefix):
             self._drop("out_unknown_mac")
-        elif mac in self._homeless:
-            self._wait(self._homeless[mac], packed)
-        elif len(self._homeless) >= WAITING_LOOKUPS:
+            return
+        known = mac in self._homeless
+        if not self._homeless.add(mac, packed):
             self._drop("out_busy")
-        else:
-            self._homeless[mac] = [packed]
+        elif not known:
             self._control.resolve(target).addErrback(self._unanswered).addCallback(partial(self._found, mac))
 
-    def _wait(self, frames: list[bytes], packed: bytes) -> None:
-        if len(frames) < WAITING_FRAMES:
-            frames.append(packed)
-        else:
-            self._drop("out_busy")
-
     def _found(self, mac: bytes, owner: Ident | None) -> None:
-        frames = self._homeless.pop(mac)
+        frames = self._homeless.take(mac)
         if owner is None or mac_of(owner) != mac:
             self._drop("out_unknown_mac", len(frames))
             return
         adjacency = self.fib.by_ident.get(owner)
         for packed in frames:
-            if adjacency is not None and adjacency.reachable:
+            if adjacency is not None and adjacency.reachable and not self.outbound.held:
                 self.outbound.send(adjacency, packed)
             else:
                 self._wait_for(owner, packed)

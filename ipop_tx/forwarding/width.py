@@ -8,6 +8,9 @@ The estimate forgets: it is a sum over the last `MEMORY` pieces, older ones fadi
 not happened yet, so n pieces without any loss prove no more than p < 1 / n. A path of which nothing is known has width 1, and grows with
 proof.
 
+When wide records are sent and nothing is reported for a while, not one of them may have been opened: then the width is 1 until
+there is a report, which will tell.
+
 Somebody beside the path can inject pieces. That makes a record fail as a whole that would have arrived, so a failure counts as an
 attack: the width is 1 at once, for a while, and for twice as long each time it happens again soon after.
 """
@@ -25,14 +28,16 @@ HALF_LIFE = 60.0
 FIRST_HOLD = 10.0
 """Seconds for which the width stays 1 after a record that failed."""
 LONGEST_HOLD = 640.0
+UNREPORTED = 1.0
+"""Seconds after which wide records of which nothing is heard are taken for lost."""
 
 
 class Width:
     """The width of one direction of one path. Reports may come late, twice or out of order; `now` never goes back."""
 
     __slots__ = (
-        "_at", "_before", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session", "lost", "most",
-        "pieces",
+        "_at", "_before", "_failed", "_held_until", "_highest", "_hold", "_lost", "_opened", "_pieces", "_session",
+        "_unheard", "lost", "most", "pieces",
     )  # fmt: skip
 
     def __init__(self, most: int = MAX_PIECES) -> None:
@@ -46,6 +51,8 @@ class Width:
         self._held_until = float("-inf")
         self._failed = 0
         self._session, self._highest, self._opened = -1, -1, 0
+        self._unheard: tuple[float, int] | None = None
+        """Since when we hear nothing of wide records, and how many had been sent by then."""
         self.forget()
 
     def forget(self, session: int = -1, counter: int = 0) -> None:
@@ -64,6 +71,7 @@ class Width:
         `pieces_each` is the mean number of pieces of the records that we sent lately. Gives the share of the records since the last
         report that were lost.
         """
+        self._unheard = None
         if session != self._session:
             self._session, self._highest, self._opened = session, -1, 0
             self._failed = min(self._failed, failed)  # a peer that has started again counts anew
@@ -83,6 +91,16 @@ class Width:
         self._learn(now, span * pieces_each, lost)
         self.pieces = self._allowed(now)
         return max(0, lost) / span
+
+    def look(self, now: float, records: int) -> None:
+        """To be called now and then: so many records were sent since the last report."""
+        if self.pieces == 1 or not records:
+            self._unheard = None
+        elif self._unheard is None:
+            self._unheard = (now, records)
+        elif now - self._unheard[0] >= UNREPORTED and records > self._unheard[1]:
+            self._unheard = None
+            self.pieces = 1
 
     def _learn(self, now: float, pieces: float, lost: float) -> None:
         keep = 0.5 ** ((now - self._at) / HALF_LIFE) * max(0.0, 1.0 - pieces / MEMORY)

@@ -19,7 +19,7 @@ from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.node import Node
 from ipop_tx.errors import IpopError
-from ipop_tx.interfaces import IDatagramReceiver, IReplicaStore, ISession, ITransport
+from ipop_tx.interfaces import IBroadcast, IDatagramReceiver, IReplicaStore, ISession, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.services.deferred import deferred_of
 from ipop_tx.values import Endpoint, short
@@ -192,6 +192,7 @@ class ChordProtocol(DatagramProtocol):
             self._timer = None
 
 
+@implementer(IBroadcast)
 class ChordService(Service):
     """The ring as a service: transport, protocol, joining and leaving."""
 
@@ -209,6 +210,7 @@ class ChordService(Service):
             (e.LinkUp, self._link_up),
             (e.LinkDown, self._link_down),
             (e.PeerRejected, self._rejected),
+            (e.LookupDisagreed, self._disagreed),
             (e.Joined, lambda event: self._log.info("ring_joined")),
             (e.Fault, lambda event: self._log.error("fault {text}", text=event.text)),
         ):
@@ -230,6 +232,14 @@ class ChordService(Service):
         """Hand over what this node keeps and close all links; gives how many shards stay on its disk."""
         return self.protocol.submit(c.Leave())
 
+    def broadcast(self, payload: bytes) -> Deferred[None]:
+        """Tell everybody else on the ring."""
+        return self.protocol.submit(c.Broadcast(payload))
+
+    def on_broadcast(self, listener: Callable[[bytes], object]) -> None:
+        """Call `listener` with the payload of each broadcast of others."""
+        self.protocol.on(e.BroadcastReceived, lambda event: listener(event.payload))
+
     def _link_up(self, event: e.LinkUp) -> None:
         link = self.protocol.node.link(event.ident)
         if link is not None:
@@ -239,6 +249,12 @@ class ChordService(Service):
 
     def _link_down(self, event: e.LinkDown) -> None:
         self._log.info("link_down peer={peer} reason={reason}", peer=short(event.ident), reason=event.reason)
+
+    def _disagreed(self, event: e.LookupDisagreed) -> None:
+        dissent = ",".join(short(ident) for ident in event.dissent)
+        self._log.warn(
+            "lookup_disagreed key={key} owner={owner} dissent={dissent}", key=short(event.key), owner=short(event.owner), dissent=dissent
+        )
 
     def _rejected(self, event: e.PeerRejected) -> None:
         self._log.warn("peer_rejected source={source} reason={reason}", source=event.source, reason=event.reason)

@@ -141,12 +141,17 @@ class ForwardingService(Service):
     # --- silence -----------------------------------------------------------------------------
 
     def _watch_silence(self) -> None:
-        """A member that is sent frames and neither gives any back nor reports them may be gone: known sooner than by keep-alives."""
+        """A member that is sent frames and neither gives any back nor reports them may be gone: known sooner than by keep-alives.
+
+        Or it is there, and opens none because they are wide.
+        """
         now = self._protocol.clock()
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._relays_changed()
+        self.plane.inbound.reassembly.expire()
         for adjacency in list(self.fib.by_ident.values()):
+            adjacency.width.look(now, adjacency.tx_records)
             signs = adjacency.rx_frames + adjacency.reports
             sent, seen, since = self._carried.get(adjacency.ident, (adjacency.tx_frames, signs, now))
             silent = adjacency.tx_frames > sent and signs == seen

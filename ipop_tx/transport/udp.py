@@ -26,6 +26,8 @@ RUNS_PER_TURN = 16
 """How many runs one wake-up reads at most, so that timers and frames get their turn."""
 BACKLOG = 256
 """Runs that wait in us for a full socket; more are dropped."""
+SINGLE_BACKLOG = 64
+"""So many single datagrams wait beside them: they are the control plane's, which no queue holds back."""
 RETRY_AFTER = 1.0
 """Seconds for which reading pauses after an error of the socket itself."""
 CACHED_PEERS = 4096
@@ -93,7 +95,7 @@ class UdpTransport:
         self._reactor.addReader(self)
 
     def stop(self) -> None:
-        """Close the socket."""
+        """Close the socket. What waited for it is lost, and so the receiver hears that nothing waits any more."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
@@ -102,9 +104,11 @@ class UdpTransport:
             self._reactor.removeWriter(self)
             self._socket.close()
             self._socket = None
-        self._backlog.clear()
         self._seen.clear()
         self._targets.clear()
+        if self._backlog:
+            self._backlog.clear()
+            self._tell_drained()
 
     # in
 
@@ -186,14 +190,17 @@ class UdpTransport:
     # out
 
     def write(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        """Send one datagram, or count why not."""
+        """Send one datagram, or count why not. It may overtake runs that wait."""
         if self._socket is None:
             return
         counters = self.counters
         try:
             self._socket.sendto(datagram, python_address(self._targets.get(endpoint) or self._target(endpoint)))
         except OSError as error:
-            self._unsent(error)
+            if error.errno in _FULL and datagram:
+                self._wait(self._targets[endpoint], bytes(datagram), len(datagram), BACKLOG + SINGLE_BACKLOG)
+            else:
+                self._unsent(error)
         else:
             counters.tx_runs += 1
             counters.tx_bytes += len(datagram)
@@ -250,9 +257,9 @@ class UdpTransport:
                 self.counters.tx_bytes += len(part)
         return True
 
-    def _wait(self, target: bytes, run: bytes, size: int) -> bool:
+    def _wait(self, target: bytes, run: bytes, size: int, most: int = BACKLOG) -> bool:
         """Keep a run until the socket takes it. Whoever goes on writing after all loses what is beyond the bound."""
-        if len(self._backlog) >= BACKLOG:
+        if len(self._backlog) >= most:
             self.counters.full += 1
             return False
         if not self._backlog:
@@ -268,6 +275,9 @@ class UdpTransport:
                 self._backlog.extend(waiting)
                 return
         self._reactor.removeWriter(self)
+        self._tell_drained()
+
+    def _tell_drained(self) -> None:
         if self._receiver is not None:
             try:
                 self._receiver.drained()

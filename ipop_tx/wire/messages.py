@@ -25,7 +25,7 @@ Neighbourhood = Annotated[tuple[Ident, ...], Meta(max_length=64)]
 Endpoints = Annotated[tuple[EndpointText, ...], Meta(max_length=16)]
 
 MAX_VALUE = 1024
-"""Largest value of a register, in bytes."""
+"""Largest value of a register, and largest payload of a broadcast, in bytes."""
 
 MAX_PADDING = 9000
 """Most bytes of padding in a path challenge; as much as the largest usual Ethernet frame holds."""
@@ -191,11 +191,27 @@ class Suggest(_Message, frozen=True, tag=27):
     ident: Ident
 
 
-class Links(_Message, frozen=True, tag=30):
+class Links(_Message, frozen=True, tag=33):
     """The members on the ring that I have links to, in ascending order, and the round trip to each (`core.routing`). Answered by `Done`."""
 
     idents: Neighbourhood
     delays: Annotated[bytes, Meta(max_length=64)]
+
+
+class Broadcast(_Message, frozen=True, tag=29):
+    """Take this, and pass it on to everybody between you and `limit`, both left out. Answered by `Done`, at once."""
+
+    limit: Ident
+    payload: Annotated[bytes, Meta(max_length=MAX_VALUE)]
+
+
+class Seek(_Message, frozen=True, tag=30):
+    """Who owns `key`? As `Lookup`, but passed on, as far as that goes, to members of one colour of `routes`; answered by `Found`."""
+
+    key: Key
+    ttl: Annotated[int, Meta(ge=0, le=64)]
+    routes: Annotated[int, Meta(ge=2, le=16)]
+    colour: Annotated[int, Meta(ge=0, le=15)]
 
 
 # --- registers: between a client and the coordinator ----------------------------------------------
@@ -442,6 +458,8 @@ Ask = (
     | Leaving
     | Suggest
     | Links
+    | Broadcast
+    | Seek
     | Read
     | Write
     | WhoKeeps
