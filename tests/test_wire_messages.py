@@ -44,6 +44,8 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Leaving(None, (B,))), "9305019319c091{b}"),
     (m.Reply(1, m.Done()), "930601911a"),
     (m.Request(1, m.Suggest(B)), "930501921b{b}"),
+    (m.Request(1, m.Unneeded()), "930501911d"),
+    (m.Reply(1, m.Needed()), "930601911e"),
     (m.Request(1, m.Read(K)), "9305019229{k}"),
     (m.Request(1, m.Write(K, 2, RECORD)), "930501942a{k}02{record}"),
     (m.Reply(1, m.Current(True, RECORD, 3)), "930601942bc3{record}03"),

@@ -17,6 +17,10 @@ CROSSING = 1.0
 TWIN_WATCH = 180.0
 TWIN_RELAPSES = 2
 """So many returns to an older session, none more than `TWIN_WATCH` seconds after the one before, make a member two."""
+UNNEEDED = "no longer needed"
+"""Reason of a link's end to which both ends have agreed: nobody has died."""
+LINGER = 60.0
+"""Seconds for which the sessions of such a link still open what comes late."""
 KEY_LIFE = 180.0
 """Seconds from the birth of a session until its keys are dead."""
 
@@ -74,15 +78,19 @@ class Link:
         "heard",
         "ident",
         "initiated",
+        "parted",
         "peer",
         "placed",
         "relapse_at",
         "relapses",
+        "released",
         "route",
         "rtt",
         "sessions",
         "since",
         "up",
+        "used",
+        "wanted",
     )
 
     def __init__(self, peer: Peer, now: float, initiated: bool) -> None:
@@ -91,6 +99,14 @@ class Link:
         self.since = now
         self.initiated = initiated
         self.up = True
+        self.parted = False
+        """Whether it has ended because neither end needed it."""
+        self.used = now
+        """When it last carried something for its own sake: traffic, or a question that is not part of its upkeep or of the ring's."""
+        self.released = float("-inf")
+        """When we last told the peer that it may end the link."""
+        self.wanted = float("-inf")
+        """Until when the peer is believed to need it."""
         self.placed = False
         """Whether the peer has said that it has its place on the ring, so that it can pass things on."""
         self.heard = now

@@ -141,12 +141,22 @@ class Fib:
 
     def remove(self, ident: Ident) -> None:
         """Forget a peer; unknown idents are fine."""
+        adjacency = self.part(ident)
+        if adjacency is not None:
+            self.bury(adjacency)
+
+    def part(self, ident: Ident) -> Adjacency | None:
+        """Send a peer nothing more, but go on opening what it has sent already, until `bury`."""
         adjacency = self.by_ident.pop(ident, None)
         if adjacency is not None:
             del self.by_mac[adjacency.mac]
-            self._index(adjacency, ())
             adjacency.session = adjacency.channel = adjacency.endpoint = adjacency.hop = None
             self._measure(adjacency)
+        return adjacency
+
+    def bury(self, adjacency: Adjacency) -> None:
+        """Open nothing more of a peer that we have parted from."""
+        self._index(adjacency, ())
 
     def _measure(self, adjacency: Adjacency) -> None:
         """Of this peer, and of those that are reached through it."""

@@ -173,6 +173,14 @@ class Suggest(_Message, frozen=True, tag=27):
     ident: Ident
 
 
+class Unneeded(_Message, frozen=True, tag=29):
+    """I do not need this link. Answered by `Done` if you do not need it either, so that I may end it; else by `Needed`."""
+
+
+class Needed(_Message, frozen=True, tag=30):
+    """I need this link."""
+
+
 # --- registers: between a client and the coordinator ----------------------------------------------
 
 
@@ -415,6 +423,7 @@ Ask = (
     | Closest
     | Leaving
     | Suggest
+    | Unneeded
     | Read
     | Write
     | WhoKeeps
@@ -434,6 +443,7 @@ Answer = (
     | Neighbours
     | Found
     | Done
+    | Needed
     | Current
     | Redirect
     | NoMajority
