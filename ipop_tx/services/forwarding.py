@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -13,7 +14,7 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.link import Link
+from ipop_tx.core.link import LINGER, UNNEEDED, Link
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.noport import NoPort
 from ipop_tx.forwarding.plane import ForwardingPlane
@@ -52,6 +53,8 @@ class ForwardingService(Service):
         self._reporting: Any = None
         self._carried: dict[Ident, tuple[int, int, float]] = {}
         """Frames sent to a member, signs of life from it, and when we looked."""
+        self._parted: deque[tuple[float, Adjacency]] = deque()
+        """Members to whom the link was not needed any more, and until when frames of theirs may still come by it."""
         self._look_at = float("-inf")
         self._watch = LoopingCall(self._watch_silence)
         self._watch.clock = reactor
@@ -84,7 +87,11 @@ class ForwardingService(Service):
             self._relays_changed()
 
     def _link_down(self, event: e.LinkDown) -> None:
-        self.fib.remove(event.ident)
+        parted = self.fib.part(event.ident)
+        if parted is not None and event.reason == UNNEEDED:
+            self._parted.append((self._protocol.clock() + LINGER, parted))
+        elif parted is not None:
+            self.fib.bury(parted)
         self._carried.pop(event.ident, None)
         self._relays_changed()
 
@@ -143,6 +150,8 @@ class ForwardingService(Service):
     def _watch_silence(self) -> None:
         """A member that is sent frames and neither gives any back nor reports them may be gone: known sooner than by keep-alives."""
         now = self._protocol.clock()
+        while self._parted and now >= self._parted[0][0]:
+            self.fib.bury(self._parted.popleft()[1])
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._relays_changed()
@@ -189,7 +198,7 @@ class ForwardingService(Service):
     def path_seen(self, session: ISession, endpoint: Endpoint) -> None:
         """Authentic frames come from another endpoint than the path's."""
         link = self._protocol.node.links.of_session(session)
-        if link is not None:
+        if link is not None and link.up:
             self._protocol.submit(c.PathSeen(link.ident, endpoint))
 
 
