@@ -150,6 +150,11 @@ class Link:
             raise LocalMisuse("the link has no session")
         return self.sessions[0].session
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the peer holds the keys of a session for certain: if not, the last flight of the handshake may still be on its way."""
+        return any(keyed.confirmed for keyed in self.sessions)
+
     def add_session(self, session: ISession, now: float) -> None:
         """Put a new session first, unless it crossed with one of the same moment whose tag is greater.
 
@@ -161,18 +166,18 @@ class Link:
         self.sessions.insert(at, Keyed(session, now, session.initiated))
 
     def confirm(self, session: ISession, now: float) -> bool:
-        """The peer used `session`; True when that changes which session we send with.
+        """The peer used `session`; True when that changes which session we send with, or is the first sign that the peer has the keys.
 
         A peer that goes on using only the younger of two sessions that seemed to cross has restarted and lost the older one.
         """
-        before = self.session
+        before, confirmed = self.session, self.confirmed
         used = next((keyed for keyed in self.sessions if keyed.session is session), None)
         if used is not None:
             used.confirmed, used.heard = True, now
             preferred = next(keyed for keyed in self.sessions if keyed.session is self.session)
             if preferred.heard < used.born and preferred.born < used.born < now - CROSSING:
                 self.sessions.sort(key=lambda keyed: keyed is not used)
-        return self.session is not before
+        return self.session is not before or self.confirmed != confirmed
 
     def twin_places(self, session: ISession, path: PathKey, now: float) -> tuple[PathKey, PathKey] | None:
         """The two places from which the peer speaks, when it must be two machines.

@@ -21,6 +21,7 @@ from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import MAX_PIECES
 
 REPORT_AFTER = 0.05
@@ -105,11 +106,11 @@ class ForwardingService(Service):
         """What is true of a link now, as the FIB says it."""
         sessions = [session for session in sessions_of(link) if session.channel is not None]
         if isinstance(link.active, Endpoint):
-            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu)
+            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu, sealing=link.confirmed)
         else:
             way = self._protocol.node.relay.way(link.active)
             hop, header = (way[0], way[1].traffic_header()) if way is not None else (None, b"")
-            adjacency = self.fib.update(link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header)
+            adjacency = self.fib.update(link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header, sealing=link.confirmed)
         if adjacency is not None:
             self.plane.fib_changed(adjacency)
 
@@ -184,8 +185,17 @@ class ForwardingService(Service):
         return self._protocol.submit(c.Resolve(str(address))).addCallback(lambda owner: owner is not None and owner.ident == ident)
 
     def connect(self, ident: Ident) -> Deferred[Any]:
-        """A link to a member."""
-        return self._protocol.submit(c.Connect(ident))
+        """A link to a member, fit to carry frames; the FIB has it before the answer."""
+        return self._protocol.submit(c.Connect(ident)).addCallback(self._connected)
+
+    def _connected(self, link: Link) -> Any:
+        if not link.confirmed:  # the member made the link: its answer shows that the handshake is over on its side too
+            return self._protocol.submit(c.Ask(link.ident, m.GetNeighbours())).addCallback(lambda answer: self._ready(link))
+        return self._ready(link)
+
+    def _ready(self, link: Link) -> None:
+        if link.up:
+            self._write(link)
 
     def next_hop(self, target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
         """The next hop of relayed traffic."""
