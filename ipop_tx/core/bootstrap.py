@@ -12,7 +12,7 @@ from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first, quorum
 from ipop_tx.errors import IpopError, PeerRefused
-from ipop_tx.values import Endpoint
+from ipop_tx.values import Endpoint, Ident
 
 ALONE_AFTER = 8.0
 """Seconds after which a node that nobody answers becomes a ring of one."""
@@ -21,7 +21,10 @@ FIRST_AFTER = 6.0
 LINKED_AFTER = 30.0
 """The same for the others of them: each may only be waiting for one that is just joining a ring."""
 REMEMBERED = 64
-"""Endpoints kept to knock on; the first eight of them for good."""
+FOR_GOOD = 8
+"""Endpoints kept to knock on; the first few of them for good."""
+RARELY = 1800.0
+"""Seconds until a knock where we know the member: it is linked under another endpoint, or was until neither needed the link."""
 RETRY = 1.0
 KNOCK_ALONE = 3.0
 """Seconds between knocks of a node that has lost all its links."""
@@ -40,12 +43,40 @@ class Bootstrap:
         self._ring = ring
         self._runtime = runtime
         self._next_link: Future[None] = Future()
+        self._owners: dict[Endpoint, Ident] = {}
+        """Who was last met at an endpoint."""
+        self._rest: dict[Endpoint, float] = {}
+        """Until when there is no need to knock."""
         links.on_up.append(self._link_up)
+        links.on_down.append(self._link_down)
 
     def _link_up(self, link: Link) -> None:
         """Whoever looks for the ring need not wait any longer: somebody has come."""
         came, self._next_link = self._next_link, Future()
         came.succeed(None)
+        self._rest_at(link)
+        for endpoint in self._of(link.ident):  # as long as it is linked it tells us where it is
+            if endpoint not in self.endpoints[:FOR_GOOD] and endpoint not in link.direct:
+                self.endpoints.remove(endpoint)
+                del self._owners[endpoint]
+
+    def _link_down(self, link: Link) -> None:
+        if link.parted:
+            self._rest_at(link)
+
+    def _rest_at(self, link: Link) -> None:
+        """We know that its member is on the ring."""
+        self._met(link)
+        for endpoint in self._of(link.ident):
+            self._rest[endpoint] = self._runtime.now + self._runtime.spread(RARELY)
+
+    def _met(self, link: Link) -> None:
+        for endpoint in self.endpoints:
+            if endpoint in link.direct:
+                self._owners[endpoint] = link.ident
+
+    def _of(self, member: Ident) -> list[Endpoint]:
+        return [endpoint for endpoint in self.endpoints if self._owners.get(endpoint) == member]
 
     async def run(self, endpoints: tuple[Endpoint, ...], alone: bool) -> None:
         """Join; returns once this node has its place. `alone`: there is no other node yet, so do not wait for one."""
@@ -76,7 +107,16 @@ class Bootstrap:
     def remember(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Endpoints to knock on, the newest last; beyond a bound the oldest that came later than the first few are forgotten."""
         known = list(dict.fromkeys([*self.endpoints, *endpoints]))
-        self.endpoints = known if len(known) <= REMEMBERED else [*known[:8], *known[8 - REMEMBERED :]]
+        self.endpoints = known if len(known) <= REMEMBERED else [*known[:FOR_GOOD], *known[FOR_GOOD - REMEMBERED :]]
+        self._owners = {endpoint: self._owners[endpoint] for endpoint in self.endpoints if endpoint in self._owners}
+        self._rest = {endpoint: self._rest[endpoint] for endpoint in self.endpoints if endpoint in self._rest}
+
+    def lost(self, member: Ident, endpoints: tuple[Endpoint, ...]) -> None:
+        """A member has vanished: knock where it was."""
+        self.remember(endpoints)
+        self._owners.update((endpoint, member) for endpoint in endpoints if endpoint in self.endpoints)
+        for endpoint in self._of(member):
+            self._rest.pop(endpoint, None)
 
     async def _join_through(self, link: Link) -> bool:
         try:
@@ -116,10 +156,29 @@ class Bootstrap:
             if self._links.by_ident and self._runtime.now - last < KNOCK_AGAIN:
                 continue
             last = self._runtime.now
-            linked = {endpoint for link in self._links for endpoint in link.direct}
-            missing = [endpoint for endpoint in self.endpoints if endpoint not in linked]
+            missing = self._missing()
             if missing and not self._ring.leaving:
                 endpoint = missing[self._runtime.rng.randrange(len(missing))]
                 attempt = self._links.connect_endpoint(endpoint)
                 await quorum([attempt], lambda links: True)
+                if self._owners.get(endpoint) in self._links.by_ident:
+                    self._rest[endpoint] = self._runtime.now + self._runtime.spread(RARELY)
                 self.problem = "" if self._links.by_ident else self._why_nobody([endpoint], [attempt])
+
+    def _missing(self) -> list[Endpoint]:
+        """Where a knock may tell us something.
+
+        A member linked under another endpoint is knocked for rarely, since it may have left this one to somebody else.
+        """
+        for link in self._links:
+            self._met(link)
+        linked = {endpoint for link in self._links for endpoint in link.direct}
+        now, missing = self._runtime.now, []
+        for endpoint in self.endpoints:
+            if endpoint in linked:
+                continue
+            if self._owners.get(endpoint) in self._links.by_ident:
+                self._rest.setdefault(endpoint, now + self._runtime.spread(RARELY))
+            if not self._links.by_ident or self._rest.get(endpoint, now) <= now:
+                missing.append(endpoint)
+        return missing

@@ -18,6 +18,10 @@ CROSSING = 1.0
 TWIN_WATCH = 180.0
 TWIN_RELAPSES = 2
 """So many returns to an older session, none more than `TWIN_WATCH` seconds after the one before, make a member two."""
+UNNEEDED = "no longer needed"
+"""Reason of a link's end to which both ends have agreed: nobody has died."""
+LINGER = 60.0
+"""Seconds for which the sessions of such a link still open what comes late."""
 KEY_LIFE = 180.0
 """Seconds from the birth of a session until its keys are dead."""
 
@@ -81,17 +85,21 @@ class Link:
         "heard",
         "ident",
         "initiated",
+        "parted",
         "peer",
         "place",
         "placed",
         "relapse_at",
         "relapses",
+        "released",
         "route",
         "rtt",
         "sessions",
         "since",
         "table",
         "up",
+        "used",
+        "wanted",
     )
 
     def __init__(self, peer: Peer, now: float, initiated: bool) -> None:
@@ -103,6 +111,14 @@ class Link:
         self.since = now
         self.initiated = initiated
         self.up = True
+        self.parted = False
+        """Whether it has ended because neither end needed it."""
+        self.used = now
+        """When it last carried something for its own sake: traffic, or a question that is not part of its upkeep or of the ring's."""
+        self.released = float("-inf")
+        """When we last told the peer that it may end the link."""
+        self.wanted = float("-inf")
+        """Until when the peer is believed to need it."""
         self.placed = False
         """Whether the peer has said that it has its place on the ring, so that it can pass things on."""
         self.heard = now
@@ -146,6 +162,11 @@ class Link:
             raise LocalMisuse("the link has no session")
         return self.sessions[0].session
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the peer holds the keys of a session for certain: if not, the last flight of the handshake may still be on its way."""
+        return any(keyed.confirmed for keyed in self.sessions)
+
     def add_session(self, session: ISession, now: float, renew_until: float = 0.0) -> None:
         """Put the session of a handshake first, unless it crossed with another one of the same moment whose tag is greater.
 
@@ -163,18 +184,18 @@ class Link:
         return child
 
     def confirm(self, session: ISession, now: float) -> bool:
-        """The peer used `session`; True when that changes which session we send with.
+        """The peer used `session`; True when that changes which session we send with, or is the first sign that the peer has the keys.
 
         A peer that goes on using only the younger of two sessions that seemed to cross has restarted and lost the older one.
         """
-        before = self.session
+        before, confirmed = self.session, self.confirmed
         used = next((keyed for keyed in self.sessions if keyed.session is session), None)
         if used is not None:
             used.confirmed, used.heard = True, now
             preferred = next(keyed for keyed in self.sessions if keyed.session is self.session)
             if preferred.heard < used.born and preferred.born < used.born < now - CROSSING:
                 self.sessions.sort(key=lambda keyed: keyed is not used)
-        return self.session is not before
+        return self.session is not before or self.confirmed != confirmed
 
     def twin_places(self, session: ISession, path: PathKey, now: float) -> tuple[PathKey, PathKey] | None:
         """The two places from which the peer speaks, when it must be two machines.

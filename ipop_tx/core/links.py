@@ -12,7 +12,7 @@ from typing import Protocol
 from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected
 from ipop_tx.core.fragments import Reassembly, split
 from ipop_tx.core.handshakes import Handshake, Handshakes, describe
-from ipop_tx.core.link import KEY_LIFE, Keyed, Link, PathKey, Route
+from ipop_tx.core.link import KEY_LIFE, LINGER, UNNEEDED, Keyed, Link, PathKey, Route
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, failed, settled
@@ -106,6 +106,9 @@ class Links(LinkTable):
 
     def unsealed(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
         """What a session of `link` unsealed, by whichever plane."""
+        if not link.up:
+            self._late(path, link, session, kind, payload)
+            return
         if path == link.active or isinstance(link.active, Route):
             link.heard = self._runtime.now
         if not link.peer.guest:
@@ -117,7 +120,7 @@ class Links(LinkTable):
             if isinstance(link.active, Route):
                 link.active = path
         if kind == CONTROL:
-            self._control(path, link, payload)
+            self._control(path, link, session, payload)
         elif link.peer.guest:
             self._runtime.count("guest_overreach")
         elif kind == RELAY:
@@ -125,7 +128,7 @@ class Links(LinkTable):
         else:
             self._runtime.count("kind_unknown")
 
-    def _control(self, path: PathKey, link: Link, payload: bytes) -> None:
+    def _control(self, path: PathKey, link: Link, session: ISession, payload: bytes) -> None:
         try:
             message = m.decode(payload)
             if isinstance(message, m.Fragment):
@@ -137,9 +140,27 @@ class Links(LinkTable):
             self._runtime.count("message_bad")
             return
         if isinstance(message, m.Close):
-            self.drop(link, message.reason, tell=False)
+            self._closed(link, session, message.reason)
         else:
             self.on_control(link, path, message)
+
+    def _late(self, path: PathKey, link: Link, session: ISession, kind: int, payload: bytes) -> None:
+        """Something came on a link that has ended: pass on what is for others, and tell a peer that does not know."""
+        if kind == RELAY:
+            self.relaying.received(link, payload)
+        if kind != CONTROL or not _is_close(payload):
+            self._say_closed(link, session, path)
+
+    def remind(self, index: int) -> bool:
+        """If the session with this receiver index has ended, tell the peer again; gives whether it has."""
+        entry = self._by_index.get(index)
+        if entry is None or entry[0].up:
+            return False
+        self._say_closed(*entry, entry[0].active)
+        return True
+
+    def _say_closed(self, link: Link, session: ISession, path: PathKey) -> None:
+        self.send_datagram(path, session.protect(CONTROL, m.encode(m.Close(UNNEEDED))))
 
     # --- life --------------------------------------------------------------------------------
 
@@ -264,25 +285,53 @@ class Links(LinkTable):
         return bool(gone)
 
     def drop(self, link: Link, reason: str, tell: bool = True) -> None:
-        """End a link. Its sessions are forgotten at once."""
+        """End a link. Its sessions are forgotten at once, or, if both ends have agreed, once nothing can be on its way any more."""
         if not link.up:
             return
-        if tell:
+        link.parted = reason == UNNEEDED
+        if tell and link.parted:
+            for keyed in link.sessions:
+                self._say_closed(link, keyed.session, link.active)
+        elif tell:
             self.send_message(link, m.Close(reason[:200]))
         link.up = False
         self.guests.discard(link)
         if self.by_ident.get(link.ident) is link:
             del self.by_ident[link.ident]
-        for keyed in link.sessions:
-            self._by_index.pop(keyed.session.local_index, None)
-            keyed.session.close()
+        if link.parted:
+            self._runtime.after(LINGER, lambda: self._bury(link.sessions))
+        else:
+            self._bury(link.sessions)
         if link.peer.guest:
             return
         self._runtime.emit(LinkDown(link.ident, reason))
         for hook in self.on_down:
             hook(link)
 
+    def _bury(self, sessions: list[Keyed]) -> None:
+        for keyed in sessions:
+            self._by_index.pop(keyed.session.local_index, None)
+            keyed.session.close()
+
+    def _closed(self, link: Link, session: ISession, reason: str) -> None:
+        """The peer has ended the link, though not the sessions that it has made since it said so."""
+        used = next((keyed for keyed in link.sessions if keyed.session is session), None)
+        younger = [keyed for keyed in link.sessions if used is not None and keyed.born > used.born]
+        if reason != UNNEEDED or not younger:
+            self.drop(link, reason, tell=False)
+            return
+        self._bury([keyed for keyed in link.sessions if keyed not in younger])
+        link.sessions = younger
+        self._runtime.emit(LinkChanged(link.ident))
+
     def _handshake_refused(self, handshake: Handshake, error: IpopError) -> None:
         if not isinstance(error, Unreachable):
             self._runtime.emit(PeerRejected(describe(handshake.path), str(error)))
         self._runtime.count("handshake_failed")
+
+
+def _is_close(payload: bytes) -> bool:
+    try:
+        return isinstance(m.decode(payload), m.Close)
+    except BadMessage:
+        return False

@@ -29,6 +29,7 @@ from ipop_tx.core.resolver import Resolver
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.spare import Spare
 from ipop_tx.core.tables import Tables
 from ipop_tx.core.tasks import Future, settled, spawn
 from ipop_tx.core.views import Views
@@ -91,6 +92,7 @@ class Node:
         self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
+        self.spare = Spare(self.links, self.rpc, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}
         # ... then wire everything.
         self.links.on_control = self._control
@@ -101,6 +103,8 @@ class Node:
         self.leases.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect
+        self.spare.suspect = self.paths.suspect
+        self.spare.needs += [self.ring.needs, self.relay.needs, self.views.needs]
         self.relay.across = self.ring.across
         self.rpc.serve(m.Hello, self._greeted)
         self.rpc.serve(m.Offer, self._offered)
@@ -120,7 +124,7 @@ class Node:
             c.LookupDisjoint: lambda x: spawn(self.disjoint.find(x.key, x.routes)),
             c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
             c.Resolve: lambda x: self.resolver.resolve(x.target),
-            c.Connect: lambda x: self.links.connect(x.ident),
+            c.Connect: self._connect,
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
             c.Suspect: self._suspect,
@@ -181,6 +185,7 @@ class Node:
         elif isinstance(message, m.PathResponse):
             self.paths.responded(link, path, message)
         elif isinstance(message, m.Opened):
+            link.used = self.runtime.now
             self.runtime.emit(Reported(link.ident, message.index, message.highest, message.opened, message.failed))
         elif isinstance(message, m.Request):
             self.rpc.requested(link, message)
@@ -218,8 +223,10 @@ class Node:
     def _forget_hello(self, link: Link) -> None:
         """A member that vanished is knocked for again, at the endpoints that it had."""
         hello = self.peer_hellos.pop(link.ident, None)
+        if link.parted:
+            return
         named = [endpoint for text in (hello.candidates if hello else ()) if (endpoint := self.paths.admissible(text))]
-        self.bootstrap.remember(tuple(dict.fromkeys([*link.direct, *named[:2]])))
+        self.bootstrap.lost(link.ident, tuple(dict.fromkeys([*link.direct, *named[:2]])))
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:
         self.paths.try_candidates(link, body.candidates)
@@ -270,9 +277,17 @@ class Node:
 
     def _report(self, command: c.Report) -> Future[None]:
         link = self.links.by_ident.get(command.ident)
-        if link is not None:
+        if not self.links.remind(command.index) and link is not None:
+            link.used = self.runtime.now
             self.links.send_message(link, m.Opened(command.index, command.highest, command.opened, command.failed))
         return settled(None)
+
+    def _connect(self, command: c.Connect) -> Future[Link]:
+        """Whoever asks for a link will use it."""
+        link = self.links.by_ident.get(command.ident)
+        if link is not None:
+            link.used = self.runtime.now
+        return self.links.connect(command.ident)
 
     async def _ping(self, ident: Ident) -> float:
         link = await self.links.connect(ident)

@@ -55,8 +55,18 @@ class Relay:
 
     def next_hop(self, target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
         """The member to hand traffic for `target` to that came by another one, and through whom that reaches it, if not by itself."""
-        hop, detour = self._towards(target, self._links.by_ident.get(came_by))
-        return (hop.ident, detour) if hop is not None else None
+        link = self._links.by_ident.get(came_by)
+        hop, detour = self._towards(target, link)
+        if hop is None:
+            return None
+        for one in (hop, link):
+            if one is not None:
+                one.used = self._runtime.now
+        return hop.ident, detour if detour != target else None
+
+    def needs(self, ident: Ident) -> bool:
+        """Whether a relayed link of ours goes by way of the link to a member."""
+        return any(not link.is_direct and (link.first_hop == ident or ident in link.route.via) for link in self._links)
 
     def received(self, link: Link, payload: bytes) -> None:
         """A relayed datagram came by `link`: for us, or to be passed on."""
@@ -65,7 +75,9 @@ class Relay:
         except BadMessage:
             self._runtime.count("relay_bad")
             return
-        via = relayed.via[1:] if relayed.via and relayed.via[0] == self._links.ident else relayed.via
+        via = relayed.via
+        while via and via[0] == self._links.ident:  # twice, when somebody has put the next station in front of the route once more
+            via = via[1:]
         if not via and relayed.destination == self._links.ident:
             if relayed.source != self._links.ident:
                 self._links.receive(Route(relayed.source, relayed.back), relayed.datagram)
@@ -78,6 +90,7 @@ class Relay:
             onward = relayed.next(via, (self._links.ident, *relayed.back) if noted else relayed.back)
             hop, via = self._next(onward, link)
             if hop is not None:
+                link.used = hop.used = self._runtime.now
                 self._pass(hop, replace(onward, via=via))
             else:
                 self._runtime.count("relay_no_route")
@@ -89,7 +102,7 @@ class Relay:
         hop = self._direct(target)
         if hop is None:
             hop, detour = self._towards(target, came_by)
-            if detour is not None and len(via) < MAX_VIA:
+            if detour is not None and detour != target and len(via) < MAX_VIA:
                 via = (detour, *via)
         return hop, via
 

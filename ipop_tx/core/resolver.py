@@ -13,6 +13,7 @@ import msgspec
 
 from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.lease import LeaseValue, NameValue, lease_key, name_key
+from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.runtime import Runtime
@@ -46,7 +47,7 @@ class Resolver:
         self._runtime = runtime
         self._cache: dict[str, tuple[float, Owner | None]] = {}
         self._asking: dict[str, Future[Owner | None]] = {}
-        links.on_down.append(lambda link: self.forget(link.ident))
+        links.on_down.append(self._link_down)
 
     def resolve(self, target: str) -> Future[Owner | None]:
         """The owner of an IPv4 or IPv6 address or of a name. Fails with `Unavailable` or `Unreachable`."""
@@ -68,6 +69,10 @@ class Resolver:
             if len(self._cache) >= MOST:
                 self._cache.clear()
             self._cache[target] = (self._runtime.now + (KEEP_FOUND if owner else KEEP_MISSING), owner)
+
+    def _link_down(self, link: Link) -> None:
+        if not link.parted:
+            self.forget(link.ident)
 
     def forget(self, ident: Ident) -> None:
         """A node is gone: what it owned must be asked for again."""

@@ -246,7 +246,7 @@ class Ring:
             if ident not in self._links.by_ident:
                 self._runtime.background(self._keep_or_forget(ident, successor))
 
-    async def _keep_or_forget(self, ident: Ident, informant: Ident) -> None:
+    async def _keep_or_forget(self, ident: Ident, informant: Ident | None) -> None:
         try:
             await self._links.connect(ident, informant)
         except IpopError:
@@ -335,8 +335,20 @@ class Ring:
             if displaced is not None and ident in self._links.by_ident:
                 self._runtime.background(self._tell(ident, m.Suggest(displaced)))
 
+    def needs(self, ident: Ident) -> bool:
+        """Whether we need a link to a member: as neighbour or finger, and to anybody while we look for our place."""
+        return not self.joined or ident == self.predecessor or ident in self.successors[:LINKED] or ident in self.fingers
+
     def _link_down(self, link: Link) -> None:
-        self._forget(link.ident)
+        if link.parted and self.joined:
+            self._parted(link.ident)
+        else:
+            self._forget(link.ident)
+
+    def _parted(self, ident: Ident) -> None:
+        """A link has ended that was not needed. Its member lives: should it have become a neighbour just then, link to it again."""
+        if ident == self.predecessor or ident in self.successors[:LINKED]:
+            self._runtime.background(self._keep_or_forget(ident, None))
 
     def _forget(self, ident: Ident) -> None:
         changed = False

@@ -27,6 +27,10 @@ SENDINGS = 4
 REMEMBERED = 30.0
 """Seconds for which a reply is kept, to be repeated to a repeated request."""
 DEADLINE = 10.0
+OF_THE_LINK = (m.Hello, m.Offer, m.Unneeded)
+"""Questions about the link itself: they have no sense on another one."""
+UPKEEP = (*OF_THE_LINK, m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest)
+"""Questions that do not show that a link is needed: the ring's own, which go by whatever links there are."""
 
 Handler = Callable[[Link, Any], "m.Answer | Future[m.Answer] | Coroutine[Any, None, m.Answer]"]
 
@@ -83,6 +87,7 @@ class Rpc:
         """Ask the peer of a link; it counts as dead after `sendings` without any sign of life."""
         if not link.up:
             return failed(Unreachable(f"{link.peer.name or link.ident.hex()[:8]} is not connected"))
+        _note_use(link, body, self._runtime.now)
         self._next += 1
         wait = max(FIRST_WAIT, 3 * link.rtt)
         call = _Call(link, m.Request(self._next, body), Future(), self._runtime.now + deadline, wait, sendings)
@@ -107,10 +112,29 @@ class Rpc:
         if call.timer is not None:
             call.timer.cancel()
 
+    def asking(self, link: Link) -> bool:
+        """Whether the peer of a link owes us an answer, other than about the link itself."""
+        return any(call.link is link and not isinstance(call.request.body, OF_THE_LINK) for call in self._calls.values())
+
     def _link_down(self, link: Link) -> None:
         for call in [call for call in self._calls.values() if call.link is link]:
             self._end(call)
+            if link.parted and not isinstance(call.request.body, OF_THE_LINK):
+                self._runtime.background(self._ask_anew(call))
+                continue
             call.answered.fail(Unreachable(f"the link to {link.peer.name or link.ident.hex()[:8]} ended"))
+
+    async def _ask_anew(self, call: _Call) -> None:
+        """The link ended for want of use just when we used it. The question keeps its number, so it is not carried out twice."""
+        try:
+            call.link = await self._links.connect(call.link.ident)
+        except IpopError as error:
+            call.answered.fail(error)
+        else:
+            call.sendings = 0
+            call.link.used = self._runtime.now
+            self._calls[call.request.id] = call
+            self._send(call)
 
     def replied(self, link: Link, reply: m.Reply) -> None:
         """A reply came in."""
@@ -139,6 +163,7 @@ class Rpc:
         if handler is None or (link.peer.guest and not guests):
             self._runtime.count("request_refused")
             return
+        _note_use(link, request.body, self._runtime.now)
         self._remember(name)
         try:
             answer = handler(link, request.body)
@@ -171,6 +196,11 @@ class Rpc:
         self._served_order.append((self._runtime.now, name))
         while self._served_order and self._runtime.now - self._served_order[0][0] > REMEMBERED:
             self._served.pop(self._served_order.popleft()[1], None)
+
+
+def _note_use(link: Link, body: m.Ask, now: float) -> None:
+    if not isinstance(body, UPKEEP):
+        link.used = now
 
 
 async def _raise(error: BaseException) -> None:

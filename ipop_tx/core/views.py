@@ -75,6 +75,13 @@ class Views:
         self._soon = None
         self.check()
 
+    def needs(self, ident: Ident) -> bool:
+        """Whether we need a link to a member: those who keep a shard with us are known to live by it. Any may be an heir."""
+        return self._leaving or any(ident in shard.members or ident in self._heard_of(shard) for shard in self._replicas.shards.values())
+
+    def _heard_of(self, shard: Shard) -> tuple[Ident, ...]:
+        return self._replicas.newest(shard.index).members
+
     def check(self) -> None:
         """Look at every shard that this node keeps; change the views that want it. Each by itself: one slow look-up delays no other."""
         if self._leaving or not self._ring.joined:

@@ -113,8 +113,11 @@ class Fib:
         mtu: int = BASE_MTU,
         hop: Ident | None = None,
         relay_header: bytes = b"",
+        sealing: bool = True,
     ) -> Adjacency | None:
         """Say what is now true of a peer: its established sessions (the first one seals, all open), its direct path or the relay to it.
+
+        Without `sealing` frames for it wait: it may not have its keys yet.
 
         `mtu` is the longest datagram, in bytes, that the direct path carries. Counters and verified addresses stay. Gives None, and logs,
         when another peer already has the same MAC: 46 bits agree by accident once in a hundred million networks of a thousand nodes,
@@ -124,8 +127,8 @@ class Fib:
         if adjacency is None:
             return None
         adjacency.name = name or adjacency.name
-        adjacency.session = sessions[0] if sessions else None
-        adjacency.channel = sessions[0].channel if sessions else None
+        adjacency.session = sessions[0] if sessions and sealing else None
+        adjacency.channel = sessions[0].channel if sessions and sealing else None
         relay = self.by_ident.get(hop) if hop is not None and endpoint is None else None
         if (adjacency.endpoint, adjacency.hop) != (endpoint, relay):
             adjacency.endpoint, adjacency.hop, adjacency.stray = endpoint, relay, None
@@ -141,12 +144,22 @@ class Fib:
 
     def remove(self, ident: Ident) -> None:
         """Forget a peer; unknown idents are fine."""
+        adjacency = self.part(ident)
+        if adjacency is not None:
+            self.bury(adjacency)
+
+    def part(self, ident: Ident) -> Adjacency | None:
+        """Send a peer nothing more, but go on opening what it has sent already, until `bury`."""
         adjacency = self.by_ident.pop(ident, None)
         if adjacency is not None:
             del self.by_mac[adjacency.mac]
-            self._index(adjacency, ())
             adjacency.session = adjacency.channel = adjacency.endpoint = adjacency.hop = None
             self._measure(adjacency)
+        return adjacency
+
+    def bury(self, adjacency: Adjacency) -> None:
+        """Open nothing more of a peer that we have parted from."""
+        self._index(adjacency, ())
 
     def _measure(self, adjacency: Adjacency) -> None:
         """Of this peer, and of those that are reached through it."""

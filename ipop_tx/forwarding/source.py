@@ -88,7 +88,7 @@ class SourceCheck:
 
     def _settled(self, adjacency: Adjacency, address: bytes, owned: bool | None) -> None:
         frames = adjacency.asked.pop(address)
-        if owned and self._fib.by_ident.get(adjacency.ident) is adjacency:
+        if owned and adjacency.indexes:  # else it has been forgotten meanwhile
             adjacency.refused.pop(address, None)
             adjacency.addresses.add(address)
             for frame in frames:

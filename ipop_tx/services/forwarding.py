@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -13,13 +14,14 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.link import Link
+from ipop_tx.core.link import LINGER, UNNEEDED, Link
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.noport import NoPort
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import MAX_PIECES
 
 REPORT_AFTER = 0.05
@@ -52,6 +54,8 @@ class ForwardingService(Service):
         self._reporting: Any = None
         self._carried: dict[Ident, tuple[int, int, float]] = {}
         """Frames sent to a member, signs of life from it, and when we looked."""
+        self._parted: deque[tuple[float, Adjacency]] = deque()
+        """Members to whom the link was not needed any more, and until when frames of theirs may still come by it."""
         self._look_at = float("-inf")
         self._watch = LoopingCall(self._watch_silence)
         self._watch.clock = reactor
@@ -84,7 +88,11 @@ class ForwardingService(Service):
             self._relays_changed()
 
     def _link_down(self, event: e.LinkDown) -> None:
-        self.fib.remove(event.ident)
+        parted = self.fib.part(event.ident)
+        if parted is not None and event.reason == UNNEEDED:
+            self._parted.append((self._protocol.clock() + LINGER, parted))
+        elif parted is not None:
+            self.fib.bury(parted)
         self._carried.pop(event.ident, None)
         self._relays_changed()
 
@@ -98,11 +106,11 @@ class ForwardingService(Service):
         """What is true of a link now, as the FIB says it."""
         sessions = [session for session in sessions_of(link) if session.channel is not None]
         if isinstance(link.active, Endpoint):
-            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu)
+            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu, sealing=link.confirmed)
         else:
             way = self._protocol.node.relay.way(link.active)
             hop, header = (way[0], way[1].traffic_header()) if way is not None else (None, b"")
-            adjacency = self.fib.update(link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header)
+            adjacency = self.fib.update(link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header, sealing=link.confirmed)
         if adjacency is not None:
             self.plane.fib_changed(adjacency)
 
@@ -146,6 +154,8 @@ class ForwardingService(Service):
         Or it is there, and opens none because they are wide.
         """
         now = self._protocol.clock()
+        while self._parted and now >= self._parted[0][0]:
+            self.fib.bury(self._parted.popleft()[1])
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._relays_changed()
@@ -180,8 +190,17 @@ class ForwardingService(Service):
         return self._protocol.submit(c.Resolve(str(address))).addCallback(lambda owner: owner is not None and owner.ident == ident)
 
     def connect(self, ident: Ident) -> Deferred[Any]:
-        """A link to a member."""
-        return self._protocol.submit(c.Connect(ident))
+        """A link to a member, fit to carry frames; the FIB has it before the answer."""
+        return self._protocol.submit(c.Connect(ident)).addCallback(self._connected)
+
+    def _connected(self, link: Link) -> Any:
+        if not link.confirmed:  # the member made the link: its answer shows that the handshake is over on its side too
+            return self._protocol.submit(c.Ask(link.ident, m.GetNeighbours())).addCallback(lambda answer: self._ready(link))
+        return self._ready(link)
+
+    def _ready(self, link: Link) -> None:
+        if link.up:
+            self._write(link)
 
     def next_hop(self, target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
         """The next hop of relayed traffic."""
@@ -194,7 +213,7 @@ class ForwardingService(Service):
     def path_seen(self, session: ISession, endpoint: Endpoint) -> None:
         """Authentic frames come from another endpoint than the path's."""
         link = self._protocol.node.links.of_session(session)
-        if link is not None:
+        if link is not None and link.up:
             self._protocol.submit(c.PathSeen(link.ident, endpoint))
 
 
