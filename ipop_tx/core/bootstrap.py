@@ -43,6 +43,8 @@ class Bootstrap:
         self._ring = ring
         self._runtime = runtime
         self._next_link: Future[None] = Future()
+        self._lonely: Future[None] = Future()
+        """Settled when the last link is lost."""
         self._owners: dict[Endpoint, Ident] = {}
         """Who was last met at an endpoint."""
         self._rest: dict[Endpoint, float] = {}
@@ -63,6 +65,9 @@ class Bootstrap:
     def _link_down(self, link: Link) -> None:
         if link.parted:
             self._rest_at(link)
+        if not self._links.by_ident:
+            alone, self._lonely = self._lonely, Future()
+            alone.succeed(None)
 
     def _rest_at(self, link: Link) -> None:
         """We know that its member is on the ring."""
@@ -150,12 +155,11 @@ class Bootstrap:
 
     async def _keep_knocking(self) -> None:
         """Every few seconds while we have no link at all; else now and then, where we knew members that we have none to."""
-        last = self._runtime.now
         while not self._ring.leaving:
-            await self._runtime.sleep(self._runtime.spread(KNOCK_ALONE))
-            if self._links.by_ident and self._runtime.now - last < KNOCK_AGAIN:
-                continue
-            last = self._runtime.now
+            if self._links.by_ident:
+                await first([self._runtime.sleep(self._runtime.spread(KNOCK_AGAIN)), self._lonely])
+            if not self._links.by_ident:
+                await self._runtime.sleep(self._runtime.spread(KNOCK_ALONE))
             missing = self._missing()
             if missing and not self._ring.leaving:
                 endpoint = missing[self._runtime.rng.randrange(len(missing))]

@@ -35,5 +35,9 @@ class LinkTable(ABC):
         """
 
     @abstractmethod
+    def drop(self, link: Link, reason: str, tell: bool = True) -> None:
+        """End a link, and say so to its peer if `tell`."""
+
+    @abstractmethod
     def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
         """The link to whichever member answers at an endpoint."""

@@ -131,6 +131,8 @@ class Lookups:
         self._gone.pop(link.place, None)
 
     def _link_down(self, link: Link) -> None:
+        if link.parted:
+            return
         now = self._runtime.now
         self._gone = {place: moment for place, moment in self._gone.items() if now - moment < GONE}
         self._gone[link.place] = now

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ipop_tx.core.link import UNNEEDED, Link
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.values import Ident
@@ -35,7 +35,7 @@ SETTLING = 3.0
 class Spare:
     """Looks for spare links, and answers peers that do."""
 
-    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime) -> None:
+    def __init__(self, links: LinkTable, rpc: Rpc, runtime: Runtime) -> None:
         self.needs: list[Callable[[Ident], bool]] = []
         """Each says whether a part of this node needs a standing link to a member."""
         self.suspect: Callable[[Ident], None]

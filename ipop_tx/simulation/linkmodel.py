@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from ipop_tx.core.bootstrap import Bootstrap
 from ipop_tx.core.events import Fault, Joined
 from ipop_tx.core.fingers import Fingers
-from ipop_tx.core.link import Link, Route
+from ipop_tx.core.link import UNNEEDED, DirectPath, Link, Route
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
@@ -31,6 +31,7 @@ from ipop_tx.core.ring import Ring
 from ipop_tx.core.routing import Table
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime, Timer
+from ipop_tx.core.spare import Spare
 from ipop_tx.core.tables import Tables
 from ipop_tx.core.tasks import Future, failed, settled
 from ipop_tx.errors import LocalMisuse, Unreachable
@@ -125,7 +126,7 @@ class ModelLinks(LinkTable):
         elif isinstance(message, m.Reply):
             peer.rpc.replied(back, message)
         elif isinstance(message, m.Close):
-            peer.links.drop(back)
+            peer.links.drop(back, message.reason, tell=False)
 
     def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
         """See `LinkTable`: as long as a cookie exchange and a handshake take, over the ring."""
@@ -192,6 +193,7 @@ class ModelLinks(LinkTable):
         link = Link(peer.peer, net.now, initiated)
         link.route = Route(peer.ident, (relay.ident,) if relay else ())
         link.active = link.route if relay else peer.endpoint
+        link.direct = {} if relay else peer.direct
         link.rtt = 2 * net.delay(self.node, peer, link)
         link.placed = peer.ring.placed
         self.by_ident[peer.ident] = link
@@ -201,17 +203,19 @@ class ModelLinks(LinkTable):
         for hook in self.on_up:
             hook(link)
 
-    def drop(self, link: Link, tell: bool = False) -> None:
+    def drop(self, link: Link, reason: str = "it is dead", tell: bool = False) -> None:
         """End a link."""
         if not link.up:
             return
-        if tell:
-            self.send_message(link, m.Close("over"))
+        link.parted = reason == UNNEEDED
+        if tell or link.parted:
+            self.send_message(link, m.Close(reason))
         link.up = False
         if self.by_ident.get(link.ident) is link:
             del self.by_ident[link.ident]
         peer = self.node.net.nodes[link.ident]
-        self.node.bootstrap.remember((peer.endpoint,))
+        if not link.parted:
+            self.node.bootstrap.lost(peer.ident, (peer.endpoint,))
         for hook in self.on_down:
             hook(link)
 
@@ -244,14 +248,15 @@ class ModelLinks(LinkTable):
 class RingNode:
     """One member: everything of a daemon that makes the ring, and nothing else."""
 
-    __slots__ = ("bootstrap", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "peer", "place", "ring", "rpc",
-                 "runtime", "tables", "up")  # fmt: skip
+    __slots__ = ("bootstrap", "direct", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "peer", "place", "ring", "rpc",
+                 "runtime", "spare", "tables", "up")  # fmt: skip
 
     def __init__(self, net: RingNet, number: int) -> None:
         self.net = net
         self.ident: Ident = hashlib.sha256(b"node" + number.to_bytes(8, "big")).digest()[:20]
         self.peer = Peer(self.ident, f"n{number}")
         self.endpoint = Endpoint("udp", f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 4500)
+        self.direct = {self.endpoint: DirectPath(0.0, 0.0)}
         self.place = (net.rng.random(), net.rng.random())
         self.up = False
         self._power_on()
@@ -266,7 +271,9 @@ class RingNode:
         self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
         self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
-        self.rpc.suspect = self._suspect
+        self.spare = Spare(self.links, self.rpc, self.runtime)
+        self.spare.needs += [self.ring.needs, self._relays_by]
+        self.spare.suspect = self.rpc.suspect = self._suspect
         self.tables.table_of = self.net.table_of
         self.ring.on_placed = self._placed
 
@@ -291,10 +298,14 @@ class RingNode:
 
         def gone(_: object) -> None:
             for link in self.links:
-                self.links.drop(link, tell=True)
+                self.links.drop(link, "the node leaves", tell=True)
             self._power_off()
 
         self.runtime.background(self.ring.leave()).then(gone)
+
+    def _relays_by(self, ident: Ident) -> bool:
+        """Whether a relayed link of ours goes by way of a member."""
+        return any(link.route.via == (ident,) and not link.is_direct for link in self.links.by_ident.values())
 
     def _suspect(self, ident: Ident) -> None:
         link = self.links.by_ident.get(ident)
