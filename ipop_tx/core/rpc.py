@@ -27,9 +27,9 @@ SENDINGS = 4
 REMEMBERED = 30.0
 """Seconds for which a reply is kept, to be repeated to a repeated request."""
 DEADLINE = 10.0
-OF_THE_LINK = (m.Hello, m.Offer, m.Unneeded)
+OF_THE_LINK = (m.Hello, m.Offer, m.Links, m.Renew, m.Unneeded)
 """Questions about the link itself: they have no sense on another one."""
-UPKEEP = (*OF_THE_LINK, m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest)
+UPKEEP = (*OF_THE_LINK, m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest, m.Seek, m.Broadcast)
 """Questions that do not show that a link is needed: the ring's own, which go by whatever links there are."""
 
 Handler = Callable[[Link, Any], "m.Answer | Future[m.Answer] | Coroutine[Any, None, m.Answer]"]

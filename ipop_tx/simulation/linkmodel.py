@@ -248,8 +248,8 @@ class ModelLinks(LinkTable):
 class RingNode:
     """One member: everything of a daemon that makes the ring, and nothing else."""
 
-    __slots__ = ("bootstrap", "direct", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "peer", "place", "ring", "rpc",
-                 "runtime", "spare", "tables", "up")  # fmt: skip
+    __slots__ = ("bootstrap", "direct", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "peer", "place", "ring",
+                 "rpc", "runtime", "spare", "tables", "up")  # fmt: skip
 
     def __init__(self, net: RingNet, number: int) -> None:
         self.net = net

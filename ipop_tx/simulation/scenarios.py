@@ -66,6 +66,10 @@ def settled(net: RingNet, count: int) -> None:
                 net.link(node, net.nodes[best[1]])
                 node.ring.fingers.append(best[1])
     for node in nodes:
+        table = net.table_of(node.tables.presume())
+        for ident in node.links.by_ident:
+            net.nodes[ident].links.by_ident[node.ident].table = table
+    for node in nodes:
         node.bootstrap.remember(tuple(net.nodes[ident].endpoint for ident in node.ring.fingers[:8]))
         node.ring.found()
         node.bootstrap.stay()
