@@ -66,8 +66,7 @@ class Bootstrap:
         if link.parted:
             self._rest_at(link)
         if not self._links.by_ident:
-            alone, self._lonely = self._lonely, Future()
-            alone.succeed(None)
+            self._lonely.succeed(None)
 
     def _rest_at(self, link: Link) -> None:
         """We know that its member is on the ring."""
@@ -157,6 +156,7 @@ class Bootstrap:
         """Every few seconds while we have no link at all; else now and then, where we knew members that we have none to."""
         while not self._ring.leaving:
             if self._links.by_ident:
+                self._lonely = Future()
                 await first([self._runtime.sleep(self._runtime.spread(KNOCK_AGAIN)), self._lonely])
             if not self._links.by_ident:
                 await self._runtime.sleep(self._runtime.spread(KNOCK_ALONE))

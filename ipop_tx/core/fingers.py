@@ -50,7 +50,7 @@ class Fingers:
 
     async def _mend_for_ever(self) -> None:
         await self._runtime.sleep(self._runtime.spread(FIRST_AFTER))
-        looks, pause = 0, EVERY
+        looks, pause = FIRST_LOOKS if self._ring.fingers else 0, EVERY
         while not self._ring.leaving:
             changed = await self._mend()
             looks += 1

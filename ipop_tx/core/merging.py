@@ -38,7 +38,7 @@ class Merging:
         self._runtime.background(self._look_for_ever())
 
     async def _look_for_ever(self) -> None:
-        begun = self._runtime.now
+        begun = self._runtime.now if not self._ring.placed else -EVERY
         while not self._ring.leaving:
             now = self._runtime.now
             fresh = now - begun < EVERY or not self._ring.successors

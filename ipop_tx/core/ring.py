@@ -124,6 +124,11 @@ class Ring:
         arc = clockwise(self.ident, known[-1])
         return max(len(known) + 1, round(len(known) * (1 << IDENT_BITS) / arc)) if arc else len(known) + 1
 
+    def calm(self) -> None:
+        """Take the neighbours as long settled: for simulations that begin in the middle."""
+        self._unsettled = 0
+        self.changed_at = -1e9
+
     # --- life --------------------------------------------------------------------------------
 
     def found(self) -> None:

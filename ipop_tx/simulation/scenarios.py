@@ -71,6 +71,7 @@ def settled(net: RingNet, count: int) -> None:
             net.nodes[ident].links.by_ident[node.ident].table = table
     for node in nodes:
         node.bootstrap.remember(tuple(net.nodes[ident].endpoint for ident in node.ring.fingers[:8]))
+        node.ring.calm()
         node.ring.found()
         node.bootstrap.stay()
 
