@@ -19,13 +19,16 @@ from ipop_tx.errors import IpopError, NotFound, Unreachable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 
-MAX_HOPS = 40
+MAX_HOPS = 24
+"""Thrice what a look-up takes in a ring of a million, so that one which goes round in circles ends soon."""
 NEAREST = 8
 """Nodes that a walk names."""
 SENDINGS = 3
 """Sendings of a question to a next hop until another is tried; fewer than usual, since there are others."""
 GONE = 180.0
 """Seconds for which a member whose link broke is left out of what others' tables promise."""
+SLOW = 5.0
+"""Seconds after which a question without an answer is under way somewhere: a dead hop shows sooner."""
 DETOURS = 3
 """Next hops tried at each node before it gives up."""
 
@@ -104,6 +107,7 @@ class Lookups:
             if hop is None:
                 break
             tried.add(hop.ident)
+            asked_at = self._runtime.now
             try:
                 found = _found(await self._rpc.on_link(hop, passed_on, sendings=SENDINGS))
             except NotFound:
@@ -111,6 +115,8 @@ class Lookups:
                     continue
                 raise  # only who asked first tries other ways round; else the question would multiply at every hop
             except IpopError:
+                if self._runtime.now - asked_at > SLOW:
+                    break  # the hop lives, and the question goes on beyond it: asked once more, it would multiply at every hop
                 continue
             agent = self._ident if found.hops == 0 else found.agent
             return m.Found(found.owner, found.successors, found.hops + 1, agent)

@@ -14,6 +14,7 @@ import itertools
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import hypot
 from random import Random
 from typing import Any
@@ -110,7 +111,7 @@ class ModelLinks(LinkTable):
     def send_message(self, link: Link, message: m.Message) -> None:
         """Count it, and let it arrive later, perhaps."""
         net = self.node.net
-        net.sent(len(m.encode(message)) + OVERHEAD + UDP_IP, 2 if not link.is_direct else 1)
+        net.sent(len(m.encode(message)) + OVERHEAD + UDP_IP, 1 if link.is_direct else 1 + len(link.route.via))
         if net.loss and net.rng.random() < net.loss:
             return
         peer = net.nodes[link.ident]
@@ -152,15 +153,16 @@ class ModelLinks(LinkTable):
 
     def _begin(self, peer: RingNode, agent: Ident | None) -> None:
         net = self.node.net
-        relay = net.relay_between(self.node, peer, agent)
-        if not peer.up or (relay is None and not net.reaches(self.node, peer)):
+        way = net.way(self.node, peer, agent)
+        if not peer.up or way is None:
             self._fail_later(peer)
             return
-        way = net.delay_by(self.node, peer, relay)
+        met_by = (net.nodes[agent],) if agent and not way else way  # even those who can be direct meet over the ring
+        delay = net.delay_by(self.node, peer, met_by)
         if net.loss and net.rng.random() < 6 * net.loss:
-            way += 0.25  # one of the flights is sent again
-        net.sent(HANDSHAKE_BYTES + HELLO_BYTES)
-        net.at(net.now + 5 * way, self._shaken, (peer, relay))
+            delay += 0.25  # one of the flights is sent again
+        net.sent(HANDSHAKE_BYTES + HELLO_BYTES, 1 + len(way))
+        net.at(net.now + 5 * delay, self._shaken, (peer, agent))
 
     def _fail_later(self, peer: RingNode) -> None:
         net = self.node.net
@@ -172,28 +174,27 @@ class ModelLinks(LinkTable):
         if pending is not None and self.node.links is self:
             pending.fail(Unreachable(f"no answer from {peer.peer.name}"))
 
-    def _shaken(self, arrival: tuple[RingNode, RingNode | None]) -> None:
-        peer, relay = arrival
+    def _shaken(self, arrival: tuple[RingNode, Ident | None]) -> None:
+        peer, agent = arrival
         net = self.node.net
-        direct = net.reaches(self.node, peer)
         if self.node.links is not self:
             return
-        if not peer.up or (not direct and (relay is None or not relay.up)):
+        way = net.way(self.node, peer, agent)
+        if not peer.up or way is None:
             net.at(net.now + HANDSHAKE_FAILS_AFTER / 2, self._failed, peer)
             return
-        via = None if direct else relay
         if peer.ident not in self.by_ident:
-            self.come_up(peer, via, True)
+            self.come_up(peer, way, True)
         if self.ident not in peer.links.by_ident:
-            peer.links.come_up(self.node, via, False)
+            peer.links.come_up(self.node, way[::-1], False)
 
-    def come_up(self, peer: RingNode, relay: RingNode | None, initiated: bool) -> None:
+    def come_up(self, peer: RingNode, way: tuple[RingNode, ...], initiated: bool) -> None:
         """This end of a fresh link."""
         net = self.node.net
         link = Link(peer.peer, net.now, initiated)
-        link.route = Route(peer.ident, (relay.ident,) if relay else ())
-        link.active = link.route if relay else peer.endpoint
-        link.direct = {} if relay else peer.direct
+        link.route = Route(peer.ident, tuple(station.ident for station in way))
+        link.active = link.route if way else peer.endpoint
+        link.direct = {} if way else peer.direct
         link.rtt = 2 * net.delay(self.node, peer, link)
         link.placed = peer.ring.placed
         self.by_ident[peer.ident] = link
@@ -235,24 +236,25 @@ class ModelLinks(LinkTable):
         if back is None:
             self.drop(link)
         elif not net.crosses(self.node, peer, link):
-            relay = net.relay_between(self.node, peer, None)
-            if relay is None:
+            way = net.way(self.node, peer, None)
+            if way is None:
                 self.drop(link)
                 return
-            for end, other in ((link, peer), (back, self.node)):
-                end.route = Route(other.ident, (relay.ident,))
-                end.active = end.route
-                end.rtt = 2 * net.delay_by(self.node, peer, relay)
+            for end, other, stations in ((link, peer, way), (back, self.node, way[::-1])):
+                end.route = Route(other.ident, tuple(station.ident for station in stations))
+                end.active = end.route if stations else other.endpoint
+                end.rtt = 2 * net.delay_by(self.node, peer, way)
 
 
 class RingNode:
     """One member: everything of a daemon that makes the ring, and nothing else."""
 
-    __slots__ = ("bootstrap", "direct", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "peer", "place", "ring",
-                 "rpc", "runtime", "spare", "tables", "up")  # fmt: skip
+    __slots__ = ("bootstrap", "direct", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "number", "peer", "place",
+                 "ring", "rpc", "runtime", "spare", "tables", "up")  # fmt: skip
 
     def __init__(self, net: RingNet, number: int) -> None:
         self.net = net
+        self.number = number
         self.ident: Ident = hashlib.sha256(b"node" + number.to_bytes(8, "big")).digest()[:20]
         self.peer = Peer(self.ident, f"n{number}")
         self.endpoint = Endpoint("udp", f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 4500)
@@ -305,7 +307,7 @@ class RingNode:
 
     def _relays_by(self, ident: Ident) -> bool:
         """Whether a relayed link of ours goes by way of a member."""
-        return any(link.route.via == (ident,) and not link.is_direct for link in self.links.by_ident.values())
+        return any(ident in link.route.via and not link.is_direct for link in self.links.by_ident.values())
 
     def _suspect(self, ident: Ident) -> None:
         link = self.links.by_ident.get(ident)
@@ -379,10 +381,10 @@ class RingNet:
     def link(self, one: RingNode, other: RingNode) -> None:
         """Give two members a link, as if they had had it for long."""
         if other.ident not in one.links.by_ident:
-            relay = None if self.reaches(one, other) else self.relay_between(one, other, None)
-            if relay is not None or self.reaches(one, other):
-                one.links.come_up(other, relay, True)
-                other.links.come_up(one, relay, False)
+            way = self.way(one, other, None)
+            if way is not None:
+                one.links.come_up(other, way, True)
+                other.links.come_up(one, way[::-1], False)
 
     def owner(self, key: bytes) -> Ident:
         """The member that a key belongs to, in truth."""
@@ -437,30 +439,44 @@ class RingNet:
         (x, y), (u, v) = one.place, other.place
         return 0.001 + self.width_s / 2 * hypot(x - u, y - v)
 
-    def delay_by(self, one: RingNode, other: RingNode, relay: RingNode | None) -> float:
-        """The same, over a third one."""
-        return self.one_way(one, other) if relay is None else self.one_way(one, relay) + self.one_way(relay, other)
+    def delay_by(self, one: RingNode, other: RingNode, way: tuple[RingNode, ...]) -> float:
+        """The same, by way of others."""
+        stations = (one, *way, other)
+        return sum(self.one_way(here, there) for here, there in pairwise(stations))
 
     def delay(self, one: RingNode, other: RingNode, link: Link) -> float:
         """Seconds that a datagram of a link takes."""
-        relay = self.nodes[link.route.via[0]] if isinstance(link.active, Route) and link.route.via else None
-        return self.delay_by(one, other, relay)
+        if not isinstance(link.active, Route):
+            return self.one_way(one, other)
+        return self.delay_by(one, other, tuple(self.nodes[ident] for ident in link.route.via))
 
     def crosses(self, one: RingNode, other: RingNode, link: Link) -> bool:
         """Whether a datagram of a link gets to the other end now."""
         if not isinstance(link.active, Route):
             return self.reaches(one, other)
-        relay = self.nodes[link.route.via[0]]
-        return relay.up and self.reaches(one, relay) and self.reaches(relay, other)
+        stations = [one, *(self.nodes[ident] for ident in link.route.via), other]
+        return all(station.up for station in stations) and all(self.reaches(here, there) for here, there in pairwise(stations))
 
-    def relay_between(self, one: RingNode, other: RingNode, agent: Ident | None) -> RingNode | None:
-        """Over whom the two can speak: the agent, else a member that both have a link to. None if there is nobody."""
-        shared = [ident for ident in one.links.by_ident if ident in other.links.by_ident]
-        for ident in [agent, *shared] if agent else shared:
-            relay = self.nodes[ident]
-            if relay.up and relay not in (one, other) and self.reaches(one, relay) and self.reaches(relay, other):
-                return relay
+    def way(self, one: RingNode, other: RingNode, agent: Ident | None) -> tuple[RingNode, ...] | None:
+        """By way of whom the two can speak: nobody, the agent, a member that both have a link to, or two who have one to each other."""
+        if self.reaches(one, other):
+            return ()
+        ours, theirs = self._direct_of(one, other), self._direct_of(other, one)
+        if agent is not None and agent not in theirs and self.nodes[agent].up and self.reaches(self.nodes[agent], other):
+            theirs[agent] = self.nodes[agent]
+        for ident, relay in theirs.items():
+            if ident in ours or (ident == agent and self.reaches(one, relay)):
+                return (relay,)
+        for first in ours.values():
+            for ident, second in theirs.items():
+                if (ident == agent or ident in first.links.by_ident) and self.reaches(first, second):
+                    return (first, second)
         return None
+
+    def _direct_of(self, node: RingNode, but: RingNode) -> dict[Ident, RingNode]:
+        """Those to whom a member has a direct link that carries."""
+        linked = {ident: self.nodes[ident] for ident, link in node.links.by_ident.items() if link.is_direct and ident != but.ident}
+        return {ident: peer for ident, peer in linked.items() if peer.up and self.reaches(node, peer)}
 
     # --- death -------------------------------------------------------------------------------
 
@@ -477,7 +493,7 @@ class RingNet:
 
     def _recheck_relayed(self, peer: RingNode, ident: Ident, relay: RingNode) -> None:
         link = peer.links.by_ident.get(ident)
-        if link is not None and link.route.via == (relay.ident,):
+        if link is not None and relay.ident in link.route.via:
             peer.links.doubt(link, self._until_keepalive(peer, link))
 
     def recheck(self) -> None:

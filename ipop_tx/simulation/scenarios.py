@@ -33,14 +33,26 @@ def joining(net: RingNet, count: int, per_second: float | None = None, on_progre
     first.start()
     net.run(1.0)
     nodes, rate = [first], max(1, round(per_second or count / 100))
+    without: list[RingNode] = []
     while len(nodes) < count:
         there = [node for node in nodes if node.ring.placed] or nodes[:1]
-        for _ in range(min(count - len(nodes), max(1, min(rate, len(nodes) // 2)))):
-            node = net.add()
-            node.start(net.rng.choice(there))
-            nodes.append(node)
+        fresh = [net.add() for _ in range(min(count - len(nodes) - len(without), max(1, min(rate, len(nodes) // 2))))]
+        waiting, without = [*without, *fresh], []
+        for node in waiting:
+            contacts = _reachable(net, node, there)
+            if contacts:
+                node.start(contacts[0])
+                nodes.append(node)
+            else:
+                without.append(node)  # it cannot reach anybody yet
         net.run(1.0)
         on_progress(net.now)
+
+
+def _reachable(net: RingNet, node: RingNode, others: list[RingNode]) -> list[RingNode]:
+    """Some of the others, in random order, to whom a node gets: nobody joins through a member that it cannot reach."""
+    drawn = net.rng.sample(others, min(len(others), 30))
+    return [other for other in drawn if net.reaches(node, other)]
 
 
 def settled(net: RingNet, count: int) -> None:
@@ -111,7 +123,7 @@ class Churn:
         else:
             node.crash()
         fresh = self.net.add()
-        contacts = [other for other in self.net.some(3) if other.ring.joined]
+        contacts = [other for other in self.net.some(8) if other.ring.joined and self.net.reaches(fresh, other)][:3]
         if contacts:
             fresh.start(*contacts)
             self._draw(fresh)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from math import hypot
 from random import Random
+from statistics import fmean
+from typing import Any
 
 from ipop_tx.core.ring import LINKED
 from ipop_tx.core.routing import Table, ahead, arcs, encode_delay, next_hop, quickest
@@ -155,3 +157,37 @@ class StaticRing:
             latency += self.rtt(at, onward)
             at, came_from, hops = onward, at, hops + 1
         return Walk(hops, latency, self.rtt(start, owner), at == owner)
+
+
+def measure(
+    nodes: int, seed: int, lookups: int, width_s: float, on_progress: Callable[[str, float], object]
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Build a ring and ask it; gives a report as `story.Story` does, and the samples behind it."""
+    ring = StaticRing(nodes, seed, width_s)
+    ring.build(lambda done: on_progress("choosing links", done / nodes))
+    rng = Random(f"static lookups/{seed}")
+    walks = []
+    for number in range(lookups):
+        walks.append(ring.walk(rng.randrange(ring.count), rng.getrandbits(64)))
+        on_progress("look-ups", number / lookups)
+    arrived = [walk for walk in walks if walk.arrived]
+    hops = sorted(walk.hops for walk in arrived)
+    stretch = sorted(walk.latency / walk.direct for walk in arrived if walk.hops) or [1.0]
+    report = {
+        "nodes": ring.count,
+        "seed": seed,
+        "static": True,
+        "links_mean": round(ring.links_mean, 1),
+        "lookups": lookups,
+        "lookup_success": len(arrived) / lookups,
+        "hops_mean": round(fmean(hops), 3),
+        "hops_p99": hops[int(0.99 * len(hops))],
+        "stretch_p50": round(stretch[len(stretch) // 2], 2),
+        "stretch_p90": round(stretch[int(0.9 * len(stretch))], 2),
+    }
+    samples = {
+        "hops": [float(value) for value in hops],
+        "latency": [walk.latency for walk in arrived if walk.hops],
+        "direct": [walk.direct for walk in arrived if walk.hops],
+    }
+    return report, samples
