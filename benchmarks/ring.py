@@ -69,9 +69,9 @@ def _progress(what: str, share: float) -> None:
 def _text(results: list[dict[str, Any]]) -> str:
     head = f"{'nodes':>8} {'scene':<10} {'hops':>6} {'p99':>4} {'right':>9} {'bytes/s':>8} {'stretch':>8} {'wall s':>7}"
     rows = [
-        f"{result['nodes']:>8} {result['scene']:<10} {result['hops_mean']:>6.2f} {result['hops_p99']:>4.0f} {result['lookup_success']:>9.4%}"
-        f" {result.get('bytes_per_s_per_node', '-'):>8} {result['stretch_p50']:>8.2f} {result['wall_s']:>7}"
-        for result in results
+        f"{one['nodes']:>8} {one['scene']:<10} {one['hops_mean']:>6.2f} {one['hops_p99']:>4.0f} {one['lookup_success']:>9.4%}"
+        f" {one.get('bytes_per_s_per_node', '-'):>8} {one['stretch_p50']:>8.2f} {one['wall_s']:>7}"
+        for one in results
     ]
     return "\n".join([head, *rows])
 
