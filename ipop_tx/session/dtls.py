@@ -178,6 +178,7 @@ class DtlsSession:
             self.local_index = to_server
             self._channel = SealedChannel(server_key, client_key, to_client, to_server, algorithm, self._peer_has_keys)
         self.peer = self.judged
+        self.shown.clear()  # 20 kB for each peer
         self.established = True
 
     def _flush(self, now: float) -> None:
