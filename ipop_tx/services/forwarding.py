@@ -175,8 +175,14 @@ class ForwardingService(Service):
         return self._protocol.submit(c.Resolve(str(address))).addCallback(lambda owner: owner is not None and owner.ident == ident)
 
     def connect(self, ident: Ident) -> Deferred[Any]:
-        """A link to a member."""
-        return self._protocol.submit(c.Connect(ident))
+        """A link to a member, which the FIB knows by then."""
+        return self._protocol.submit(c.Connect(ident)).addCallback(self._linked)
+
+    def _linked(self, link: Link) -> Link:
+        """The node says that a link is there before it tells `LinkUp`."""
+        if link.up:
+            self._write(link)
+        return link
 
     def next_hop(self, target: Ident, came_by: Ident) -> tuple[Ident, Ident | None] | None:
         """The next hop of relayed traffic."""
