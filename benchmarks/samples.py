@@ -1,19 +1,24 @@
-"""What a daemon holds, looked at again and again: resident memory and file descriptors. And what the kernel threw away around it."""
+"""What a daemon holds and sends, looked at again and again. And what the kernel threw away around it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.dataplane.measure import resident_mb
+from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.lab import Host
 from ipop_tx.lab.node import TAP
 
+ETHERNET = 14
+"""Bytes of its header."""
 SPAN = 60.0
 """Seconds of samples at either end that are compared, and of warm-up before; a quarter of the run if that is less."""
 
@@ -89,3 +94,23 @@ def kernel_drops(host: Host) -> dict[str, int]:
         "udp_receive": int(udp["RcvbufErrors"]),
         "udp_send": int(udp["SndbufErrors"]),
     }
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """(resident, proportional) memory of a process, 10^6 bytes: the second shares what several processes map. Zeros when it is gone."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0, 0.0
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", rollup, re.MULTILINE))
+    return int(sizes["Rss"]) * 1024 / 1e6, int(sizes["Pss"]) * 1024 / 1e6
+
+
+def sent(pid: int, device: str = "eth0") -> int:
+    """Bytes of all packets, IP header included and Ethernet's left out, that left by a device of the network namespace of a process."""
+    for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
+        name, _, figures = line.partition(":")
+        if name.strip() == device:
+            columns = figures.split()
+            return int(columns[8]) - ETHERNET * int(columns[9])
+    raise EnvironmentProblem(f"process {pid} has no interface {device}")

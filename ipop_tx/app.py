@@ -35,6 +35,7 @@ from ipop_tx.services.ping import ping
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
+from ipop_tx.services.trim import TrimService
 from ipop_tx.session.dtls import DtlsSessionFactory
 from ipop_tx.transport.interfaces import largest_mtu
 from ipop_tx.transport.udp import UdpTransport
@@ -99,13 +100,15 @@ class Node(MultiService):
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
+        trim = TrimService(reactor)
         self._status = Status(self.protocol, plane, self.tap, transport)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
         if self.tap is not None:
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
-        for service in (self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.admission, self.peers):
+        services = (self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.admission, self.peers, trim)
+        for service in services:
             if service is not None:
                 service.setServiceParent(self)
 

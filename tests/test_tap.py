@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,34 @@ class TapProblemTests(RealTap):
     def test_a_failure_half_way_leaves_nothing(self) -> None:
         self.assertProblem(EnvironmentProblem, ["refused to configure tapt0"], self.make(mtu=70000))
         self.assertNotIn(self.name, self.shown("link"))
+
+    def test_an_interface_that_is_gone(self) -> None:
+        address = IPv4Interface("10.128.0.5/16")
+        problem = self.assertRaises(EnvironmentProblem, self.namespace.call, netlink.change_addresses, self.name, [address], [])
+        self.assertEqual(str(problem), "the interface tapt0 is gone: somebody removed it; start again")
+
+    def test_what_is_so_already_is_no_problem(self) -> None:
+        """An address that somebody else added or removed meanwhile."""
+        address = IPv4Interface("10.128.0.5/16")
+        self.namespace.call(self.make().start, Inbox())
+        for _ in range(2):
+            self.namespace.call(netlink.change_addresses, self.name, [address], [])
+        self.assertIn(str(address), self.shown("addr", "show", "dev", self.name))
+        for _ in range(2):
+            self.namespace.call(netlink.change_addresses, self.name, [], [address])
+        self.assertNotIn(str(address), self.shown("addr", "show", "dev", self.name))
+
+    def test_configuring_without_rights(self) -> None:
+        self.shown("tuntap", "add", self.name, "mode", "tap")
+        script = (
+            "from ipop_tx.services import netlink; from ipop_tx.errors import PermissionProblem\n"
+            "try: netlink.set_up('tapt0', bytes(6), 1380, 65000)\n"
+            "except PermissionProblem as problem: print(problem)\n"
+        )
+        words = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", script]
+        here = Path(__file__).parents[1]
+        done = subprocess.run(self.namespace.command(*words), check=False, capture_output=True, text=True, cwd=here, timeout=60)
+        self.assertEqual(done.stdout, "tapt0 may not be configured: run as root or with the capability CAP_NET_ADMIN\n", done.stderr)
 
 
 class OverlapTests(RealTap):

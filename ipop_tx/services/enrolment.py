@@ -112,7 +112,9 @@ class _Conversation:
         raise refusal or Unreachable(f"no member answers at {named}", "check that one of them runs and that UDP passes")
 
     def close(self) -> None:
-        """Free the socket."""
+        """Say goodbye, so that the member has room for the next guest at once, and free the socket."""
+        if self._session.established:
+            self._send(self._session.protect(CONTROL, m.encode(m.Close("the guest has asked"))))
         self._socket.close()
 
     def _handshake(self) -> None:

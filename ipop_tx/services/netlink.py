@@ -1,24 +1,26 @@
-"""Addresses and state of one network interface, through pyroute2 and /proc/sys."""
+"""Addresses and state of one network interface, through rtnetlink and /proc/sys."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Any
 
 from ipop_tx.errors import EnvironmentProblem, PermissionProblem
 from ipop_tx.log import Logger
+from ipop_tx.transport import rtnetlink
 
 _log = Logger()
 
 IPV6_LEAST_MTU = 1280
 QUEUE_LENGTH = 1000
 """Frames that the kernel keeps for us at least, before it drops some."""
-_IFA_F_NODAD = 0x02
+_IFA_F_NODAD, _IFA_ADDRESS, _IFA_LOCAL = 0x02, 1, 2
+_IFLA_ADDRESS, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_GSO_MAX_SIZE, _IFF_UP = 1, 4, 13, 41, 1
 _SETTINGS = {
     "accept_ra": "0",
     "router_solicitations": "0",
@@ -59,82 +61,59 @@ def quieten_ipv6(interface: str) -> str | None:
 
 def set_up(interface: str, mac: bytes, mtu: int, gso_max: int) -> None:
     """Give a link its MAC address and MTU, ask for super-frames of no more than `gso_max` bytes, and bring it up."""
-
-    def steps(netlink: Any, index: int) -> None:
-        netlink.link("set", index=index, address=":".join(f"{byte:02x}" for byte in mac), mtu=mtu)
-        _ease(netlink, index, interface, gso_max)
-        netlink.link("set", index=index, state="up")
-
-    _run(interface, steps)
+    with _told(interface) as index:
+        _set_link(index, {_IFLA_ADDRESS: mac, _IFLA_MTU: rtnetlink.NUMBER.pack(mtu)})
+        _ease(index, interface, gso_max)
+        _set_link(index, {}, _IFF_UP)
 
 
-def _ease(netlink: Any, index: int, interface: str, gso_max: int) -> None:
+def _ease(index: int, interface: str, gso_max: int) -> None:
     """What makes a link faster, but is not worth a failure. The kernel sets the limit for IPv4 along with this one."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
     try:
-        netlink.link("set", index=index, gso_max_size=gso_max)
-        length = netlink.link("get", index=index)[0].get_attr("IFLA_TXQLEN")
-        if length is not None and length < QUEUE_LENGTH:
-            netlink.link("set", index=index, txqlen=QUEUE_LENGTH)
-    except NetlinkError as error:
+        _set_link(index, {_IFLA_GSO_MAX_SIZE: rtnetlink.NUMBER.pack(gso_max)})
+        [link] = rtnetlink.ask(rtnetlink.RTM_GETLINK, rtnetlink.LINK.pack(0, 0, index, 0, 0))
+        length = rtnetlink.attributes_of(link[rtnetlink.LINK.size :]).get(_IFLA_TXQLEN)
+        if length is not None and rtnetlink.NUMBER.unpack(length)[0] < QUEUE_LENGTH:
+            _set_link(index, {_IFLA_TXQLEN: rtnetlink.NUMBER.pack(QUEUE_LENGTH)})
+    except OSError as error:
         _log.debug("link_not_eased interface={interface} error={error}", interface=interface, error=str(error))
+
+
+def _set_link(index: int, attributes: dict[int, bytes], flag: int = 0) -> None:
+    rtnetlink.ask(rtnetlink.RTM_SETLINK, rtnetlink.LINK.pack(0, 0, index, flag, flag), attributes)
 
 
 def change_addresses(interface: str, add: list[IPv4Interface | IPv6Interface], remove: list[IPv4Interface | IPv6Interface]) -> None:
     """Remove, then add: the kernel would take a second IPv4 address of one range away together with the first."""
-
-    def steps(netlink: Any, index: int) -> None:
+    with _told(interface) as index:
         for one in remove:
-            _tolerating(errno.EADDRNOTAVAIL, netlink.addr, "del", index, one)
+            _address(rtnetlink.RTM_DELADDR, index, one, errno.EADDRNOTAVAIL)
         for one in add:
-            flags = {"flags": _IFA_F_NODAD} if one.version == 6 else {}
-            _tolerating(errno.EEXIST, netlink.addr, "add", index, one, **flags)
-
-    _run(interface, steps)
+            _address(rtnetlink.RTM_NEWADDR, index, one, errno.EEXIST)
 
 
-def _tolerating(number: int, call: Callable[..., Any], command: str, index: int, one: IPv4Interface | IPv6Interface, **more: Any) -> None:
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    address: IPv4Address | IPv6Address = one.ip
+def _address(what: int, index: int, one: IPv4Interface | IPv6Interface, tolerated: int) -> None:
+    adds = what == rtnetlink.RTM_NEWADDR
+    family, flags = (socket.AF_INET6, _IFA_F_NODAD if adds else 0) if one.version == 6 else (socket.AF_INET, 0)
+    packed = one.ip.packed
+    head = rtnetlink.ADDRESS.pack(family, one.network.prefixlen, flags, 0, index)
     try:
-        call(command, index=index, address=str(address), prefixlen=one.network.prefixlen, **more)
-    except NetlinkError as error:
-        if error.code != number:
+        rtnetlink.ask(what, head, {_IFA_LOCAL: packed, _IFA_ADDRESS: packed}, rtnetlink.CREATE if adds else 0)
+    except OSError as error:
+        if error.errno != tolerated:
             raise
 
 
-def _run(interface: str, steps: Callable[[Any, int], None]) -> None:
-    """Do `steps` with a netlink socket and the interface's index, in a thread of their own, and wait: a few milliseconds.
-
-    pyroute2 runs an asyncio loop inside, which a thread whose reactor is itself an asyncio loop does not allow.
-    """
-    from pyroute2.iproute.linux import IPRoute
-
-    failures: list[Exception] = []
-
-    def work() -> None:
-        try:
-            with IPRoute() as netlink:
-                steps(netlink, netlink.link_lookup(ifname=interface)[0])
-        except Exception as error:  # noqa: BLE001 - raised again below, in the thread that waits
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name=f"netlink-{interface}")
-    thread.start()
-    thread.join()
-    if failures:
-        raise _problem(interface, failures[0]) from failures[0]
-
-
-def _problem(interface: str, error: Exception) -> Exception:
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    if isinstance(error, IndexError):
-        return EnvironmentProblem(f"the interface {interface} is gone", "somebody removed it; start again")
-    if not isinstance(error, NetlinkError):
-        return error
-    if error.code == errno.EPERM:
-        return PermissionProblem(f"{interface} may not be configured", "run as root or with the capability CAP_NET_ADMIN")
-    return EnvironmentProblem(f"the kernel refused to configure {interface} ({os.strerror(error.code)})")
+@contextmanager
+def _told(interface: str) -> Iterator[int]:
+    """The interface's index; what the kernel refuses meanwhile becomes a sentence."""
+    try:
+        index = socket.if_nametoindex(interface)
+    except OSError:
+        raise EnvironmentProblem(f"the interface {interface} is gone", "somebody removed it; start again") from None
+    try:
+        yield index
+    except PermissionError as error:
+        raise PermissionProblem(f"{interface} may not be configured", "run as root or with the capability CAP_NET_ADMIN") from error
+    except OSError as error:
+        raise EnvironmentProblem(f"the kernel refused to configure {interface} ({os.strerror(error.errno or 0)})") from error

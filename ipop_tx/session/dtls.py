@@ -207,6 +207,7 @@ class DtlsSession:
         self._algorithm = algorithm
         self._chain = Chain(block[80:])
         self.peer = self.judged
+        self.shown.clear()  # 20 kB for each peer
         self.established = True
 
     def _flush(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The addresses and MTUs of this machine's network interfaces, by one rtnetlink dump each: far cheaper than importing a netlink library."""
+"""The addresses and MTUs of this machine's network interfaces, by one rtnetlink dump each."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from collections.abc import Container, Iterator
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import NamedTuple
 
-_NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-_IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
-_RTATTR = struct.Struct("=HH")  # length, type
-_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
-_NLM_F_REQUEST_DUMP = 0x301
-_NLMSG_DONE, _NLMSG_ERROR = 3, 2
+from ipop_tx.transport import rtnetlink
+from ipop_tx.transport.rtnetlink import attributes_of
+
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _UNUSABLE = 0x08 | 0x20 | 0x40  # DAD failed, deprecated, tentative
 _SIOCGIFFLAGS, _IFF_UP, _IFF_LOOPBACK = 0x8913, 1, 8
@@ -56,63 +52,32 @@ def largest_mtu(ignore: Container[str] = ()) -> int:
     Loopback leads nowhere, and what looks like the interface of an overlay leads back here; nor do those count whose names are in
     `ignore`. Raises `OSError` when the kernel refuses, which Linux does not do.
     """
-    request = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    links = (_outward(body) for body in _dump(_RTM_GETLINK, _RTM_NEWLINK, request))
+    request = rtnetlink.LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    links = (_outward(body) for body in rtnetlink.dump(rtnetlink.RTM_GETLINK, rtnetlink.RTM_NEWLINK, request))
     return max((mtu for name, mtu in filter(None, links) if name not in ignore), default=ETHERNET_MTU)
 
 
 def _outward(body: bytes) -> tuple[str, int] | None:
     """Name and MTU of an interface that may lead out."""
-    _, kind, _, flags, _ = _IFINFOMSG.unpack_from(body)
-    attributes = _attributes(body[_IFINFOMSG.size :])
+    _, kind, _, flags, _ = rtnetlink.LINK.unpack_from(body)
+    attributes = attributes_of(body[rtnetlink.LINK.size :])
     if not flags & _IFF_UP or flags & _IFF_LOOPBACK or kind == _ARPHRD_NONE or _IFLA_MTU not in attributes:
         return None
-    if _attributes(attributes.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND) in _OVERLAYS:
+    if attributes_of(attributes.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND) in _OVERLAYS:
         return None
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0")
     return os.fsdecode(name), int.from_bytes(attributes[_IFLA_MTU], sys.byteorder)
 
 
 def _addresses() -> Iterator[tuple[int, IPv4Interface | IPv6Interface]]:
-    for body in _dump(_RTM_GETADDR, _RTM_NEWADDR, _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+    request = rtnetlink.ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    for body in rtnetlink.dump(rtnetlink.RTM_GETADDR, rtnetlink.RTM_NEWADDR, request):
         yield from _usable(body)
 
 
-def _dump(question: int, answer: int, request: bytes) -> Iterator[bytes]:
-    """The bodies of all messages of type `answer` that the kernel has to say to `question`."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        netlink.send(_NLMSG.pack(_NLMSG.size + len(request), question, _NLM_F_REQUEST_DUMP, 1, 0) + request)
-        while True:
-            for kind, body in _messages(netlink.recv(1 << 16)):
-                if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    return
-                if kind == answer:
-                    yield body
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _NLMSG.size:
-        length, kind, *_ = _NLMSG.unpack_from(data)
-        yield kind, data[_NLMSG.size : length]
-        data = data[_aligned(length) :]
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(data) >= _RTATTR.size:
-        length, kind = _RTATTR.unpack_from(data)
-        found[kind] = data[_RTATTR.size : length]
-        data = data[_aligned(length) :]
-    return found
-
-
-def _aligned(length: int) -> int:
-    return max(4, length + 3 & ~3)
-
-
 def _usable(body: bytes) -> Iterator[tuple[int, IPv4Interface | IPv6Interface]]:
-    family, prefix, flags, _, index = _IFADDRMSG.unpack_from(body)
-    attributes = _attributes(body[_IFADDRMSG.size :])
+    family, prefix, flags, _, index = rtnetlink.ADDRESS.unpack_from(body)
+    attributes = attributes_of(body[rtnetlink.ADDRESS.size :])
     # On a point-to-point link IFA_ADDRESS is the other end; IFA_LOCAL, where present, is always ours.
     packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
     flags = int.from_bytes(attributes.get(_IFA_FLAGS, bytes((flags,))), sys.byteorder)

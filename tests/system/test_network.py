@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 
-from ipop_tx.lab import Nat, wait_for
+from ipop_tx.lab import Nat, netns, wait_for
 from ipop_tx.lab.node import LabNode
 from ipop_tx.lab.traffic import fetch
+from ipop_tx.services.enrolment import join
 from tests.system.case import LabTestCase
 
 
@@ -51,6 +53,22 @@ class TwoSitesTests(LabTestCase):
         mtu = left.status()["self"]["mtu"]
         for size, fragment in ((mtu - 28, "do"), (4000, "dont")):
             left.host.run(["ping", "-n", "-c3", "-i0.2", "-W5", "-M", fragment, "-s", str(size), founder.address])
+
+
+class CrowdTests(LabTestCase):
+    """Many come at once."""
+
+    def test_guests_make_room_for_others(self) -> None:
+        """A member has room for 16 guests, and keeps silent ones for a minute; those who are done leave room at once."""
+        founder = self.found(self.lab.public_host("founder"))
+        outside = self.lab.public_host("outside")
+        began = time.monotonic()
+        for number in range(20):
+            token = founder.request("POST", "/invite", {"name": f"guest{number}"})["token"]
+            with netns.inside(outside.namespace):
+                joined = join(token, outside.directory / f"state{number}", None)
+            self.assertEqual(joined.name, f"guest{number}")
+        self.assertLess(time.monotonic() - began, 30)
 
 
 class SurvivalTests(LabTestCase):
