@@ -133,6 +133,35 @@ class FibTests(PlaneTestCase):
         self.fib.remove(PEER)
         self.assertEqual((self.fib.by_ident, self.fib.by_mac, self.fib.by_index), ({}, {}, {}))
 
+    def test_part_and_bury(self) -> None:
+        """Nothing is sent to a peer that we have parted from, and what it has sent arrives until it is buried; a new link is apart."""
+        parted = self.fib.part(PEER)
+        self.assertIs(parted, self.adjacency)
+        self.assertIsNone(self.fib.part(PEER))
+        self.assertEqual((self.fib.by_ident, self.fib.by_mac, list(self.fib.by_index)), ({}, {}, [OUR_INDEX]))
+        self.assertFalse(self.adjacency.reachable)
+        self.receive(IN6)
+        self.assertEqual(self.port.taken, [IN6])
+        fresh = self.fib.update(PEER, [ClearSession(0x80000009, 5)], self.there)
+        self.assertIsNot(fresh, self.adjacency)
+        self.fib.bury(self.adjacency)
+        self.assertEqual((list(self.fib.by_index), self.fib.by_ident), ([0x80000009], {PEER: fresh}))
+
+    def test_no_sealing_yet(self) -> None:
+        """A peer that may not have its keys yet is heard; frames for it wait, and what was sealed before tells nothing of the path."""
+        session, remote = clear_pair(0x80000009, 5)
+        self.fib.remove(PEER)
+        peer = self.fib.update(PEER, [session], self.there, sealing=False)
+        assert peer is not None
+        self.remote = remote
+        self.receive(IN6)
+        self.assertEqual((self.port.taken, peer.reachable), ([IN6], False))
+        session.channel.reserve(5)
+        self.fib.update(PEER, [session], self.there)
+        self.assertTrue(peer.reachable)
+        peer.width.report(1.0, 5, 4, 1, 0, 1.0)
+        self.assertEqual(peer.width.lost, 0)
+
     def test_mac_collision_is_refused(self) -> None:
         self.assertIsNone(self.fib.update(PEER[:6] + bytes(14), [ClearSession(0x80000003, 3)], None))
         self.assertEqual(list(self.fib.by_ident), [PEER])

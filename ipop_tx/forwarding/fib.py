@@ -127,13 +127,14 @@ class Fib:
         if adjacency is None:
             return None
         adjacency.name = name or adjacency.name
+        before = adjacency.channel
         adjacency.session = sessions[0] if sessions and sealing else None
         adjacency.channel = sessions[0].channel if sessions and sealing else None
         relay = self.by_ident.get(hop) if hop is not None and endpoint is None else None
         if (adjacency.endpoint, adjacency.hop) != (endpoint, relay):
             adjacency.endpoint, adjacency.hop, adjacency.stray = endpoint, relay, None
             self._path_changed(adjacency)
-        elif relay is not None and adjacency.relay_header != relay_header:
+        elif (before is None and adjacency.channel is not None) or (relay is not None and adjacency.relay_header != relay_header):
             self._path_changed(adjacency)
         adjacency.piece = mtu - HEADER_BYTES
         adjacency.inner_mtu = mtu - OVERHEAD - PACKED_HEAD if endpoint is not None else 0
