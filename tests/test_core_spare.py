@@ -112,8 +112,9 @@ class ManyTests(SpareCase):
             sizes.append([sum(counts) for counts in zip(*(self.hoard(machine) for machine in machines), strict=True)])
         self.assertGreater(len(self.ended), 4 * 24 * 5)
         self.assertEqual(self.reasons(), {UNNEEDED})
-        for first, last in zip(sizes[0], sizes[-1], strict=True):
-            self.assertLessEqual(last, 1.2 * first + 24, sizes)
+        # Twice: whether keys are being renewed just then makes a difference, too.
+        for first, second, last in zip(*sizes[:2], sizes[-1], strict=True):
+            self.assertLessEqual(last, 1.2 * max(first, second) + 24, sizes)
 
     def hoard(self, machine: SimulatedNode) -> list[int]:
         """How much a node keeps."""

@@ -10,7 +10,8 @@ from random import Random
 from ipop_tx.core.ring import LINKED
 from ipop_tx.core.routing import ahead, arcs, place_of, quickest
 from ipop_tx.errors import IpopError
-from ipop_tx.simulation.linkmodel import RingNet, RingNode
+from ipop_tx.simulation.linkmodel import RingNet
+from ipop_tx.simulation.ringnode import RingNode
 from ipop_tx.values import IDENT_BYTES, Ident
 
 CANDIDATES = 16

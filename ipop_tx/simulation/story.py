@@ -13,7 +13,8 @@ from typing import Any
 from ipop_tx.core.ring import STABILISE
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.simulation import scenarios as s
-from ipop_tx.simulation.linkmodel import RingNet, RingNode
+from ipop_tx.simulation.linkmodel import RingNet
+from ipop_tx.simulation.ringnode import RingNode
 
 HEALING = 3 * STABILISE
 """Seconds between a mass failure and the look-ups that judge the repair: three rounds of stabilisation."""
