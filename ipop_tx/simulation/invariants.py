@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ipop_tx.core.ident import strictly_within
+from ipop_tx.core.ident import clockwise, strictly_within
 from ipop_tx.simulation.network import SimulatedNet
-from ipop_tx.values import Ident
+from ipop_tx.values import IDENT_BITS, Ident
 
 
 def members(net: SimulatedNet) -> dict[Ident, list[Ident]]:
@@ -41,4 +41,31 @@ def order_faults(net: SimulatedNet) -> list[str]:
             if one != ident and not strictly_within(one, other, ident):
                 faults.append(f"the list of {ident.hex()[:8]} is out of order")
                 break
+    return faults
+
+
+def shape_faults(lists: dict[Ident, list[Ident]]) -> list[str]:
+    """Zave's invariant, from the living successors of each member on the ring: at any moment, also while nodes come and go.
+
+    *At least one ring, at most one ring, ordered ring, connected appendages*: whoever follows first living successors from any member
+    comes to one and the same cycle, and that goes round the idents once. A member without any living successor is a ring of one.
+    """
+    if len(lists) < 2:
+        return []
+    onward = {ident: successors[0] if successors else ident for ident, successors in lists.items()}
+    coloured: dict[Ident, Ident] = {}
+    cycles: list[list[Ident]] = []
+    for start in sorted(onward):
+        walked, at = [], start
+        while at not in coloured:
+            coloured[at] = start
+            walked.append(at)
+            at = onward[at]
+        if coloured[at] == start:
+            cycles.append(walked[walked.index(at) :])
+    faults = [] if len(cycles) == 1 else [f"{len(cycles)} rings"]
+    for cycle in cycles:
+        turn = sum(clockwise(one, onward[one]) or 1 << IDENT_BITS for one in cycle)
+        if turn != 1 << IDENT_BITS:
+            faults.append(f"a ring of {len(cycle)} goes round {turn / (1 << IDENT_BITS):.0f} times")
     return faults

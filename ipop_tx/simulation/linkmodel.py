@@ -55,6 +55,8 @@ class RingNet:
     bytes_sent: int = 0
     messages: int = 0
     events: int = 0
+    changes: int = 0
+    """How often any node's neighbours have changed."""
 
     def __post_init__(self) -> None:
         self.rng = Random(f"ring/{self.seed}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ipop_tx.core.bootstrap import Bootstrap
-from ipop_tx.core.events import Fault, Joined
+from ipop_tx.core.events import Fault, Joined, RingChanged
 from ipop_tx.core.fingers import Fingers
 from ipop_tx.core.link import UNNEEDED, DirectPath, Link, Route
 from ipop_tx.core.linktable import LinkTable
@@ -72,7 +72,9 @@ class ModelRuntime(Runtime):
 
     def emit(self, event: object) -> None:
         """Take note of members that enter the ring, and of our own errors."""
-        if isinstance(event, Joined):
+        if isinstance(event, RingChanged):
+            self.net.changes += 1
+        elif isinstance(event, Joined):
             self.net.entered(self.node)
         if isinstance(event, Fault):
             self.net.faults.append(f"{self.node.peer.name} at {self.net.now:.3f}: {event.text}")
