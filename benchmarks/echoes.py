@@ -6,6 +6,8 @@
  | type | code | checksum | who asks       | who is asked       |      RFC 792; both are numbers of places
  +------+------+----------+----------------+--------------------+
 ```
+
+The kernel keeps 1024 neighbours for all namespaces together, fewer than there are pairs: so a pair's are forgotten once it has answered.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 
 from ipop_tx.lab import Host, netns
+from ipop_tx.lab.node import TAP
+from ipop_tx.transport import rtnetlink
 
 PATIENCE = 3.0
 """Seconds after which a ping counts as lost."""
@@ -28,6 +32,8 @@ TRIES = 10
 """Pings to a pair of which none is answered, before it counts as not routable."""
 _ECHO = struct.Struct("!BBHHH")
 _REQUEST, _REPLY = 8, 0
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, interface, state, flags, type
+_RTM_DELNEIGH, _NDA_DST = 29, 1
 _SOL_RAW, _ICMP_FILTER = 255, 1
 _ONLY_REPLIES = struct.pack("=I", 0xFFFFFFFF & ~(1 << _REPLY))
 
@@ -93,7 +99,10 @@ def ping_all(hosts: Sequence[Host], addresses: Sequence[str], rate: float, say: 
                 with suppress(OSError):  # no route just now: lost, as any other
                     sockets[pair[0]].sendto(request(*pair), (addresses[pair[1]], 0))
             for key, _ in selector.select(0.005):
-                schedule.answered.update(_replies(sockets[key.data], key.data, addresses))
+                for asker, asked in _replies(sockets[key.data], key.data, addresses):
+                    schedule.answered.add((asker, asked))
+                    _forget(hosts[asker], addresses[asked])
+                    _forget(hosts[asked], addresses[asker])
             if time.monotonic() >= said + 10:
                 said = time.monotonic()
                 say(f"{len(schedule.answered)} pairs have answered")
@@ -105,6 +114,13 @@ def _opened(host: Host) -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
     made.setsockopt(_SOL_RAW, _ICMP_FILTER, _ONLY_REPLIES)
     return made
+
+
+def _forget(host: Host, neighbour: str) -> None:
+    """Make a host forget the MAC address of a neighbour in the overlay, if it knows one."""
+    with netns.inside(host.namespace), suppress(OSError):
+        head = _NEIGHBOUR.pack(socket.AF_INET, socket.if_nametoindex(TAP), 0, 0, 0)
+        rtnetlink.ask(_RTM_DELNEIGH, head, {_NDA_DST: socket.inet_aton(neighbour)})
 
 
 def request(asker: int, asked: int) -> bytes:
