@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import LinkChanged
 from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route
-from ipop_tx.core.mtu import PRECISION, RAISE, TRIES, WATCH, PathMtu, padded, sizes
+from ipop_tx.core.mtu import IDLE, PRECISION, RAISE, TRIES, WATCH, PathMtu, padded, sizes
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future
 from ipop_tx.simulation.network import SimulatedNode
@@ -44,12 +44,13 @@ class SizeTests(SynchronousTestCase):
 class WhoTests(SynchronousTestCase):
     """Who is probed."""
 
-    def probed(self, rtt: float = 0.05, guest: bool = False, scheme: str = "udp", relayed: bool = False) -> list[int]:
+    def probed(self, rtt: float = 0.05, guest: bool = False, scheme: str = "udp", relayed: bool = False, frames: float = 0.0) -> list[int]:
         """The sizes of the datagrams that a link's path gets at once."""
         link = Link(Peer(bytes(20), "peer", guest=guest), 0.0, True)
         endpoint = Endpoint(scheme, "192.0.2.1", 1)
         link.direct[endpoint] = DirectPath(rtt, 0.0)
         link.active = Route(link.ident) if relayed else endpoint
+        link.frames = frames
         sent: list[int] = []
 
         def challenge(link: Link, path: PathKey, wait: float, size: int) -> Future[float]:
@@ -63,13 +64,17 @@ class WhoTests(SynchronousTestCase):
         return sent
 
     def test_who(self) -> None:
-        """Members on a direct path on which they answered, once."""
+        """Members on a direct path on which they answered and that carries frames, once."""
         self.assertEqual(self.probed(), sizes(Endpoint("udp", "192.0.2.1", 1)))
         self.assertEqual(self.probed(rtt=0.0) + self.probed(guest=True) + self.probed(scheme="tls") + self.probed(relayed=True), [])
+        self.assertEqual(self.probed(frames=-IDLE), [])
 
 
 class MtuCase(NetCase):
-    """Two nodes and what is between them."""
+    """Two nodes and what is between them; frames go over their link all the time."""
+
+    def setUp(self) -> None:
+        self.patch(PathMtu, "_busy", lambda mtu, link: True)
 
     def pair(self, mtu: int, seed: int = 1, loss: float = 0.0) -> None:
         """Founder and newcomer; every datagram longer than `mtu` vanishes between them."""
@@ -226,7 +231,7 @@ class FollowTests(MtuCase):
         self.assertEqual(len(told), len(set(told)))
 
 
-class PathChangeTests(NetCase):
+class PathChangeTests(MtuCase):
     """Which path's MTU a link has."""
 
     def test_paths(self) -> None:
@@ -277,6 +282,27 @@ class PathChangeTests(NetCase):
         net.run(5)
         self.assertGreater(len(sent), 3)
         self.assertLess(max(sent), 100)
+
+
+class IdleTests(NetCase):
+    """Links without frames."""
+
+    def test_only_while_frames_go(self) -> None:
+        """No large datagram before the first frame; the search when a link is wanted for frames; none any more a while after the last."""
+        net = self.net(1)
+        one, other = net.founder(), net.add()
+        net.wait(one.start())
+        net.wait(other.start(one))
+        net.run(300)
+        self.assertEqual((link_of(one, other).mtu, link_of(other, one).mtu), (BASE, BASE))
+        net.wait(one.submit(c.Connect(other.ident)))
+        net.run(5)
+        self.assertGreater(link_of(one, other).mtu, BASE)
+        self.assertEqual(link_of(other, one).mtu, BASE, "that direction has carried nothing")
+        net.run(IDLE + 2 * WATCH)
+        before = net.bytes
+        net.run(600)
+        self.assertLess((net.bytes - before) / 600, 200)
 
 
 class CostTests(MtuCase):

@@ -82,6 +82,7 @@ class Link:
         "asked",
         "direct",
         "first_hop",
+        "frames",
         "heard",
         "ident",
         "initiated",
@@ -114,6 +115,8 @@ class Link:
         self.parted = False
         """Whether it has ended because neither end needed it."""
         self.used = now
+        self.frames = -1e9
+        """When frames were last known to go over it, either way."""
         """When it last carried something for its own sake: traffic, or a question that is not part of its upkeep or of the ring's."""
         self.released = float("-inf")
         """When we last told the peer that it may end the link."""

@@ -34,6 +34,8 @@ PACE = 0.3
 """Seconds between two challenges while in doubt."""
 WATCH = 40.0
 """Seconds between tests of the MTU in use: large and small keep-alives by turns."""
+IDLE = 60.0
+"""Seconds without frames after which a path is left alone."""
 RAISE = 600.0
 """Seconds between searches for more (PMTU_RAISE_TIMER)."""
 RESTART = 30.0
@@ -88,9 +90,9 @@ class PathMtu:
         """`Paths.challenge`: link, path, how long to wait, size (0: as small as can be)."""
 
     def tend(self, link: Link) -> None:
-        """Take the active path into our care, if it has shown that it is the peer's and is not there yet."""
+        """Take the active path into our care, if it carries frames, has shown that it is the peer's, and is not there yet."""
         care = _care(link)
-        if care is not None and care.known.tending is None:
+        if care is not None and care.known.tending is None and self._busy(link):
             self._begin(care)
 
     def doubt(self, link: Link) -> None:
@@ -100,19 +102,23 @@ class PathMtu:
             care.known.doubted = True
             self._runtime.background(self._test(care))
 
+    def _busy(self, link: Link) -> bool:
+        """Whether frames go over a link: the ring's own messages fit any path, and large challenges would outweigh them all."""
+        return self._runtime.now - link.frames < IDLE
+
     def _begin(self, care: _Care) -> None:
         care.known.tending = care
         self._runtime.background(self._tend(care))
 
     async def _tend(self, care: _Care) -> None:
-        """While the path is active: search, then see now and then whether its MTU is still true, then search again."""
+        """While the path is active and carries frames: search, then see now and then whether its MTU is still true, then search again."""
         try:
             self.doubt(care.link)  # a path that was active before may have changed meanwhile
-            while care.ours:
+            while care.ours and self._busy(care.link):
                 if self._runtime.now >= care.known.search_due:
                     await self._search(care)
                 await self._runtime.sleep(self._runtime.spread(WATCH))
-                if care.ours:
+                if care.ours and self._busy(care.link):
                     self.doubt(care.link)
         finally:
             if care.known.tending is care:

@@ -185,7 +185,7 @@ class Node:
         elif isinstance(message, m.PathResponse):
             self.paths.responded(link, path, message)
         elif isinstance(message, m.Opened):
-            link.used = self.runtime.now
+            self._note_frames(link)
             self.runtime.emit(Reported(link.ident, message.index, message.highest, message.opened, message.failed))
         elif isinstance(message, m.Request):
             self.rpc.requested(link, message)
@@ -278,16 +278,20 @@ class Node:
     def _report(self, command: c.Report) -> Future[None]:
         link = self.links.by_ident.get(command.ident)
         if not self.links.remind(command.index) and link is not None:
-            link.used = self.runtime.now
+            self._note_frames(link)
             self.links.send_message(link, m.Opened(command.index, command.highest, command.opened, command.failed))
         return settled(None)
 
     def _connect(self, command: c.Connect) -> Future[Link]:
         """Whoever asks for a link will use it."""
-        link = self.links.by_ident.get(command.ident)
-        if link is not None:
-            link.used = self.runtime.now
-        return self.links.connect(command.ident)
+        connected = self.links.connect(command.ident)
+        connected.then(lambda done: self._note_frames(done.result()) if done.error is None else None)
+        return connected
+
+    def _note_frames(self, link: Link) -> None:
+        """Frames go over a link, or soon will: it is needed, and its path is worth being measured."""
+        link.used = link.frames = self.runtime.now
+        self.paths.mtu.tend(link)
 
     async def _ping(self, ident: Ident) -> float:
         link = await self.links.connect(ident)
