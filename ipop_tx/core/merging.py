@@ -61,6 +61,6 @@ class Merging:
                 await self._links.connect(after, found.agent if after == found.owner else found.owner)
                 ring.insert_successor(after)
             if before and (not ring.predecessor or strictly_within(ring.predecessor, before, own)):
-                await ring.consider(await self._links.connect(before, found.agent if before == found.owner else found.owner))
+                await ring.meet_predecessor(before, found.agent or found.owner if before == found.owner else found.owner)
         except IpopError:
             self._runtime.count("merge_unanswered")

@@ -225,15 +225,26 @@ class Ring:
             else:
                 self.insert_successor(nearer)
                 return False
-        elif nearer and self.predecessor is None and strictly_within(successor, nearer, self.ident):
-            self._said_before = nearer
-            self._runtime.background(self._meet_predecessor(nearer, successor))
+        elif self.predecessor is None:
+            before = self._before_us(successor, answer)
+            if before is not None:
+                self._runtime.background(self.meet_predecessor(before, successor))
         self._adopt_list(successor, answer.successors)
         self._settled_version = self._version
         return True
 
-    async def _meet_predecessor(self, ident: Ident, informant: Ident) -> None:
-        """The second step of joining goes quicker when we make ourselves known on the other side, too."""
+    def _before_us(self, successor: Ident, answer: m.Neighbours) -> Ident | None:
+        """Who precedes us, by what our successor says: whom it had before us; if that is us already, who stands before us in its list."""
+        if answer.predecessor and strictly_within(successor, answer.predecessor, self.ident):
+            return answer.predecessor
+        if self.ident in answer.successors:
+            return (successor, *answer.successors)[answer.successors.index(self.ident)]
+        return None
+
+    async def meet_predecessor(self, ident: Ident, informant: Ident) -> None:
+        """Make ourselves known to the member that is said to be before us: the second step of joining need not wait for it to find us."""
+        if self.predecessor is None:
+            self._said_before = ident
         await self.consider(await self._links.connect(ident, informant))
 
     def _adopt_list(self, successor: Ident, theirs: tuple[Ident, ...]) -> None:
