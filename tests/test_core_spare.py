@@ -86,7 +86,8 @@ class ManyTests(SpareCase):
         for machine in machines:
             ring = machine.running.ring
             self.assertLessEqual({*ring.successors[:LINKED], *ring.fingers, ring.predecessor}, set(machine.running.links.by_ident))
-        self.assertEqual(self.reasons(), {UNNEEDED})
+        others = [event.reason for _, event in self.ended if event.reason != UNNEEDED]
+        self.assertLess(len(others), len(self.ended) / 100, "three challenges in a row may get lost, but hardly ever do")
         begun = net.datagrams
         net.run(60)
         self.assertLess((net.datagrams - begun) / 60 / len(machines), 5.0)

@@ -7,7 +7,7 @@ What it finds nearer it takes; neighbours that are displaced are told (`Suggest`
 
 from __future__ import annotations
 
-from ipop_tx.core.ident import clockwise, strictly_within
+from ipop_tx.core.ident import apart, clockwise, strictly_within
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.ring import Ring
@@ -60,7 +60,8 @@ class Merging:
             if after and (not ring.successors or strictly_within(own, after, ring.successors[0])):
                 await self._links.connect(after, found.agent if after == found.owner else found.owner)
                 ring.insert_successor(after)
-            if before and (not ring.predecessor or strictly_within(ring.predecessor, before, own)):
+            behind = before and clockwise(before, own) == apart(before, own)  # else all that were named lie after us
+            if before and behind and (not ring.predecessor or strictly_within(ring.predecessor, before, own)):
                 await ring.meet_predecessor(before, found.agent or found.owner if before == found.owner else found.owner)
         except IpopError:
             self._runtime.count("merge_unanswered")

@@ -133,8 +133,11 @@ class Views:
             self._runtime.background(self._change_and_note(shard, desired))
 
     def _look_after(self, shard: Shard) -> None:
-        """See that every member of a view has its copy; whoever installed them may have died over it."""
-        if not shard.open or self._replicas.superseded(shard) or self._runtime.now - shard.opened < VERIFY_AFTER:
+        """See that every member of a view has its copy; whoever installed them may have died over it.
+
+        Also of one that is sealed: without the copy a member cannot take part in the change, and its voice may be needed.
+        """
+        if self._replicas.superseded(shard) or self._runtime.now - shard.opened < VERIFY_AFTER:
             return
         if self._verified.get(shard.index) != shard.number:
             self._runtime.background(self._verify(shard))
