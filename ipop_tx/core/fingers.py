@@ -94,7 +94,8 @@ class Fingers:
     def _best_link(self, low: int, high: int) -> Link | None:
         reach = ahead(low, high)
         inside = {link.ident: link for link in self._links.by_ident.values() if link.placed and ahead(low, link.place) < reach}
-        best = quickest((link.rtt or 9.0, link.ident) for link in inside.values())
+        # Who is our finger already is as good as one that is a little quicker, or fingers would change with every measurement.
+        best = quickest(((link.rtt or 9.0) * (BETTER if link.ident in self._ring.fingers else 1.0), link.ident) for link in inside.values())
         return inside[best[1]] if best else None
 
     def _best_candidate(self, low: int, high: int) -> tuple[float, Ident, Ident | None] | None:
