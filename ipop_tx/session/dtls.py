@@ -302,7 +302,7 @@ class DtlsSessionFactory:
                 session.judged = self._credentials.verify([session.shown[level] for level in sorted(session.shown)])
         except PeerRefused as refusal:
             session.refused(refusal)
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        except (ValueError, TypeError, LookupError, UnsupportedAlgorithm, x509.InvalidVersion):
             session.refused(PeerRefused("the peer's certificate is malformed"))
         return session.failure is None
 
