@@ -30,6 +30,7 @@ class Story:
             net.run(CRASHES_TAKE / (count // 5))
             victim.crash()
         self.healed = self._heal()
+        net.run(30)  # the ring is whole before all links to the last victim have ended, and a question that meets one is slow
 
     def _join(self, count: int) -> None:
         machines = [self.net.founder()]

@@ -115,7 +115,7 @@ class Lookups:
                     continue
                 raise  # only who asked first tries other ways round; else the question would multiply at every hop
             except IpopError:
-                if self._runtime.now - asked_at > SLOW:
+                if asker is not None and self._runtime.now - asked_at > SLOW:
                     break  # the hop lives, and the question goes on beyond it: asked once more, it would multiply at every hop
                 continue
             agent = self._ident if found.hops == 0 else found.agent
