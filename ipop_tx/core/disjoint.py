@@ -18,12 +18,12 @@ from ipop_tx.core.events import LookupDisagreed
 from ipop_tx.core.ident import apart, clockwise, within
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
-from ipop_tx.core.lookup import DETOURS, MAX_HOPS, SENDINGS
+from ipop_tx.core.lookup import MAX_HOPS, SENDINGS, Lookups
 from ipop_tx.core.ring import Ring
-from ipop_tx.core.rpc import Rpc, unexpected
+from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import quorum
-from ipop_tx.errors import IpopError, LocalMisuse, NotFound, Unreachable
+from ipop_tx.errors import LocalMisuse, NotFound, Unreachable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 
@@ -56,8 +56,9 @@ def colour_of(ident: Ident, key: bytes, routes: int) -> int:
 class Disjoint:
     """Asks, answers and passes on."""
 
-    def __init__(self, ring: Ring, links: Links, rpc: Rpc, runtime: Runtime) -> None:
+    def __init__(self, ring: Ring, lookups: Lookups, links: Links, rpc: Rpc, runtime: Runtime) -> None:
         self._ring = ring
+        self._lookups = lookups
         self._links = links
         self._rpc = rpc
         self._runtime = runtime
@@ -112,22 +113,7 @@ class Disjoint:
         if question.ttl == 0:
             raise NotFound("the look-up took too many steps", "the ring is healing; try again")
         onward = m.Seek(question.key, question.ttl - 1, question.routes, question.colour)
-        tried = {link.ident}
-        for _ in range(DETOURS):
-            hop = self._next_hop(question, tried)
-            if hop is None:
-                break
-            tried.add(hop.ident)
-            try:
-                found = await self._rpc.on_link(hop, onward, sendings=SENDINGS)
-            except NotFound:
-                raise  # whoever asked first has other ways; were it tried again here, the question would multiply at every hop
-            except IpopError:
-                continue
-            if not isinstance(found, m.Found):
-                raise unexpected(found)
-            return m.Found(found.owner, found.successors, found.hops + 1, self._ident if found.hops == 0 else found.agent)
-        raise NotFound("nobody on the ring could say who owns a key", "the ring is healing; try again")
+        return await self._lookups.pass_on(onward, lambda tried: self._next_hop(question, tried), {link.ident}, ours=False)
 
     def _next_hop(self, question: m.Seek, tried: set[Ident]) -> Link | None:
         """Our successor, if it owns the key; else the nearest of the question's colour that is nearer than we are; else of any colour.

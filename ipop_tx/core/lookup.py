@@ -6,7 +6,7 @@ another, so a look-up survives what a fire-and-forget message would not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ipop_tx.core.ident import apart, within
@@ -96,30 +96,35 @@ class Lookups:
             return m.Found(self._ident, successors, 0)
         if question.ttl == 0:
             raise NotFound("the look-up went round in circles", "the ring is healing; try again")
-        passed_on = m.Lookup(question.key, question.ttl - 1, question.exclude)
-        tried: set[Ident] = {self._ident}
-        if asker is not None:
-            tried.add(asker)
-        if question.exclude is not None:
-            tried.add(question.exclude)
+        tried = {ident for ident in (self._ident, asker, question.exclude) if ident is not None}
+        onward = m.Lookup(question.key, question.ttl - 1, question.exclude)
+        return await self.pass_on(onward, lambda tried: self._next_hop(question.key, tried), tried, asker is None)
+
+    async def pass_on(
+        self, question: m.Lookup | m.Seek, choose: Callable[[set[Ident]], Link | None], tried: set[Ident], ours: bool
+    ) -> m.Found:
+        """Hand a question to the hop that `choose` names out of those not tried yet; to another one if that is dead.
+
+        Only whoever asked first (`ours`) tries other ways round where the hop lives; else the question would multiply at every hop.
+        Raises `NotFound`.
+        """
         for _ in range(DETOURS):
-            hop = self._next_hop(question.key, tried)
+            hop = choose(tried)
             if hop is None:
                 break
             tried.add(hop.ident)
             asked_at = self._runtime.now
             try:
-                found = _found(await self._rpc.on_link(hop, passed_on, sendings=SENDINGS))
+                found = _found(await self._rpc.on_link(hop, question, sendings=SENDINGS))
             except NotFound:
-                if asker is None:
-                    continue
-                raise  # only who asked first tries other ways round; else the question would multiply at every hop
+                if not ours:
+                    raise
             except IpopError:
-                if asker is not None and self._runtime.now - asked_at > SLOW:
-                    break  # the hop lives, and the question goes on beyond it: asked once more, it would multiply at every hop
-                continue
-            agent = self._ident if found.hops == 0 else found.agent
-            return m.Found(found.owner, found.successors, found.hops + 1, agent)
+                if not ours and self._runtime.now - asked_at > SLOW:
+                    break  # the hop lives, and the question goes on beyond it
+            else:
+                agent = self._ident if found.hops == 0 else found.agent
+                return m.Found(found.owner, found.successors, found.hops + 1, agent)
         raise NotFound("nobody on the ring could say who owns a key", "the ring is healing; try again")
 
     def _next_hop(self, key: bytes, tried: set[Ident]) -> Link | None:

@@ -84,7 +84,7 @@ class Node:
         self.fingers = Fingers(self.ring, self.lookups, self.links, self.runtime)
         self.merging = Merging(self.ring, self.lookups, self.links, self.runtime)
         self.broadcast = Broadcast(self.ring, self.lookups, self.links, self.rpc, self.runtime)
-        self.disjoint = Disjoint(self.ring, self.links, self.rpc, self.runtime)
+        self.disjoint = Disjoint(self.ring, self.lookups, self.links, self.rpc, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
         self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
