@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from benchmarks.dataplane.report import table
 from benchmarks.samples import memory_mb, sent
 from ipop_tx.errors import IpopError
 from ipop_tx.lab import Lab, netns
+from ipop_tx.lab.demo_report import spread
 from ipop_tx.lab.node import LabNode
 
 PATIENCE = 60.0
@@ -87,7 +87,7 @@ def run(lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
         "pairs": pairs,
         "pairs_routable": len(pings.answered),
         "first_pings_lost": pings.first_lost,
-        "join_seconds": spread(ring.join_seconds),
+        "join_seconds": spread(ring.join_seconds, 2),
         **idle,
         "faults": faults,
         "ok": len(pings.answered) == pairs and not faults,
@@ -177,7 +177,7 @@ class Ring:
         held = [memory_mb(pid) for pid in pids]
         return {
             "idle_bytes_per_s_per_node": spread([sent_bytes / took for sent_bytes, _ in deltas], 1),
-            "links_per_node": spread([len(node.status()["peers"]) for node in self._running()]),
+            "links_per_node": spread([len(node.status()["peers"]) for node in self._running()], 2),
             "rss_mb": spread([rss for rss, _ in held], 1),
             "pss_mb": spread([pss for _, pss in held], 1),
             "idle_cpu_percent": spread([100 * used / took for _, used in deltas], 2),
@@ -187,13 +187,6 @@ class Ring:
 def _pid(node: LabNode) -> int:
     """The running daemon; 0 when there is none."""
     return node.process.pid if node.process is not None and node.process.returncode is None else 0
-
-
-def spread(values: Sequence[float], digits: int = 2) -> dict[str, float | None]:
-    """The median and the greatest; None without any."""
-    if not values:
-        return {"p50": None, "max": None}
-    return {"p50": round(statistics.median(values), digits), "max": round(max(values), digits)}
 
 
 def text(found: dict[str, Any]) -> str:

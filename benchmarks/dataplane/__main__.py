@@ -13,6 +13,7 @@ from benchmarks.dataplane.run import Plan, run
 from benchmarks.dataplane.systems import IpopTx, Own, Raw, System
 from ipop_tx.errors import IpopError, LocalMisuse
 from ipop_tx.lab import Lab, netns
+from ipop_tx.simulation.plot import pyplot
 
 _ALL: tuple[type[System], ...] = (Raw, IpopTx, *PEERS)
 KNOWN = {system.name: system for system in _ALL}
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         systems, plan = _chosen(options), _plan(options)
         packages.require(packages.TOOLS)
         if options.plot:
-            plot.require()
+            pyplot()
         left_out = {system.name: f"cannot have {', '.join(gone)}" for system in systems if (gone := packages.obtain(system.programs))}
         with Lab("bench") as lab:
             report = run(lab, [system for system in systems if system.name not in left_out], plan, left_out)

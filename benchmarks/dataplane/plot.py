@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ipop_tx.errors import EnvironmentProblem
+from ipop_tx.simulation.plot import pyplot
 
 _PANELS = (
     ("tcp1_gbps", "TCP, one stream\nGbit/s"),
@@ -17,10 +17,10 @@ _PANELS = (
 
 def plot(report: dict[str, Any], file: Path) -> None:
     """Write a PNG of what `--json` prints, without raw: its bars would hide the others. Raises `EnvironmentProblem` without matplotlib."""
-    pyplot = _pyplot()
+    plt = pyplot()
     systems = report["systems"]
     names = [name for name in systems if name != "raw"] or list(systems)
-    figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(3.2 * len(_PANELS), 0.6 + 0.45 * max(3, len(names))), sharey=True)
+    figure, axes = plt.subplots(1, len(_PANELS), figsize=(3.2 * len(_PANELS), 0.6 + 0.45 * max(3, len(names))), sharey=True)
     for axis, (key, title) in zip(axes, _PANELS, strict=True):
         values = [_value(systems[name][key]) / (1000 if key == "udp100_pps" else 1) for name in names]
         bars = axis.barh(names, values, color=["#c44e2f" if name == "ipop_tx" else "#8a9ba8" for name in names])
@@ -31,23 +31,7 @@ def plot(report: dict[str, Any], file: Path) -> None:
     axes[0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(file, dpi=120)
-    pyplot.close(figure)
-
-
-def require() -> None:
-    """Raises `EnvironmentProblem` without matplotlib: better before a run than after it."""
-    _pyplot()
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
-
-        mpl.use("Agg")
-        from matplotlib import pyplot as plt
-    except ImportError:
-        raise EnvironmentProblem("--plot needs matplotlib", "pip install 'ipop_tx[bench]'") from None
-    return plt
+    plt.close(figure)
 
 
 def _value(found: float | dict[str, float] | None) -> float:

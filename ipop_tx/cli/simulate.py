@@ -51,7 +51,7 @@ def simulate(plot: Path | None, as_json: bool, static: bool, rtt: Path | None, w
     from ipop_tx.simulation.story import Plan, Story, read_rtt
 
     if plot is not None:
-        drawing.require()
+        drawing.pyplot()
     plan = Plan(rtt_ms=read_rtt(rtt) if rtt else None, width_ms=width, **planned)
     console = Console(stderr=True)
     begun = time.monotonic()

@@ -15,8 +15,8 @@ from ipop_tx.core.handshakes import Handshake, Handshakes, describe
 from ipop_tx.core.link import KEY_LIFE, LINGER, UNNEEDED, Keyed, Link, PathKey, Route
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, failed, settled
-from ipop_tx.errors import BadDatagram, BadMessage, IpopError, LocalMisuse, PeerRefused, Unreachable
+from ipop_tx.core.tasks import Future, settled
+from ipop_tx.errors import BadDatagram, BadMessage, IpopError, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Peer
 from ipop_tx.wire import messages as m
@@ -55,7 +55,6 @@ class Links(LinkTable):
         """Begins the renewal of a session."""
         self._runtime = runtime
         self._by_index: dict[int, tuple[Link, ISession]] = {}
-        self._connecting: dict[Ident, Future[Link]] = {}
         self._reassembly = Reassembly(runtime)
         self._handshakes = Handshakes(runtime, factory, self.send_datagram, self._adopt, self._handshake_refused)
 
@@ -164,18 +163,8 @@ class Links(LinkTable):
 
     # --- life --------------------------------------------------------------------------------
 
-    def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
-        """See `LinkTable`."""
-        if ident == self.ident:
-            return failed(LocalMisuse("a node has no link to itself"))
-        link = self.by_ident.get(ident)
-        if link is not None:
-            return settled(link)
-        pending = self._connecting.get(ident)
-        if pending is None:
-            pending = self._connecting[ident] = Future()
-            self._handshakes.begin(Route(ident, (agent,) if agent else ()), ident).then(lambda done: self._connected(ident, done))
-        return pending
+    def _begin(self, ident: Ident, agent: Ident | None) -> None:
+        self._handshakes.begin(Route(ident, (agent,) if agent else ()), ident).then(lambda done: self._connected(ident, done))
 
     def _connected(self, ident: Ident, done: Future[Link]) -> None:
         pending = self._connecting.pop(ident, None)
@@ -256,11 +245,7 @@ class Links(LinkTable):
             self._runtime.after(60.0, lambda: self.drop(link, "a guest's time is up"))
         elif fresh:
             self._runtime.emit(LinkUp(link.ident))
-            pending = self._connecting.pop(link.ident, None)
-            if pending is not None:
-                pending.succeed(link)
-            for hook in self.on_up:
-                hook(link)
+            self._announce(link)
         else:
             self._runtime.emit(LinkChanged(link.ident))
 

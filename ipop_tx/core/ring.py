@@ -102,7 +102,7 @@ class Ring:
 
     def near(self) -> list[Ident]:
         """All neighbours, those after us first."""
-        return [*self.successors, *([self.predecessor] if self.predecessor else [])]
+        return self.beside(len(self.successors))
 
     def beside(self, count: int) -> list[Ident]:
         """The nearest neighbours, `count` after us and the one before."""
@@ -399,7 +399,7 @@ class Ring:
         wanted = min(max(SUCCESSORS, 2 * (self.estimate() - 1).bit_length()), LONGEST)
         if abs(wanted - self.length) > 2:  # the estimate itself depends on the list
             self.length = wanted
-        self.watched = frozenset([*self.successors[:2], *([self.predecessor] if self.predecessor else [])])
+        self.watched = frozenset(self.beside(2))
         self._runtime.emit(RingChanged())
         if not self.placed and self.predecessor and self.successors:
             self.placed = True

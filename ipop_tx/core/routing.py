@@ -78,6 +78,8 @@ class Step(Protocol):
 
 
 S = TypeVar("S", bound=Step)
+M = TypeVar("M", Ident, int)
+"""How a member is named."""
 
 
 def next_hop(own: int, key: int, steps: Iterable[S], gone: Container[int] = ()) -> S | None:
@@ -118,6 +120,6 @@ def arcs(own: int, reach: int) -> Iterator[tuple[int, int]]:
         high = low
 
 
-def quickest(candidates: Iterable[tuple[float, Ident]]) -> tuple[float, Ident] | None:
+def quickest(candidates: Iterable[tuple[float, M]]) -> tuple[float, M] | None:
     """Which of several members in one arc is worth the link: the one with the least round trip (proximity neighbour selection)."""
     return min(candidates, default=None)

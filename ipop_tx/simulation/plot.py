@@ -8,12 +8,8 @@ from typing import Any
 from ipop_tx.errors import EnvironmentProblem
 
 
-def require() -> None:
-    """Raises `EnvironmentProblem` without matplotlib: better before a run than after it."""
-    _pyplot()
-
-
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's, drawing into files. Raises `EnvironmentProblem` without matplotlib: better before a run than after it."""
     try:
         import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
 
@@ -26,7 +22,7 @@ def _pyplot() -> Any:
 
 def picture(report: dict[str, Any], samples: dict[str, list[float]], path: Path) -> None:
     """Write a PNG: how many hops look-ups take, how long beside the direct round trip, and what an idle node sends."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (hops, latency, traffic) = plt.subplots(1, 3, figsize=(13, 4))
     counts = [int(value) for value in samples.get("hops", [])] or [0]
     hops.hist(counts, bins=[edge - 0.5 for edge in range(max(counts) + 2)], rwidth=0.8)

@@ -19,8 +19,8 @@ from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.spare import Spare
 from ipop_tx.core.tables import Tables
-from ipop_tx.core.tasks import Future, failed, settled
-from ipop_tx.errors import LocalMisuse, Unreachable
+from ipop_tx.core.tasks import Future
+from ipop_tx.errors import Unreachable
 from ipop_tx.values import Endpoint, Ident, Peer
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import OVERHEAD
@@ -76,7 +76,7 @@ class ModelRuntime(Runtime):
             self.net.changes += 1
         elif isinstance(event, Joined):
             self.net.entered(self.node)
-        if isinstance(event, Fault):
+        elif isinstance(event, Fault):
             self.net.faults.append(f"{self.node.peer.name} at {self.net.now:.3f}: {event.text}")
 
 
@@ -86,7 +86,6 @@ class ModelLinks(LinkTable):
     def __init__(self, node: RingNode) -> None:
         super().__init__(node.ident)
         self.node = node
-        self._connecting: dict[Ident, Future[Link]] = {}
 
     def send_message(self, link: Link, message: m.Message) -> None:
         """Count it, and let it arrive later, perhaps."""
@@ -109,19 +108,6 @@ class ModelLinks(LinkTable):
         elif isinstance(message, m.Close):
             peer.links.drop(back, message.reason, tell=False)
 
-    def connect(self, ident: Ident, agent: Ident | None = None) -> Future[Link]:
-        """See `LinkTable`: as long as a cookie exchange and a handshake take, over the ring."""
-        if ident == self.ident:
-            return failed(LocalMisuse("a node has no link to itself"))
-        link = self.by_ident.get(ident)
-        if link is not None:
-            return settled(link)
-        pending = self._connecting.get(ident)
-        if pending is None:
-            pending = self._connecting[ident] = Future()
-            self._begin(self.node.net.nodes[ident], agent)
-        return pending
-
     def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
         """See `LinkTable`."""
         peer = self.node.net.by_endpoint[endpoint]
@@ -131,8 +117,10 @@ class ModelLinks(LinkTable):
         self._fail_later(peer)
         return pending
 
-    def _begin(self, peer: RingNode, agent: Ident | None) -> None:
+    def _begin(self, ident: Ident, agent: Ident | None) -> None:
+        """It takes as long as a cookie exchange and a handshake, over the ring."""
         net = self.node.net
+        peer = net.nodes[ident]
         way = net.way(self.node, peer, agent)
         if not peer.up or way is None:
             self._fail_later(peer)
@@ -178,11 +166,7 @@ class ModelLinks(LinkTable):
         link.rtt = 2 * net.delay(self.node, peer, link)
         link.placed = peer.ring.placed
         self.by_ident[peer.ident] = link
-        pending = self._connecting.pop(peer.ident, None)
-        if pending is not None:
-            pending.succeed(link)
-        for hook in self.on_up:
-            hook(link)
+        self._announce(link)
 
     def drop(self, link: Link, reason: str = "it is dead", tell: bool = False) -> None:
         """End a link."""

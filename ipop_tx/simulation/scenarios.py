@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from statistics import fmean
 
 from ipop_tx.core.ring import LINKED
 from ipop_tx.core.routing import ahead, arcs, place_of, quickest
 from ipop_tx.errors import IpopError
 from ipop_tx.simulation.linkmodel import RingNet
 from ipop_tx.simulation.ringnode import RingNode
-from ipop_tx.values import IDENT_BYTES, Ident
+from ipop_tx.values import IDENT_BYTES
 
 CANDIDATES = 16
-"""Members that a node of a ring made by `settled` has met in each arc."""
+"""Members that a node of a settled or a static ring has met in each arc."""
 
 Progress = Callable[[float], object]
 """Told the simulated seconds that have passed."""
@@ -186,7 +187,6 @@ class LookupFigures:
     latency: list[float] = field(default_factory=list)
     direct: list[float] = field(default_factory=list)
     stretch: list[float] = field(default_factory=list)
-    errors: dict[str, int] = field(default_factory=dict)
 
     @property
     def success(self) -> float:
@@ -198,6 +198,16 @@ def percentile(values: Iterable[float], share: float) -> float:
     """The value that a share of all do not exceed; 0.0 of none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def way_figures(hops: Sequence[int], stretch: Sequence[float]) -> dict[str, float]:
+    """What reports tell of the ways that questions took."""
+    return {
+        "hops_mean": round(fmean(hops), 3) if hops else 0.0,
+        "hops_p99": percentile(hops, 0.99),
+        "stretch_p50": round(percentile(stretch, 0.5), 2),
+        "stretch_p90": round(percentile(stretch, 0.9), 2),
+    }
 
 
 class LookupLoad:
@@ -224,7 +234,7 @@ class LookupLoad:
         if asker is None:
             return
         key = self._rng.randbytes(IDENT_BYTES)
-        asked_at, owner_then = self.net.now, self._owner(key)
+        asked_at, owner_then = self.net.now, self.net.owner(key)
         self.figures.asked += 1
         self._waiting += 1
         future = asker.runtime.background(asker.lookups.find(key))
@@ -233,10 +243,9 @@ class LookupLoad:
             self._waiting -= 1
             if isinstance(future.error, IpopError):
                 self.figures.failed += 1
-                self.figures.errors[future.error.sentence] = self.figures.errors.get(future.error.sentence, 0) + 1
                 return
             found = future.result()
-            if found.owner not in (owner_then, self._owner(key)):
+            if found.owner not in (owner_then, self.net.owner(key)):
                 self.figures.wrong += 1
                 return
             self.figures.right += 1
@@ -255,9 +264,6 @@ class LookupLoad:
             if node.up and node.ring.placed:
                 return node
         return None
-
-    def _owner(self, key: bytes) -> Ident:
-        return self.net.owner(key)
 
 
 @dataclass

@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from math import hypot
 from random import Random
-from statistics import fmean
 from typing import Any
 
+from ipop_tx.core.lookup import MAX_HOPS
 from ipop_tx.core.ring import LINKED
 from ipop_tx.core.routing import Table, ahead, arcs, encode_delay, next_hop, quickest
+from ipop_tx.simulation.scenarios import CANDIDATES, way_figures
 from ipop_tx.values import IDENT_BYTES
-
-CANDIDATES = 16
-"""Members that a node gets to know in each arc."""
-MAX_HOPS = 40
 
 
 @dataclass
@@ -83,9 +80,9 @@ class StaticRing:
             first = bisect_left(places, low)
             inside = (bisect_left(places, high) - first) % count
             drawn = range(inside) if inside <= self.candidates else [rng.randrange(inside) for _ in range(self.candidates)]
-            best = quickest((self.rtt(node, at), at.to_bytes(8, "big")) for at in ((first + step) % count for step in drawn))
+            best = quickest((self.rtt(node, at), at) for at in ((first + step) % count for step in drawn))
             if best is not None:
-                yield int.from_bytes(best[1], "big")
+                yield best[1]
 
     def _part(self, bounds: tuple[int, int]) -> tuple[array[int], array[int]]:
         rng = Random(f"static/{self.seed}/{bounds[0]}")
@@ -171,8 +168,8 @@ def measure(
         walks.append(ring.walk(rng.randrange(ring.count), rng.getrandbits(64)))
         on_progress("look-ups", number / lookups)
     arrived = [walk for walk in walks if walk.arrived]
-    hops = sorted(walk.hops for walk in arrived)
-    stretch = sorted(walk.latency / walk.direct for walk in arrived if walk.hops) or [1.0]
+    hops = [walk.hops for walk in arrived]
+    stretch = [walk.latency / walk.direct for walk in arrived if walk.hops] or [1.0]
     report = {
         "nodes": ring.count,
         "seed": seed,
@@ -180,10 +177,7 @@ def measure(
         "links_mean": round(ring.links_mean, 1),
         "lookups": lookups,
         "lookup_success": len(arrived) / lookups,
-        "hops_mean": round(fmean(hops), 3),
-        "hops_p99": hops[int(0.99 * len(hops))],
-        "stretch_p50": round(stretch[len(stretch) // 2], 2),
-        "stretch_p90": round(stretch[int(0.9 * len(stretch))], 2),
+        **way_figures(hops, stretch),
     }
     samples = {
         "hops": [float(value) for value in hops],

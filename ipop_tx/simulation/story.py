@@ -211,10 +211,7 @@ class Story:
             "lookup_success": round(load.success, 6),
             "lookups_wrong": load.wrong,
             "lookups_failed": load.failed,
-            "hops_mean": round(fmean(load.hops), 3) if load.hops else 0.0,
-            "hops_p99": s.percentile(load.hops, 0.99),
-            "stretch_p50": round(s.percentile(load.stretch, 0.5), 2),
-            "stretch_p90": round(s.percentile(load.stretch, 0.9), 2),
+            **s.way_figures(load.hops, load.stretch),
             "lookup_ms_p50": round(1000 * s.percentile(load.latency, 0.5), 1),
         }
         self.samples = self.samples or {
