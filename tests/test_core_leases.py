@@ -45,7 +45,7 @@ class LeaseTests(NetCase):
     def keep(self, net: SimulatedNet, machine: SimulatedNode, held: bytes | None = None, ttl: float = DAY) -> None:
         """Have an address kept."""
         machine.submit(c.KeepLease(held, None, ttl))
-        self.becomes(net, lambda: machine.running.leases.address is not None, 30, "an address")
+        self.becomes(net, lambda: machine.running.leases.own.address is not None, 30, "an address")
 
     def test_hundred_at_once(self) -> None:
         """A hundred nodes ask a /24 at once, in a net that loses: everybody gets an address of its own, and all agree whose it is."""
@@ -54,9 +54,9 @@ class LeaseTests(NetCase):
         net.loss = 0.05
         for machine in machines:
             machine.submit(c.KeepLease(None, None, DAY))
-        self.becomes(net, lambda: all(machine.running.leases.address for machine in machines), 120, "an address each")
+        self.becomes(net, lambda: all(machine.running.leases.own.address for machine in machines), 120, "an address each")
         net.loss = 0.0
-        owners = {machine.running.leases.address: machine for machine in machines}
+        owners = {machine.running.leases.own.address: machine for machine in machines}
         self.assertEqual(len(owners), 100)
         asker = machines[17]
         found = self.all_done(net, [asker.submit(c.Resolve(str(IPv4Address(address)))) for address in owners if address])
@@ -67,12 +67,56 @@ class LeaseTests(NetCase):
         net = self.net()
         machines = self.grow(net, 6)
         self.keep(net, machines[4])
-        address = machines[4].running.leases.address
+        address = machines[4].running.leases.own.address
         machines[4].crash()
         net.run(60)
         net.wait(machines[4].start(machines[1]))
         self.keep(net, machines[4])
-        self.assertEqual(machines[4].running.leases.address, address)
+        self.assertEqual(machines[4].running.leases.own.address, address)
+
+    def test_remembered(self) -> None:
+        """A node that comes back without its disk has the address that it once wished for, though others of its order are free."""
+        net = self.net()
+        machines = self.grow(net, 6)
+        wish = IPv4Address("10.128.3.4").packed
+        self.keep(net, machines[4], wish)
+        net.run(5)
+        machines[4].crash()
+        net.run(60)
+        net.wait(machines[4].start(machines[1]))
+        self.keep(net, machines[4])
+        self.assertEqual(machines[4].running.leases.own.address, wish)
+
+    def test_guests(self) -> None:
+        """A node holds addresses for the guests behind it: each its own, the same one again, given back one by one."""
+        net = self.net()
+        machines = self.grow(net, 5)
+        self.keep(net, machines[1])
+        for holder in (b"one", b"two"):
+            machines[1].submit(c.HoldLease(holder, holder.decode(), None, DAY))
+        leases = machines[1].running.leases
+        self.becomes(net, lambda: all(lease.address for lease in leases.guests.values()), 30, "an address each")
+        net.run(5)
+        first, second = leases.guests[b"one"].address, leases.guests[b"two"].address
+        self.assertEqual(len({first, second, leases.own.address}), 3)
+        self.assertEqual(net.wait(machines[3].submit(c.Resolve("two"))), Owner(machines[1].ident, "two", second or b""))
+        net.wait(machines[1].submit(c.GiveUpLease(b"one")))
+        self.assertIsNone(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, first or b"")))))
+        self.assertEqual(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, second or b"")))).owner, machines[1].ident)
+        machines[1].submit(c.HoldLease(b"one", "one", None, DAY))
+        self.becomes(net, lambda: leases.guests[b"one"].address is not None, 30, "its address again")
+        self.assertEqual(leases.guests[b"one"].address, first)
+
+    def test_almost_full(self) -> None:
+        """The last free address of a /24 is found in a few seconds."""
+        net = self.net(network=replace(NETWORK, pool=IPv4Network("10.9.0.0/24")))
+        machines = self.grow(net, 4)
+        for number in range(253):
+            machines[1].submit(c.HoldLease(b"guest%d" % number, "", None, DAY))
+        self.becomes(net, lambda: all(lease.address for lease in machines[1].running.leases.guests.values()), 120, "253 addresses")
+        begin = net.now
+        self.claimed(net, machines[2])
+        self.assertLess(net.now - begin, 5)
 
     def test_held_and_wished(self) -> None:
         """The address held before comes first; one that is not of the pool is not asked for."""
@@ -80,11 +124,11 @@ class LeaseTests(NetCase):
         machines = self.grow(net, 4)
         held = IPv4Address("10.128.3.4").packed
         self.keep(net, machines[1], held)
-        self.assertEqual(machines[1].running.leases.address, held)
+        self.assertEqual(machines[1].running.leases.own.address, held)
         self.keep(net, machines[2], IPv4Address("192.168.0.1").packed)
-        self.assertIn(IPv4Address(machines[2].running.leases.address or b""), NETWORK.pool)
+        self.assertIn(IPv4Address(machines[2].running.leases.own.address or b""), NETWORK.pool)
         self.keep(net, machines[3], held)
-        self.assertNotEqual(machines[3].running.leases.address, held)
+        self.assertNotEqual(machines[3].running.leases.own.address, held)
 
     def test_release(self) -> None:
         """What is given back can be taken, address and name alike."""
@@ -95,7 +139,7 @@ class LeaseTests(NetCase):
         for key in (lease_key(NETWORK, address), name_key(NETWORK, "n1")):
             self.assertIsNone(net.wait(machines[3].submit(c.Get(key))))
         self.keep(net, machines[2], address)
-        self.assertEqual(machines[2].running.leases.address, address)
+        self.assertEqual(machines[2].running.leases.own.address, address)
 
     def test_exhausted(self) -> None:
         """Six addresses for eight nodes: two are told so, in a sentence, and get one as soon as one is free."""
@@ -104,14 +148,14 @@ class LeaseTests(NetCase):
         for machine in machines:
             machine.submit(c.KeepLease(None, None, DAY))
         net.run(60)
-        without = [machine for machine in machines if machine.running.leases.address is None]
+        without = [machine for machine in machines if machine.running.leases.own.address is None]
         self.assertEqual(len(without), 2)
         for machine in without:
-            self.assertIn("no free address was found in 10.9.0.0/29", machine.running.leases.problem)
+            self.assertIn("no free address was found in 10.9.0.0/29", machine.running.leases.own.problem)
         self.assertIsInstance(self.failureOf(net, without[0]), PoolExhausted)
-        happy = next(machine for machine in machines if machine.running.leases.address)
+        happy = next(machine for machine in machines if machine.running.leases.own.address)
         net.wait(happy.submit(c.ReleaseLease()))
-        self.becomes(net, lambda: any(machine.running.leases.address for machine in without), 120, "the address that was given back")
+        self.becomes(net, lambda: any(machine.running.leases.own.address for machine in without), 120, "the address that was given back")
 
     def failureOf(self, net: SimulatedNet, machine: SimulatedNode) -> BaseException | None:
         """Why a claim fails."""
@@ -124,12 +168,12 @@ class LeaseTests(NetCase):
         net = self.net()
         machines = self.grow(net, 5)
         self.keep(net, machines[1], ttl=600)
-        address = machines[1].running.leases.address or b""
+        address = machines[1].running.leases.own.address or b""
         versions = []
         for _ in range(4):
             net.run(400)
             versions.append(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, address)))).version)
-        self.assertEqual(machines[1].running.leases.address, address)
+        self.assertEqual(machines[1].running.leases.own.address, address)
         self.assertTrue(all(later > earlier for earlier, later in pairwise(versions)), versions)
         machines[1].crash()
         net.run(601)
@@ -142,19 +186,19 @@ class LeaseTests(NetCase):
         events: list[object] = []
         net.on_event = lambda machine, event: events.append(event) if machine is machines[1] else None
         self.keep(net, machines[1], ttl=300)
-        address = machines[1].running.leases.address or b""
+        address = machines[1].running.leases.own.address or b""
         net.reachable = lambda one, other: machines[1] not in (one, other)
         net.run(320)
         self.keep(net, machines[2], address)
-        self.assertEqual(machines[2].running.leases.address, address)
-        self.assertEqual(machines[1].running.leases.address, address)
-        self.assertIn("could not be renewed", machines[1].running.leases.problem)
+        self.assertEqual(machines[2].running.leases.own.address, address)
+        self.assertEqual(machines[1].running.leases.own.address, address)
+        self.assertIn("could not be renewed", machines[1].running.leases.own.problem)
         net.reachable = lambda one, other: True
-        self.becomes(net, lambda: machines[1].running.leases.address not in (None, address), 300, "another address")
+        self.becomes(net, lambda: machines[1].running.leases.own.address not in (None, address), 300, "another address")
         lost = next(event for event in events if isinstance(event, LeaseLost))
         self.assertEqual(lost.address, address)
         self.assertIn("belongs to another node now", lost.reason)
-        self.assertEqual([event.address for event in events if isinstance(event, LeaseGained)][-1], machines[1].running.leases.address)
+        self.assertEqual([event.address for event in events if isinstance(event, LeaseGained)][-1], machines[1].running.leases.own.address)
 
     def test_name_taken(self) -> None:
         """Two nodes with one name: the first has it, the second has an address all the same and says what is wrong."""
@@ -166,10 +210,10 @@ class LeaseTests(NetCase):
         for machine in machines[1:3]:
             self.keep(net, machine)
             net.run(5)
-        self.assertEqual(machines[1].running.leases.name_problem, "")
-        self.assertIn("the name N1 belongs to node", machines[2].running.leases.name_problem)
+        self.assertEqual(machines[1].running.leases.own.name_problem, "")
+        self.assertIn("the name N1 belongs to node", machines[2].running.leases.own.name_problem)
         owner = net.wait(machines[4].submit(c.Resolve("n1")))
-        self.assertEqual(owner, Owner(machines[1].ident, "n1", machines[1].running.leases.address or b""))
+        self.assertEqual(owner, Owner(machines[1].ident, "n1", machines[1].running.leases.own.address or b""))
 
     def test_resolve(self) -> None:
         """By name, IPv4 and IPv6 address; nothing for what nobody owns or what is not of the network."""

@@ -31,8 +31,28 @@ class KeepLease:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldLease:
+    """Claim an address for a guest and keep it renewed. Future of None, at once; see `LeaseGained`, which names the same `holder`.
+
+    A holder is up to 64 bytes that stand for one guest for ever, for instance its DHCP client identifier.
+    """
+
+    holder: bytes
+    name: str
+    wish: bytes | None
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpLease:
+    """Give the address of a guest back. Future of None."""
+
+    holder: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseLease:
-    """Give the address back. Future of None."""
+    """Give back our address and those of our guests. Future of None."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,17 +85,19 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class LeaseGained:
-    """This node holds an address now (4 bytes)."""
+    """This node holds an address now (4 bytes): for itself, or for the guest that `holder` names."""
 
     address: bytes
+    holder: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseLost:
-    """This node holds its address no longer; `reason` is a sentence."""
+    """This node holds an address no longer; `reason` is a sentence, `holder` as in `LeaseGained`."""
 
     address: bytes
     reason: str
+    holder: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Decentralised DHCP: this node's lease of an IPv4 address, and of its name.
+"""Decentralised DHCP: the leases of IPv4 addresses, and of names, that a node holds for itself and for the guests behind it.
 
 A lease is a register that can be created only while it is empty, so an address has one owner wherever a majority of its
-replicas can be reached, and none gives it away elsewhere. Candidates follow an order that the ident fixes: a node that comes
-back without its state asks for its old address first.
+replicas can be reached, and none gives it away elsewhere. Candidates follow an order that ident and holder fix, and the address that
+a holder had last is remembered in a register of its own: who comes back without state asks for the old address first.
 """
 
 from __future__ import annotations
@@ -10,24 +10,36 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
 
 import msgspec
 
 from ipop_tx.core.dht import Dht, key_of
 from ipop_tx.core.events import LeaseGained, LeaseLost
 from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.tasks import all_settled, spawn
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, PoolExhausted
 from ipop_tx.values import Ident, Network
+from ipop_tx.wire.registers import Record
 
 TRIES = 200
 """Candidates tried before the pool counts as full."""
+WIDEST = 32
+"""Candidates looked at in parallel: one at first, then twice as many each time, so that an almost full pool is soon searched."""
+REMEMBERED = 30 * 86400.0
+"""Seconds for which it is remembered which address a holder had last."""
+HOLDER_BYTES = 64
+"""The longest name of a guest."""
+RETRY = 10.0
+"""Seconds at most between attempts to renew a lease that could not be renewed: so soon a partition that heals shows who lost an address."""
 
 
 class LeaseValue(msgspec.Struct, frozen=True, array_like=True):
-    """What a lease's register holds; the owner is the record's."""
+    """What a lease's register holds; the owner is the record's. `holder` is empty for the node itself, else names one of its guests."""
 
     address: bytes
     name: str
+    holder: bytes = b""
 
 
 class NameValue(msgspec.Struct, frozen=True, array_like=True):
@@ -46,28 +58,34 @@ def name_key(network: Network, name: str) -> bytes:
     return key_of("name", network.ident, name.lower().encode())
 
 
-def candidates(pool: IPv4Network, ident: Ident) -> Iterator[bytes]:
-    """Host addresses of the pool in an order that the ident fixes; the network's own and the broadcast address are left out."""
+def memory_key(network: Network, ident: Ident, holder: bytes) -> bytes:
+    """The register that remembers which address a holder had last."""
+    return key_of("held", network.ident, ident + holder)
+
+
+def candidates(pool: IPv4Network, seed: bytes) -> Iterator[bytes]:
+    """Host addresses of the pool in an order that the seed fixes; the network's own and the broadcast address are left out."""
     usable = pool.num_addresses - 2
     for attempt in range(TRIES):
-        digest = hashlib.sha256(ident + attempt.to_bytes(4, "big")).digest()
+        digest = hashlib.sha256(seed + attempt.to_bytes(4, "big")).digest()
         yield (int(pool.network_address) + 1 + int.from_bytes(digest[:8], "big") % usable).to_bytes(4, "big")
     if usable <= 4 * TRIES:
         for offset in range(usable):
             yield (int(pool.network_address) + 1 + offset).to_bytes(4, "big")
 
 
-class Leases:
-    """Claims, renews and releases this node's address."""
+class Lease:
+    """Claims, renews and releases one holder's address, and its name if it has one."""
 
-    def __init__(self, ident: Ident, name: str, network: Network, dht: Dht, runtime: Runtime) -> None:
+    def __init__(self, ident: Ident, holder: bytes, name: str, network: Network, dht: Dht, runtime: Runtime) -> None:
+        self.holder = holder
+        self.name = name
         self.address: bytes | None = None
         self.problem = ""
         """Why there is no address, in a sentence; empty when there is one."""
         self.name_problem = ""
         self.on_gained: Callable[[], None] = lambda: None
         self._ident = ident
-        self._name = name
         self._network = network
         self._dht = dht
         self._runtime = runtime
@@ -77,7 +95,7 @@ class Leases:
         self._ttl = 86400.0
 
     def start(self, held: bytes | None, wish: bytes | None, ttl: float) -> None:
-        """Claim an address and keep it: the one held before, else the wish, else the first free one."""
+        """Claim an address and keep it: the one held before, else the wish, else the first free one. `ttl` is in seconds."""
         self._held, self._wish, self._ttl = held, wish, ttl
         if not self._running:
             self._running = True
@@ -93,58 +111,96 @@ class Leases:
             except IpopError as error:
                 self.problem, wait = f"no address yet: {error}", 1.0
                 if self.address is not None:
-                    self.problem, wait = f"the lease could not be renewed: {error}", min(30.0, self._ttl / 20)
+                    self.problem, wait = f"the lease could not be renewed: {error}", min(RETRY, self._ttl / 20)
             await self._runtime.sleep(self._runtime.spread(wait))
 
-    async def claim(self) -> bytes:
+    async def claim(self, wish: bytes | None = None) -> bytes:
         """Lease an address. Raises `PoolExhausted`, `Unavailable`, `Unreachable`."""
-        preferred = [address for address in (self._held, self._wish) if address and IPv4Address(address) in self._network.pool]
-        for address in (*preferred, *candidates(self._network.pool, self._ident)):
-            if await self._take(address):
-                self._gained(address)
-                await self._claim_name()
-                return address
-        raise PoolExhausted(f"no free address was found in {self._network.pool}", "release leases that are not used")
+        for address in await self._preferred(wish):
+            if await self._take(address, await self._dht.get(lease_key(self._network, address))):
+                return await self._gained(address)
+        order, width = candidates(self._network.pool, self._ident + self.holder), 1
+        problem: IpopError | None = None
+        while batch := list(islice(order, width)):
+            found = await all_settled([spawn(self._dht.get(lease_key(self._network, address))) for address in batch])
+            for address, done in zip(batch, found, strict=True):
+                if isinstance(done.error, IpopError):
+                    problem = done.error
+                elif await self._take(address, done.result()):
+                    return await self._gained(address)
+            width = min(WIDEST, 2 * width)
+        raise problem or PoolExhausted(f"no free address was found in {self._network.pool}", "release leases that are not used")
 
-    async def _take(self, address: bytes) -> bool:
+    async def _preferred(self, wish: bytes | None) -> list[bytes]:
+        """The addresses that come before all others."""
+        known = [self._held, wish, self._wish]
+        if self._held is None:
+            known.insert(0, await self._remembered())
+        return [address for address in dict.fromkeys(known) if address and IPv4Address(address) in self._network.pool]
+
+    async def _remembered(self) -> bytes | None:
+        value = _value_of(await self._dht.get(memory_key(self._network, self._ident, self.holder)))
+        return value.address if value is not None else None
+
+    async def _take(self, address: bytes, current: Record | None) -> bool:
+        """Make or renew the lease of an address whose register holds `current`; False when it is another's."""
         key = lease_key(self._network, address)
-        value = msgspec.msgpack.encode(LeaseValue(address, self._name))
-        current = await self._dht.get(key)
-        if current is not None and current.owner != self._ident:
-            return False
+        value = msgspec.msgpack.encode(LeaseValue(address, self.name, self.holder))
         try:
             if current is None:
                 await self._dht.create(key, value, self._ttl)
-            else:
+            elif self._is_ours(current):
                 await self._dht.compare_and_set(key, current.version, value, self._ttl)
+            else:
+                return False
         except Conflict:
             return False
         return True
 
-    def _gained(self, address: bytes) -> None:
+    def _is_ours(self, record: Record) -> bool:
+        value = _value_of(record)
+        return record.owner == self._ident and (value is None or value.holder == self.holder)
+
+    async def _gained(self, address: bytes) -> bytes:
         self.address, self._held, self.problem = address, address, ""
-        self._runtime.emit(LeaseGained(address))
+        self._runtime.emit(LeaseGained(address, self.holder))
         self.on_gained()
+        await self._claim_name()
+        self._runtime.background(self._remember(address))
+        return address
+
+    async def _remember(self, address: bytes) -> None:
+        """Only a convenience: without it another address may be first when this node's disk is lost."""
+        key = memory_key(self._network, self._ident, self.holder)
+        value = msgspec.msgpack.encode(LeaseValue(address, self.name, self.holder))
+        try:
+            current = await self._dht.get(key)
+            if current is None:
+                await self._dht.create(key, value, REMEMBERED)
+            elif current.value != value:
+                await self._dht.compare_and_set(key, current.version, value, REMEMBERED)
+        except IpopError:
+            self._runtime.count("lease_not_remembered")
 
     async def renew(self) -> bytes:
         """Extend the lease. Raises `Conflict` when somebody else holds the address now."""
         if self.address is None:
             raise LocalMisuse("there is no lease to renew")
         address = self.address
-        if await self._take(address):
+        if await self._take(address, await self._dht.get(lease_key(self._network, address))):
             self.problem = ""
             await self._claim_name()
             return address
         self.address = self._held = None
         reason = f"{IPv4Address(address)} belongs to another node now; another address is taken"
-        self._runtime.emit(LeaseLost(address, reason))
+        self._runtime.emit(LeaseLost(address, reason, self.holder))
         raise Conflict(reason)
 
     async def _claim_name(self) -> None:
         """Names are a convenience: a failure is told, and tried again with the next renewal."""
-        if not self._name or self.address is None:
+        if not self.name or self.address is None:
             return
-        key = name_key(self._network, self._name)
+        key = name_key(self._network, self.name)
         value = msgspec.msgpack.encode(NameValue(self.address))
         try:
             current = await self._dht.get(key)
@@ -153,10 +209,10 @@ class Leases:
             elif current.owner == self._ident:
                 await self._dht.compare_and_set(key, current.version, value, self._ttl)
             else:
-                raise Conflict(f"the name {self._name} belongs to node {current.owner.hex()[:8]}", "choose another name for this node")
+                raise Conflict(f"the name {self.name} belongs to node {current.owner.hex()[:8]}", "choose another name for this node")
             self.name_problem = ""
         except IpopError as error:
-            self.name_problem = f"the name {self._name} is not registered: {error}"
+            self.name_problem = f"the name {self.name} is not registered: {error}"
 
     async def release(self) -> None:
         """Give address and name back, as far as the network can be reached."""
@@ -164,9 +220,51 @@ class Leases:
         address, self.address = self.address, None
         if address is None:
             return
-        keys = [lease_key(self._network, address), *([name_key(self._network, self._name)] if self._name else [])]
+        keys = [lease_key(self._network, address), *([name_key(self._network, self.name)] if self.name else [])]
         for key in keys:
             current = await self._dht.get(key)
             if current is not None and current.owner == self._ident:
                 await self._dht.delete(key, current.version)
-        self._runtime.emit(LeaseLost(address, "it was released"))
+        self._runtime.emit(LeaseLost(address, "it was released", self.holder))
+
+
+class Leases:
+    """The leases that this node holds: its own, and those of the guests behind it by their holder's name."""
+
+    def __init__(self, ident: Ident, name: str, network: Network, dht: Dht, runtime: Runtime) -> None:
+        self._parts = (network, dht, runtime)
+        self._ident = ident
+        self.own = Lease(ident, b"", name, *self._parts)
+        self.guests: dict[bytes, Lease] = {}
+
+    def hold(self, holder: bytes, name: str, wish: bytes | None, ttl: float) -> Lease:
+        """Claim an address for a guest and keep it; see `LeaseGained`. The name may be empty. Nothing changes if it has a lease already.
+
+        Raises `LocalMisuse` for a holder that is empty or longer than 64 bytes.
+        """
+        if not 0 < len(holder) <= HOLDER_BYTES:
+            raise LocalMisuse(f"a guest is named by 1 to {HOLDER_BYTES} bytes, not {len(holder)}")
+        lease = self.guests.get(holder)
+        if lease is None:
+            lease = self.guests[holder] = Lease(self._ident, holder, name, *self._parts)
+            lease.start(None, wish, ttl)
+        return lease
+
+    async def give_up(self, holder: bytes) -> None:
+        """Give a guest's address back. Unknown holders are fine."""
+        lease = self.guests.pop(holder, None)
+        if lease is not None:
+            await lease.release()
+
+    async def release(self) -> None:
+        """Give back all that this node holds."""
+        for holder in list(self.guests):
+            await self.give_up(holder)
+        await self.own.release()
+
+
+def _value_of(record: Record | None) -> LeaseValue | None:
+    try:
+        return msgspec.msgpack.decode(record.value, type=LeaseValue) if record is not None else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

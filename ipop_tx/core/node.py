@@ -100,7 +100,7 @@ class Node:
         self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
-        self.leases.on_gained = self._greet_all
+        self.leases.own.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect
         self.spare.suspect = self.paths.suspect
@@ -113,8 +113,10 @@ class Node:
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
             c.Reachable: self._reachable,
             c.KeepLease: self._keep_lease,
-            c.ClaimLease: lambda x: spawn(self.leases.claim()),
-            c.RenewLease: lambda x: spawn(self.leases.renew()),
+            c.HoldLease: self._hold_lease,
+            c.GiveUpLease: lambda x: spawn(self.leases.give_up(x.holder)),
+            c.ClaimLease: lambda x: spawn(self.leases.own.claim(x.wish)),
+            c.RenewLease: lambda x: spawn(self.leases.own.renew()),
             c.ReleaseLease: lambda x: spawn(self.leases.release()),
             c.Get: lambda x: spawn(self.dht.get(x.key)),
             c.Create: lambda x: spawn(self.dht.create(x.key, x.value, x.ttl)),
@@ -195,7 +197,7 @@ class Node:
     def hello(self) -> m.Hello:
         """What we tell of ourselves on a new link."""
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
-        return m.Hello(flags, self.paths.offer(), self.leases.address or b"")
+        return m.Hello(flags, self.paths.offer(), self.leases.own.address or b"")
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -256,7 +258,11 @@ class Node:
         return settled(None)
 
     def _keep_lease(self, command: c.KeepLease) -> Future[None]:
-        self.leases.start(command.held, command.wish, command.ttl)
+        self.leases.own.start(command.held, command.wish, command.ttl)
+        return settled(None)
+
+    def _hold_lease(self, command: c.HoldLease) -> Future[None]:
+        self.leases.hold(command.holder, command.name, command.wish, command.ttl)
         return settled(None)
 
     def _suspect(self, command: c.Suspect) -> Future[None]:

@@ -106,6 +106,13 @@ def quorum(futures: Sequence[Future[T]], enough: Callable[[list[T]], bool]) -> F
     return outcome
 
 
+def all_settled(futures: Sequence[Future[T]]) -> Future[list[Future[T]]]:
+    """All of them, once each is settled, whichever way."""
+    outcome: Future[list[Future[T]]] = Future()
+    quorum(futures, lambda results: False).then(lambda done: outcome.succeed(list(futures)))
+    return outcome
+
+
 def first(futures: Sequence[Future[Any]]) -> Future[None]:
     """Settled as soon as one of the futures is, whichever way."""
     outcome: Future[None] = Future()

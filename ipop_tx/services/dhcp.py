@@ -67,12 +67,16 @@ class DHCPService(Service):
         return self._protocol.submit(c.ReleaseLease())
 
     def _gained(self, event: e.LeaseGained) -> None:
+        if event.holder:
+            return
         address = IPv4Address(event.address)
         self._log.info("lease_gained address={address}", address=str(address))
         self._remember(str(address))
         self._address_changed(address)
 
     def _lost(self, event: e.LeaseLost) -> None:
+        if event.holder:
+            return
         self._log.warn("lease_lost address={address} reason={reason}", address=str(IPv4Address(event.address)), reason=event.reason)
         self._remember("")
         self._address_changed(None)

@@ -52,7 +52,7 @@ class Status:
         return {
             "name": node.peer.name,
             "ident": node.ident.hex(),
-            "address": _text(node.leases.address),
+            "address": _text(node.leases.own.address),
             "ipv6": str(ipv6_of(node.network.prefix, node.ident)),
             "network": node.network.name,
             "pool": str(node.network.pool),
@@ -117,7 +117,7 @@ class Status:
     def health(self) -> list[str]:
         """What does not work, a sentence each; empty when all is well."""
         node = self._node
-        sentences = [node.bootstrap.problem, node.leases.problem, node.leases.name_problem, *node.links.twins.values()]
+        sentences = [node.bootstrap.problem, node.leases.own.problem, node.leases.own.name_problem, *node.links.twins.values()]
         if self._protocol.disk_problem:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:
