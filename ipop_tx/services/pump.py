@@ -1,9 +1,9 @@
 """A small loop inside the reactor's: descriptors with much traffic, served many times for each turn of the reactor.
 
-A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon, and several times that when it has slept. So the TAP
-and the UDP socket are registered with an epoll of their own, and only that with the reactor. Once the reactor finds it ready, the pump
-serves its descriptors and waits for more, until a timer is due or the reactor has something else to do, which it sees by having the
-reactor's own epoll beside its descriptors in a second one. Nor do descriptors that are always ready keep the reactor for longer than `LONGEST`.
+A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon, and several times that when it has slept. So
+the TAP and the UDP socket are registered with an epoll of their own, and only that with the reactor. Once the reactor finds it ready,
+the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else to do: that it sees by having
+the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep the reactor for `LONGEST` at most.
 """
 
 from __future__ import annotations
