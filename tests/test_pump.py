@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -120,3 +122,76 @@ class PumpTests(SynchronousTestCase):
         self.pump.addReader(end)
         self.pump.connectionLost(Failure(RuntimeError("the end")))
         self.assertEqual((len(end.lost), self.pump.fileno()), (1, -1))
+
+
+class WatchedReactor(ReadersClock):
+    """A reactor with an epoll of its own and a next timer, as Twisted's epollreactor has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._poller = select.epoll()
+        self.running = True
+        self.due: float | None = 1.0
+
+    def timeout(self) -> float | None:
+        return self.due
+
+
+class WatchingTests(SynchronousTestCase):
+    """Under a reactor whose epoll can be watched the pump stays until that has something to do."""
+
+    def setUp(self) -> None:
+        self.reactor = WatchedReactor()
+        self.pump = Pump(self.reactor)
+        self.addCleanup(self.reactor._poller.close)
+        self.addCleanup(self.pump.stop)
+        self.fd, self.writing = os.pipe()
+        self.end = End(self.fd, lambda end: os.read(end.fd, 1))
+        self.pump.addReader(self.end)
+        self.other, self.waking = os.pipe()
+        self.reactor._poller.register(self.other, select.EPOLLIN)
+        for fd in (self.fd, self.writing, self.other, self.waking):
+            self.addCleanup(os.close, fd)
+
+    def test_it_waits_for_the_reactor(self) -> None:
+        """What comes later is served in the same turn, which ends when the reactor's own descriptor is ready, long before the timer."""
+        self.reactor.due = None
+        begun = threading.Event()
+
+        def later() -> None:
+            begun.wait()
+            os.write(self.writing, b"a")
+            os.write(self.waking, b"b")
+
+        thread = threading.Thread(target=later)
+        thread.start()
+        self.end.work = lambda end: (os.read(end.fd, 1), begun.set())
+        os.write(self.writing, b"x")
+        self.pump.doRead()
+        thread.join()
+        self.assertLessEqual(self.end.served, 2)
+        self.pump.doRead()
+        self.assertEqual(self.end.served, 2)
+
+    def test_timers(self) -> None:
+        """A timer that is due, also one that a descriptor has set, ends the turn at once; so does a reactor that was stopped."""
+
+        def serve(end: End) -> None:
+            os.read(end.fd, 1)
+            self.reactor.due = 0.0
+
+        self.end.work = serve
+        os.write(self.writing, b"x")
+        self.pump.doRead()
+        self.assertEqual(self.end.served, 1)
+        self.reactor.due, self.reactor.running = None, False
+        os.write(self.writing, b"x")
+        self.pump.doRead()
+        self.assertEqual(self.end.served, 2)
+
+    def test_stopped_while_it_waits(self) -> None:
+        """A descriptor may remove all descriptors."""
+        self.end.work = self.pump.removeReader
+        os.write(self.writing, b"x")
+        self.pump.doRead()
+        self.assertEqual((self.end.served, self.pump.fileno()), (1, -1))

@@ -1,8 +1,9 @@
 """A small loop inside the reactor's: descriptors with much traffic, served many times for each turn of the reactor.
 
-A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon. So the TAP and the UDP socket are registered with an
-epoll of their own, and only that with the reactor. Each time the reactor finds it ready, the descriptors are served until they have
-nothing more, or until `LONGEST` has passed: then timers and everybody else have their turn.
+A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon, and several times that when it has slept. So
+the TAP and the UDP socket are registered with an epoll of their own, and only that with the reactor. Once the reactor finds it ready,
+the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else to do: that it sees by having
+the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep the reactor for `LONGEST` at most.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ipop_tx.log import Logger
 LONGEST = 0.004
 """Seconds after which the reactor has its turn, however much there is to do."""
 LINGER = 0.001
-"""Seconds for which more is awaited after there was something, before the reactor has its turn: the least that epoll can wait."""
+"""Seconds for which more is awaited under a reactor that has no epoll to watch: the least that epoll can wait."""
 
 
 @implementer(IReadDescriptor)
@@ -34,6 +35,8 @@ class Pump:
         self._reactor = reactor
         self.callLater = reactor.callLater
         self._epoll: select.epoll | None = None
+        self._all: select.epoll | None = None
+        """Our descriptors and the reactor's epoll."""
         self._readers: dict[int, Any] = {}
         self._writers: dict[int, Any] = {}
 
@@ -65,39 +68,71 @@ class Pump:
     def _update(self, number: int) -> None:
         wanted = (select.EPOLLIN if number in self._readers else 0) | (select.EPOLLOUT if number in self._writers else 0)
         if self._epoll is None:
-            self._epoll = select.epoll()
-            self._reactor.addReader(self)
-        with suppress(OSError):  # when it was not registered, or is closed
-            self._epoll.unregister(number)
-        if wanted:
-            self._epoll.register(number, wanted)
-        elif not self._readers and not self._writers:
+            self._begin()
+        for epoll in self._epolls():
+            with suppress(OSError):  # when it was not registered, or is closed
+                epoll.unregister(number)
+            if wanted:
+                epoll.register(number, wanted)
+        if not self._readers and not self._writers:
             self.stop()
+
+    def _begin(self) -> None:
+        self._epoll = select.epoll()
+        poller = getattr(self._reactor, "_poller", None)  # Twisted's epollreactor; others have none, or none that can be watched
+        if isinstance(poller, select.epoll):
+            self._all = select.epoll()
+            self._all.register(poller.fileno(), select.EPOLLIN)
+        self._reactor.addReader(self)
+
+    def _epolls(self) -> list[select.epoll]:
+        return [epoll for epoll in (self._epoll, self._all) if epoll is not None]
 
     def stop(self) -> None:
         """Forget all descriptors."""
         if self._epoll is not None:
             self._reactor.removeReader(self)
-            self._epoll.close()
-            self._epoll = None
+        for epoll in self._epolls():
+            epoll.close()
+        self._epoll = self._all = None
         self._readers.clear()
         self._writers.clear()
 
     # what the reactor asks
 
     def doRead(self) -> None:
-        """Serve the descriptors that are ready, and those that become ready meanwhile."""
+        """Serve the descriptors that are ready, and those that become ready before the reactor has anything else to do."""
         end = time.monotonic() + LONGEST
-        patience = 0.0
+        patience: float | None = 0.0
         while self._epoll is not None:
-            ready = self._epoll.poll(patience)
-            if not ready:
+            if self._serve_ready(patience):
+                if patience != 0.0:
+                    end = time.monotonic() + LONGEST
+                elif time.monotonic() >= end:
+                    return
+                patience = 0.0
+            elif patience != 0.0:
                 return
-            for number, events in ready:
+            else:
+                patience = self._patience()
+                if patience == 0.0:
+                    return
+
+    def _patience(self) -> float | None:
+        """Seconds until the reactor's next timer, None when it has none, 0 when it has been stopped meanwhile."""
+        if self._all is None:
+            return LINGER
+        patience: float | None = self._reactor.timeout() if self._reactor.running else 0.0
+        return patience
+
+    def _serve_ready(self, patience: float | None) -> bool:
+        """Wait until something is ready; False when that is none of our descriptors."""
+        served = False
+        for number, events in (self._all or self._epoll).poll(patience):
+            if number in self._readers or number in self._writers:
                 self._serve(number, events)
-            if time.monotonic() >= end:
-                return
-            patience = LINGER
+                served = True
+        return served
 
     def _serve(self, number: int, events: int) -> None:
         reader, writer = self._readers.get(number), self._writers.get(number)
