@@ -104,8 +104,8 @@ class Pump:
         """Serve the descriptors that are ready, and those that become ready before the reactor has anything else to do."""
         end = time.monotonic() + LONGEST
         patience: float | None = 0.0
-        while self._epoll is not None:
-            if self._serve_ready(patience):
+        while (epoll := self._all or self._epoll) is not None:
+            if self._serve_ready(epoll, patience):
                 if patience != 0.0:
                     end = time.monotonic() + LONGEST
                 elif time.monotonic() >= end:
@@ -125,10 +125,10 @@ class Pump:
         patience: float | None = self._reactor.timeout() if self._reactor.running else 0.0
         return patience
 
-    def _serve_ready(self, patience: float | None) -> bool:
+    def _serve_ready(self, epoll: select.epoll, patience: float | None) -> bool:
         """Wait until something is ready; False when that is none of our descriptors."""
         served = False
-        for number, events in (self._all or self._epoll).poll(patience):
+        for number, events in epoll.poll(patience):
             if number in self._readers or number in self._writers:
                 self._serve(number, events)
                 served = True
