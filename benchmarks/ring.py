@@ -1,4 +1,4 @@
-"""`python -m benchmarks.ring`: the ring at several sizes, simulated: idle, under churn, after mass failure, parted, with strangers.
+"""`python -m benchmarks.ring`: the ring at several sizes, simulated: idle, under churn, after mass failure, parted, asleep, with strangers.
 
 The nodes run the daemons' `core`; only their links are modelled (`ipop_tx.simulation.linkmodel`). A ring of more than `--static-from`
 nodes stands still: its links are chosen and its questions routed by the same functions.
@@ -25,6 +25,7 @@ SCENES: dict[str, Callable[[Plan], Plan]] = {
     "kill": lambda plan: replace(plan, kill=0.5, minutes=1.0),
     "split2": lambda plan: replace(plan, parts=2, minutes=1.0),
     "split3": lambda plan: replace(plan, parts=3, minutes=1.0),
+    "asleep": lambda plan: replace(plan, asleep=0.3, minutes=1.0),
     "strangers": lambda plan: replace(plan, strangers=0.3),
     "flood": lambda plan: replace(plan, flood=True, minutes=1.0),
 }
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=_numbers, default=[1000, 10000], metavar="N,...", help="sizes (1000,10000)")
     parser.add_argument("--scenes", type=_scenes, default=["idle"], metavar="NAME,...", help=f"what happens: {', '.join(SCENES)}, or all")
     parser.add_argument("--minutes", type=float, default=5.0, help="simulated minutes, idle or under churn (5)")
-    parser.add_argument("--parted", type=float, default=60.0, help="simulated minutes for which a net is split (60)")
+    parser.add_argument("--parted", type=float, default=60.0, help="simulated minutes for which a net is split, or some are asleep (60)")
     parser.add_argument("--lookups", type=int, default=5000, help="look-ups judged in each (5000)")
     parser.add_argument("--static-from", type=int, default=200_000, metavar="N", help="from this size on a ring stands still (200000)")
     parser.add_argument("--seed", type=int, default=1)

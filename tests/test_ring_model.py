@@ -130,6 +130,14 @@ class ScaleTests(TestCase):
         self.assertLessEqual(report["whole_s"], 750)
         self.assertEqual(report["lookup_success"], 1.0)
 
+    def test_sleepers(self) -> None:
+        """A third of all are suspended for an hour: the others are a ring without them, and they come back as themselves."""
+        report = self.story(nodes=150, minutes=1, lookups=500, asleep=0.3)["asleep"]
+        assert isinstance(report, dict)
+        self.assertTrue(report["whole_without"])
+        self.assertLessEqual(report["whole_s"], 60)
+        self.assertEqual(report["lookup_success"], 1.0)
+
     def test_strangers(self) -> None:
         """30 % of pairs cannot reach each other; the ring is whole and routes all the same."""
         report = self.story(nodes=300, minutes=3, lookups=1000, strangers=0.3)

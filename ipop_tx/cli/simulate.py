@@ -24,8 +24,16 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--loss", default=0.0, type=SHARE, help="Share of datagrams lost.")
 @click.option("--strangers", default=0.0, type=SHARE, help="Share of pairs that cannot reach each other directly, as behind bad NATs.")
 @click.option("--kill", default=0.0, type=SHARE, help="Share of nodes that crash in one moment, at the end.")
+@click.option("--asleep", default=0.0, type=SHARE, help="Share of nodes whose machines are suspended at the end, and wake later.")
 @click.option("--parts", default=1, type=click.IntRange(1, 16), help="Into so many parts the net falls at the end ...")
-@click.option("--parted", default=60.0, show_default=True, type=click.FloatRange(0), metavar="MINUTES", help="... and for how long.")
+@click.option(
+    "--parted",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="MINUTES",
+    help="... and for how long; also for --asleep.",
+)
 @click.option("--joining", is_flag=True, help="Begin with nodes that join one after another, not with a settled ring.")
 @click.option("--flood", is_flag=True, help="Begin with all joining at once through one node.")
 @click.option("--rtt", type=click.Path(path_type=Path), metavar="FILE", help="Round trips in ms, a square of numbers; else a plane.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -103,8 +103,10 @@ class RingNet:
         return self._members[bisect_left(self._members, key) % len(self._members)]
 
     def entered(self, node: RingNode) -> None:
-        """A member has found its place."""
-        insort(self._members, node.ident)
+        """A member has found its place. Idempotent."""
+        at = bisect_left(self._members, node.ident)
+        if self._members[at : at + 1] != [node.ident]:
+            self._members.insert(at, node.ident)
 
     def gone(self, node: RingNode) -> None:
         """A member is off the ring."""

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 UDP_IP = 28
 """Bytes of the headers of UDP over IPv4."""
-HANDSHAKE_BYTES = 3900
-"""What both ends of a DTLS handshake send, headers included."""
-REKEY_BYTES_PER_S = (168 + 2 * 28) / 120 + 3976 / 3600
+HANDSHAKE_BYTES = 3968 + 8 * UDP_IP
+"""What both ends of a DTLS handshake send: eight datagrams."""
+REKEY_BYTES_PER_S = (168 + 2 * UDP_IP) / 120 + HANDSHAKE_BYTES / 3600
 """What renewing the keys of a link costs both ends."""
 CHALLENGE_BYTES = 2 * (OVERHEAD + UDP_IP) + 42
 """A path challenge and its answer."""
@@ -44,7 +44,7 @@ HELLO_BYTES = 2 * (OVERHEAD + UDP_IP) + 180
 
 
 class ModelRuntime(Runtime):
-    """A runtime whose timers are the net's own events, and whose clock is the net's."""
+    """A runtime whose timers are the net's own events, and whose clock is the net's, but that it stands still while the node sleeps."""
 
     def __init__(self, net: RingNet, node: RingNode) -> None:
         self.net = net
@@ -53,11 +53,16 @@ class ModelRuntime(Runtime):
         self.counters = net.counters
         self.alive = True
         """False once the node has been switched off, for good: it gets a new runtime when it starts again."""
+        self.slept = 0.0
+        """Seconds that its clock has not seen."""
+        self._asleep_since: float | None = None
+        self._parked: list[tuple[float, Timer]] = []
+        """Timers that were due while it slept, and how long after it fell asleep."""
 
     @property
     def now(self) -> float:  # type: ignore[override]
         """Seconds of virtual time."""
-        return self.net.now
+        return (self.net.now if self._asleep_since is None else self._asleep_since) - self.slept
 
     def after(self, delay: float, call: Callable[[], object]) -> Timer:
         """Make `call` in `delay` seconds, unless the node is down by then."""
@@ -66,9 +71,25 @@ class ModelRuntime(Runtime):
         return timer
 
     def _fire(self, timer: Timer) -> None:
+        if self._asleep_since is not None:
+            self._parked.append((self.net.now - self._asleep_since, timer))
+            return
         call, timer.call = timer.call, None
         if call is not None and self.alive:
             call()
+
+    def sleep_deeply(self) -> None:
+        """From now on no timer fires and the clock stands still."""
+        self._asleep_since = self.net.now
+
+    def wake(self) -> None:
+        """Go on where it stopped."""
+        assert self._asleep_since is not None
+        self.slept += self.net.now - self._asleep_since
+        self._asleep_since = None
+        parked, self._parked = self._parked, []
+        for left, timer in parked:
+            self.net.at(self.net.now + left, self._fire, timer)
 
     def emit(self, event: object) -> None:
         """Take note of members that enter the ring, and of our own errors."""
@@ -90,6 +111,8 @@ class ModelLinks(LinkTable):
     def send_message(self, link: Link, message: m.Message) -> None:
         """Count it, and let it arrive later, perhaps."""
         net = self.node.net
+        if not self.node.up:
+            return
         net.sent(len(m.encode(message)) + OVERHEAD + UDP_IP, 1 if link.is_direct else 1 + len(link.route.via))
         if net.loss and net.rng.random() < net.loss:
             return
@@ -148,7 +171,7 @@ class ModelLinks(LinkTable):
         if self.node.links is not self:
             return
         way = net.way(self.node, peer, agent)
-        if not peer.up or way is None:
+        if not self.node.up or not peer.up or way is None:
             net.at(net.now + HANDSHAKE_FAILS_AFTER / 2, self._failed, peer)
             return
         if peer.ident not in self.by_ident:
@@ -194,7 +217,7 @@ class ModelLinks(LinkTable):
         link.alarm = False
         net = self.node.net
         peer = net.nodes[link.ident]
-        if not link.up or self.node.links is not self:
+        if not link.up or self.node.links is not self or not self.node.up:
             return
         back = peer.links.by_ident.get(self.ident) if peer.up else None
         if back is None:
@@ -258,6 +281,21 @@ class RingNode:
         self.up = self.runtime.alive = False
         self.net.gone(self)
         self._power_on()
+
+    def suspend(self) -> None:
+        """The machine falls asleep as a laptop does: for the others that is a crash, for itself nothing has happened."""
+        self.net.cut_off(self)
+        self.up = False
+        self.net.gone(self)
+        self.runtime.sleep_deeply()
+
+    def resume(self) -> None:
+        """It wakes, with the links, the neighbours and the plans that it had."""
+        self.up = True
+        self.net.entered(self)
+        self.runtime.wake()
+        for link in self.links:
+            self.links.doubt(link)
 
     def leave(self) -> None:
         """Say goodbye, then stop."""

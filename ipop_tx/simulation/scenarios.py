@@ -139,6 +139,14 @@ def kill(net: RingNet, share: float) -> list[RingNode]:
     return victims
 
 
+def suspend(net: RingNet, share: float) -> list[RingNode]:
+    """A share of all nodes fall asleep in one moment, until `resume`; their clocks stand still meanwhile."""
+    sleepers = net.rng.sample(net.up(), round(share * len(net.up())))
+    for sleeper in sleepers:
+        sleeper.suspend()
+    return sleepers
+
+
 def part(net: RingNet, parts: int) -> None:
     """Split the net into parts that do not reach each other; 1 joins them again."""
     if parts > 1:

@@ -48,6 +48,8 @@ class Plan:
     """Share of pairs that cannot reach each other directly."""
     kill: float = 0.0
     """Share of nodes that crash in one moment, at the end."""
+    asleep: float = 0.0
+    """Share of nodes whose machines are suspended in one moment, at the end, for `parted` minutes, and then go on as if nothing had been."""
     parts: int = 1
     """Into so many parts the net falls, at the end, for `parted` minutes."""
     parted: float = 60.0
@@ -58,7 +60,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= 2_000_000:
             raise LocalMisuse(f"a ring of {self.nodes} nodes cannot be simulated", "give a number from 1 to 2000000")
-        for name in ("leave", "loss", "strangers", "kill"):
+        for name in ("leave", "loss", "strangers", "kill", "asleep"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise LocalMisuse(f"{name} is a share, {getattr(self, name)} is none", "give a number from 0 up to but without 1")
         if self.session is not None and self.session <= 0:
@@ -103,6 +105,8 @@ class Story:
         self._note_lookups(load, self.report)
         if plan.kill:
             self._kill()
+        if plan.asleep:
+            self._sleep()
         if plan.parts > 1:
             self._part()
         self.report |= {
@@ -174,13 +178,28 @@ class Story:
         figures["whole_s"] = self._until_whole(begun)
         self.report["kill"] = figures
 
+    def _sleep(self) -> None:
+        plan, net = self.plan, self.net
+        sleepers = s.suspend(net, plan.asleep)
+        self._wait_parted("some are asleep")
+        figures: dict[str, Any] = {"share": plan.asleep, "minutes": plan.parted, "whole_without": s.misplaced(net) == 0}
+        woken = net.now
+        for sleeper in sleepers:
+            sleeper.resume()
+        figures["whole_s"] = self._until_whole(woken)
+        self._note_lookups(self._lookups("after waking", min(plan.lookups, 2000), 10.0), figures)
+        self.report["asleep"] = figures
+
+    def _wait_parted(self, what: str) -> None:
+        begun, seconds = self.net.now, 60 * self.plan.parted
+        while self.net.now - begun < seconds:
+            self.net.run(30.0)
+            self._tell(what, (self.net.now - begun) / seconds)
+
     def _part(self) -> None:
         plan, net = self.plan, self.net
         s.part(net, plan.parts)
-        begun = net.now
-        while net.now - begun < 60 * plan.parted:
-            net.run(30.0)
-            self._tell(f"{plan.parts} parts", (net.now - begun) / (60 * plan.parted))
+        self._wait_parted(f"{plan.parts} parts")
         s.part(net, 1)
         healed = net.now
         figures: dict[str, Any] = {"parts": plan.parts, "parted_min": plan.parted, "whole_s": self._until_whole(healed)}
