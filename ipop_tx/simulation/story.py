@@ -49,7 +49,7 @@ class Plan:
     kill: float = 0.0
     """Share of nodes that crash in one moment, at the end."""
     asleep: float = 0.0
-    """Share of nodes whose machines are suspended in one moment, at the end, for `parted` minutes, and then go on as if nothing had been."""
+    """Share of nodes whose machines are suspended in one moment, at the end, for `parted` minutes, and then go on as before."""
     parts: int = 1
     """Into so many parts the net falls, at the end, for `parted` minutes."""
     parted: float = 60.0
