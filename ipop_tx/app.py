@@ -33,6 +33,7 @@ from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
 from ipop_tx.services.pump import Pump
+from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
 from ipop_tx.services.trim import TrimService
@@ -166,6 +167,7 @@ class Node(MultiService):
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
+            **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
 
     async def _invite(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class IDatagramReceiver(Interface):
         """
 
     def burst_ended() -> None:
-        """Nothing more has arrived for now: what waits to be joined with others need not wait any longer."""
+        """Nothing more has arrived for now: what waits for company need not wait any longer. Follows every delivery, of one or of many."""
 
     def drained() -> None:
         """The transport's queue, which was full, is empty again, or was given up with the transport."""
@@ -212,6 +212,8 @@ class IReplicaStore(Interface):
     Writes are collected; `commit` makes them durable. The driver commits before any datagram leaves, so nothing is
     ever promised that a restart would forget.
     """
+
+    commits: int = Attribute("how many commits there were anything to write for")
 
     def load() -> Iterable[tuple[int, bytes, bytes]]:
         """All rows: (shard, key, value); the shard's own view has the empty key."""

@@ -210,6 +210,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.datagrams: list[bytes] = []
+        self.bursts = 0
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         self.datagrams.append(bytes(datagram))
@@ -218,7 +219,7 @@ class Sink:
         raise AssertionError("the plane takes runs apart")
 
     def burst_ended(self) -> None:
-        raise AssertionError("the plane knows that")
+        self.bursts += 1
 
     def drained(self) -> None:
         raise AssertionError("the plane knows that")

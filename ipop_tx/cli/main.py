@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipop_tx.cli import live, membership, simulate
+from ipop_tx.cli import dht, live, membership, simulate
 from ipop_tx.errors import IpopError
 
 
@@ -29,6 +29,7 @@ for command in (live.status, live.ping, live.invite, live.leave):
     ipop.add_command(command)
 for command in (membership.network, membership.join, membership.request, membership.sign, membership.install):
     ipop.add_command(command)
+ipop.add_command(dht.dht)
 ipop.add_command(simulate.simulate)
 
 

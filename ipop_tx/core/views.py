@@ -15,7 +15,7 @@ everything that it has accepted reached them only now.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipop_tx.core.coordinator import Coordinator, majority
 from ipop_tx.core.links import Links
@@ -38,6 +38,14 @@ VERIFY_AFTER = 5.0
 """Seconds after which a node that has a copy of a view sees whether the other members have theirs."""
 UNFINISHED = 4.0
 """Seconds after which a sealed view is taken up by whoever is first among its living members."""
+
+
+class Shortage(NamedTuple):
+    """How many members of a view are linked, how many make a majority, and how many there are."""
+
+    reached: int
+    needed: int
+    replicas: int
 
 
 class Views:
@@ -78,6 +86,16 @@ class Views:
     def needs(self, ident: Ident) -> bool:
         """Whether we need a link to a member: those who keep a shard with us are known to live by it. Any may be an heir."""
         return self._leaving or any(ident in shard.members or ident in self._heard_of(shard) for shard in self._replicas.shards.values())
+
+    def shortages(self) -> list[Shortage]:
+        """The shards that this node keeps of which no majority is linked, so that they can be neither read nor written here."""
+        found = []
+        for shard in self._replicas.shards.values():
+            if not self._replicas.superseded(shard):
+                reached = sum(member == self._replicas.ident or member in self._links.by_ident for member in shard.members)
+                if reached < majority(shard.members):
+                    found.append(Shortage(reached, majority(shard.members), len(shard.members)))
+        return found
 
     def _heard_of(self, shard: Shard) -> tuple[Ident, ...]:
         return self._replicas.newest(shard.index).members

@@ -94,6 +94,7 @@ class ForwardingPlane:
         self._ident = ident
         self._port = port
         self._control = control
+        self._control_plane = control_plane
         self._clock = clock
         self._ipv6 = ipv6_of(fib.prefix, ident).packed
         self._questions: dict[IPv4Address | IPv6Address, neighbour.Request] = {}
@@ -137,6 +138,7 @@ class ForwardingPlane:
         self.inbound.burst_ended()
         if not self.outbound.held:
             self.outbound.frames_waiting()
+        self._control_plane.burst_ended()
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """A datagram that did not come in a run."""

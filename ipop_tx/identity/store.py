@@ -33,6 +33,7 @@ class SqliteReplicaStore:
         self._path = path
         self._errors = sqlite3.Error
         self._waiting: dict[tuple[int, bytes], bytes | None] = {}
+        self.commits = 0
         self._connect: Callable[[], sqlite3.Connection] = lambda: sqlite3.connect(path, isolation_level=None)
         self.open()
 
@@ -61,6 +62,7 @@ class SqliteReplicaStore:
         if self._waiting:
             self._try(self._write)
             self._waiting.clear()
+            self.commits += 1
 
     def close(self) -> None:
         """Close the file; writes that were not committed are lost. Idempotent."""

@@ -49,6 +49,12 @@ class Process:
         self._child.kill()
         self._child.wait()
 
+    def interrupt(self, seconds: float = 10.0) -> int:
+        """End it as Ctrl-C does, upon which some programs sum up; gives its exit status. Raises `EnvironmentProblem` when it goes on."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT)
+        return self.wait(seconds)
+
     def stop(self, seconds: float = 10.0) -> int:
         """Ask it to end (SIGTERM), and insist (SIGKILL) after `seconds`; gives its exit status. Does no harm to a dead one."""
         if self._child.poll() is None:

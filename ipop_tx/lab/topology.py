@@ -192,10 +192,12 @@ class Lab:
     Entering raises `PermissionProblem` or `EnvironmentProblem` when the machine cannot hold a lab, and removes what dead labs left.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, parent: Path | None = None) -> None:
+        """`parent` is where its directory is made, the usual place for temporary files unless told."""
         if not (name.isascii() and name.isalnum() and len(name) <= 16):
             raise LocalMisuse(f"{name!r} is not a name for a lab", "use up to 16 letters and digits")
         self.name = name
+        self._parent = parent
         self._record = Record(name, os.getpid(), started(os.getpid()), "")
         self._numbers = iter(range(1, 1 << 16))
         self._public = _public_addresses()
@@ -208,7 +210,7 @@ class Lab:
         clean()
         if self._record.path.exists():
             raise LocalMisuse(f"this process already has a lab named {self.name}", "give the second one another name")
-        self._record.scratch = tempfile.mkdtemp(prefix=f"ipop-{self.name}-")
+        self._record.scratch = tempfile.mkdtemp(prefix=f"ipop-{self.name}-", dir=self._parent)
         self._record.save()
         self._catch_sigterm()
         try:

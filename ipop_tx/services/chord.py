@@ -1,7 +1,10 @@
 """The driver of the control plane: datagrams, time and disk for one `core.Node`.
 
-After every input, in this order: events to those who listen, replicas to the disk, datagrams to the net, one timer. A promise that the
-disk did not take is never sent; see `_commit`.
+After every input, in this order: events to those who listen, replicas to the disk, datagrams to the net, outcomes to those who asked, one
+timer. A promise that the disk did not take is never sent, and an outcome that rests on one is not told; see `_commit`.
+
+The datagrams of a burst share all but the first step: an fsync costs as much as hundreds of datagrams, so all answers of a burst leave
+after one.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from zope.interface import implementer
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.node import Node
+from ipop_tx.core.tasks import Future
 from ipop_tx.errors import IpopError
 from ipop_tx.interfaces import IBroadcast, IDatagramReceiver, IReplicaStore, ISession, ITransport
 from ipop_tx.log import Logger
-from ipop_tx.services.deferred import deferred_of
 from ipop_tx.values import Endpoint, short
 from ipop_tx.wire.datagram import HEADER_BYTES
 
@@ -53,6 +56,10 @@ class ChordProtocol(DatagramProtocol):
         self._reactor = reactor
         self._store = store
         self._settling = False
+        self._in_burst = False
+        """Whether datagrams were taken that `burst_ended` has not followed yet."""
+        self._outcomes: list[tuple[Deferred[Any], Future[Any]]] = []
+        """What was asked of the node and is done, to be told after the next commit."""
         self._timer: Any = None
         self._due = 0.0
 
@@ -61,9 +68,11 @@ class ChordProtocol(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Twisted's own UDP ports deliver here."""
         self.datagram_received(Endpoint("udp", addr[0], addr[1]), datagram)
+        self.burst_ended()
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
-        """A datagram from a transport, or from the forwarding plane, when it is no member's traffic."""
+        """A datagram from a transport, or from the forwarding plane, when it is no member's traffic. `burst_ended` follows."""
+        self._in_burst = True
         self.node.receive_datagram(self.clock(), endpoint, datagram)
         self.settle()
 
@@ -76,24 +85,30 @@ class ChordProtocol(DatagramProtocol):
             self.datagram_received(endpoint, bytes(head) + bodies[place * body :][: max(0, min(body, total - at - HEADER_BYTES))])
 
     def burst_ended(self) -> None:
-        """Nothing is held back here."""
+        """Everything that came is taken: one commit for it, then its answers."""
+        if self._in_burst:
+            self._in_burst = False
+            self.settle()
 
     def drained(self) -> None:
         """The control plane does not wait for the transport: it repeats what was lost."""
 
     def unsealed(self, endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
-        """What the forwarding plane unsealed and did not deliver itself."""
+        """What the forwarding plane unsealed and did not deliver itself. `burst_ended` follows."""
+        self._in_burst = True
         self.node.receive_unsealed(self.clock(), endpoint, session, kind, payload)
         self.settle()
 
     def submit(self, command: object) -> Deferred[Any]:
-        """Ask the node for something: one of `ipop_tx.core.commands`."""
-        deferred = deferred_of(self.node.submit(self.clock(), command))
+        """Ask the node for something: one of `ipop_tx.core.commands`. The outcome is told once it is durable."""
+        deferred: Deferred[Any] = Deferred()
+        self.node.submit(self.clock(), command).then(lambda done: self._outcomes.append((deferred, done)))
         self.settle()
         return deferred
 
     def _timed_out(self) -> None:
         self._timer = None
+        self._in_burst = False
         now = self.clock()
         if now - self._due > FROZEN:
             self._doubt_everybody(now)
@@ -106,6 +121,11 @@ class ChordProtocol(DatagramProtocol):
         for link in self.node.links:
             self.node.submit(now, c.Suspect(link.ident))
 
+    @property
+    def commits(self) -> int:
+        """How many times replicas were written to the disk."""
+        return self._store.commits
+
     # --- outputs -----------------------------------------------------------------------------
 
     def on(self, kind: type, listener: Callable[[Any], object]) -> None:
@@ -113,25 +133,43 @@ class ChordProtocol(DatagramProtocol):
         self._listeners.setdefault(kind, []).append(listener)
 
     def settle(self) -> None:
-        """Carry out what the node wants after an input. Listeners may feed it again; the outermost call goes on until all is quiet."""
+        """Carry out what the node wants after an input. Listeners may feed it again; the outermost call goes on until all is quiet.
+
+        Within a burst only events are told, which the forwarding plane must know before the next datagram.
+        """
         if self._settling or self.stopped:
             return
         self._settling = True
         try:
-            while (event := self.node.poll_event()) is not None:
-                self._tell(event)
-            if self._commit():
+            self._tell_events()
+            while not self._in_burst and self._commit():
                 self._transmit()
+                if not self._outcomes:
+                    break
+                self._tell_outcomes()
+                self._tell_events()
         finally:
             self._settling = False
-        self._arm()
+        if not self._in_burst:
+            self._arm()
 
-    def _tell(self, event: object) -> None:
-        for listener in self._listeners.get(type(event), ()):
-            try:
-                listener(event)
-            except Exception:  # noqa: BLE001 - a fault in one listener must not keep datagrams from going out
-                self._log.failure("listener_failed event={event}", event=type(event).__name__)
+    def _tell_events(self) -> None:
+        while (event := self.node.poll_event()) is not None:
+            for listener in self._listeners.get(type(event), ()):
+                try:
+                    listener(event)
+                except Exception:  # noqa: BLE001 - a fault in one listener must not keep datagrams from going out
+                    self._log.failure("listener_failed event={event}", event=type(event).__name__)
+
+    def _tell_outcomes(self) -> None:
+        """To those who asked; what they ask next is carried out by the caller."""
+        told, self._outcomes = self._outcomes, []
+        for deferred, done in told:
+            if not deferred.called:  # else whoever asked has cancelled it
+                if done.error is not None:
+                    deferred.errback(done.error)
+                else:
+                    deferred.callback(done.result())
 
     def _commit(self) -> bool:
         """Make the replicas durable.
@@ -143,14 +181,21 @@ class ChordProtocol(DatagramProtocol):
         try:
             self._store.commit()
         except IpopError as error:
-            self.disk_problem = str(error)
-            self.node.replicas.suspended = True
-            self._log.error("replicas_suspended reason={reason}", reason=str(error))
-            while self.node.poll_transmit() is not None:
-                pass
-            self._reactor.callLater(RETRY_DISK, self._retry_commit)
+            self._suspend(error)
             return False
         return True
+
+    def _suspend(self, error: IpopError) -> None:
+        self.disk_problem = str(error)
+        self.node.replicas.suspended = True
+        self._log.error("replicas_suspended reason={reason}", reason=str(error))
+        while self.node.poll_transmit() is not None:
+            pass
+        told, self._outcomes = self._outcomes, []
+        for deferred, _ in told:
+            if not deferred.called:
+                deferred.errback(error)
+        self._reactor.callLater(RETRY_DISK, self._retry_commit)
 
     def _retry_commit(self) -> None:
         if self.stopped:
@@ -173,11 +218,12 @@ class ChordProtocol(DatagramProtocol):
                 self.transport.write(datagram, (endpoint.host, endpoint.port))
 
     def _arm(self) -> None:
+        """A timer that is too early is left alone: most are moved later again and again, and almost none is ever due."""
         due = self.node.poll_timeout()
-        if self._timer is not None:
+        if self._timer is not None and (due is None or due < self._due):
             self._timer.cancel()
             self._timer = None
-        if due is not None:
+        if due is not None and self._timer is None:
             now = self.clock()
             self._due = max(now, due)
             self._timer = self._reactor.callLater(self._due - now, self._timed_out)
@@ -186,6 +232,7 @@ class ChordProtocol(DatagramProtocol):
         """Send what is left and be quiet."""
         if not self.stopped and self._commit():
             self._transmit()
+            self._tell_outcomes()
         self.stopped = True
         if self._timer is not None:
             self._timer.cancel()

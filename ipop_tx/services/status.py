@@ -44,7 +44,7 @@ class Status:
             "self": self._self(),
             "peers": [self._peer(link) for link in links],
             "health": self.health(),
-            "counters": {**self._node.runtime.counters, **self._plane.counters()},
+            "counters": {**self._node.runtime.counters, **self._plane.counters(), "replica_commits": self._protocol.commits},
         }
 
     def _self(self) -> dict[str, Any]:
@@ -110,14 +110,22 @@ class Status:
         return f"relay via {self.name_of(first)}" if first else "relay"
 
     def name_of(self, ident: Ident) -> str:
-        """The name of a linked node, else the beginning of its ident."""
+        """The name of a linked node or of this one, else the beginning of its ident."""
+        if ident == self._node.ident:
+            return self._node.peer.name
         link = self._node.links.by_ident.get(ident)
         return link.peer.name if link is not None and link.peer.name else ident.hex()[:8]
 
     def health(self) -> list[str]:
         """What does not work, a sentence each; empty when all is well."""
         node = self._node
-        sentences = [node.bootstrap.problem, node.leases.own.problem, node.leases.own.name_problem, *node.links.twins.values()]
+        sentences = [
+            node.bootstrap.problem,
+            self._short_of_replicas(),
+            node.leases.own.problem,
+            node.leases.own.name_problem,
+            *node.links.twins.values(),
+        ]
         if self._protocol.disk_problem:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:
@@ -127,6 +135,18 @@ class Status:
         if left < EXPIRY_WARNING:
             sentences.append(f"this node's certificate ends in {max(0, int(left // 86400))} days: join anew before it does")
         return [sentence for sentence in sentences if sentence]
+
+    def _short_of_replicas(self) -> str:
+        """What a minority waits for; of many shards the one that lacks the most."""
+        short = self._node.views.shortages()
+        if not short:
+            return ""
+        worst = max(short, key=lambda one: one.needed - one.reached)
+        part = "" if len(short) == self._node.replicas.count else f" in {len(short)} of {self._node.replicas.count} parts of the DHT"
+        return (
+            f"{worst.reached} of {worst.replicas} replicas reached; waiting for {worst.needed - worst.reached} more: "
+            f"addresses are kept, but nothing new is granted{part}"
+        )
 
 
 def _text(address: bytes | None) -> str | None:
