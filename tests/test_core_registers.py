@@ -180,8 +180,10 @@ class RegisterTests(NetCase):
             self.assertEqual((error.reached, error.needed, error.replicas), (2, 3, 5))
             self.assertIn("2 of 5 replicas reached", str(error))
         self.sim.run(60)
+        self.assertIn((2, 3, 5), self.keepers[3].running.views.shortages())
         self.keepers[0].start(self.strangers[0])
         self.sim.run(60)
+        self.assertEqual([machine.running.views.shortages() for machine in self.sim.running()], [[]] * len(self.sim.running()))
         self.assertIn(self.value(self.strangers[1]), (b"x", b"y"))
         self.assertEqual(self.value(self.strangers[0]), self.value(self.strangers[2]))
 

@@ -17,6 +17,7 @@ from zope.interface.verify import verifyObject
 
 from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
 from ipop_tx.identity import certificates as certs
+from ipop_tx.identity import signer as signer_module
 from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter, create_network, install_chain, make_request, request, sign_request
 from ipop_tx.identity.credentials import Credentials, GuestCredentials, guest_certificate, verify_guest
@@ -287,6 +288,21 @@ class CredentialsTests(FoundedCase):
         self.assertIsNone(other.verify(signer.signer[:-1], b"lease", signature))
         self.assertIsNone(other.verify(b"\x09" * 49, b"lease", signature))
         self.assertNotEqual(other.verify(signer.signer[:-1] + bytes([signer.signer[-1] ^ 1]), b"lease", signature), credentials.peer.ident)
+
+    def test_a_signature_met_before(self) -> None:
+        """It is not checked again; nothing beside it passes for it, and nothing bad is remembered as good."""
+        signer, other = RecordSigner(generate_key(), bytes(16)), RecordSigner(generate_key(), bytes(16))
+        signed = [(data, signer.sign(data)) for data in (b"a", b"b")]
+        for _ in range(2):
+            for data, signature in signed:
+                self.assertEqual(other.verify(signer.signer, data, signature), signer.ident)
+                self.assertIsNone(other.verify(other.signer, data, signature))
+                self.assertIsNone(other.verify(signer.signer, data + signature[:1], signature[1:]))
+            self.assertIsNone(other.verify(signer.signer, b"a", signed[1][1]))
+        self.assertEqual(len(other._good), 2)
+        self.patch(signer_module, "REMEMBERED", 1)
+        self.assertEqual(other.verify(other.signer, b"c", other.sign(b"c")), other.ident)
+        self.assertEqual(len(other._good), 2)
 
 
 class HandshakeTests(FoundedCase):
