@@ -48,8 +48,10 @@ class Node:
 
     1. take events from `poll_event` until it gives None;
     2. commit the replica store;
-    3. send what `poll_transmit` gives until it gives None;
-    4. arrange for `handle_timeout` at `poll_timeout`, replacing the earlier arrangement.
+    3. send what `poll_transmit` gives until it gives None, and tell the outcomes of what was submitted;
+    4. arrange for `handle_timeout` at `poll_timeout`, replacing the earlier arrangement, if not before it.
+
+    Datagrams that came together may share all but the first.
 
     Nothing blocks; nothing happens between inputs. The same inputs and the same generator give the same outputs.
     """
