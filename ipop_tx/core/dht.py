@@ -128,7 +128,7 @@ class Dht:
         """Ask until there is an answer or patience ends, which it does also while somebody is still being waited for."""
         problems: list[IpopError] = [self._why_not()]
         asking = spawn(self._ask_until(self._runtime.now + PATIENCE, key, body, problems))
-        await first([asking, self._runtime.sleep(PATIENCE)])
+        await self._runtime.wait([asking], PATIENCE)
         if asking.done:
             return asking.result()
         raise problems[-1]
@@ -174,8 +174,9 @@ class Dht:
                 asked.add(member)
                 waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
                 waiting[-1].then(lambda done, member=member: _note_closed(member, done, closed))  # type: ignore[misc]
-            pause = [self._runtime.sleep(HEDGE)] if to_ask else []
-            await first([*waiting, *pause])
+            if not waiting:  # nobody is left but ourselves
+                break
+            await (self._runtime.wait(waiting, HEDGE) if to_ask else first(waiting))
             for done in [future for future in waiting if future.done]:
                 waiting.remove(done)
                 if done.error is not None:

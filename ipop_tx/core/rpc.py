@@ -31,6 +31,8 @@ OF_THE_LINK = (m.Hello, m.Offer, m.Links, m.Renew, m.Unneeded)
 """Questions about the link itself: they have no sense on another one."""
 UPKEEP = (*OF_THE_LINK, m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest, m.Seek, m.Broadcast)
 """Questions that do not show that a link is needed: the ring's own, which go by whatever links there are."""
+REPEATABLE = (m.Peek, m.WhoKeeps)
+"""Questions that change nothing and are answered at once: when they are repeated they are answered anew, so no answer is kept."""
 
 Handler = Callable[[Link, Any], "m.Answer | Future[m.Answer] | Coroutine[Any, None, m.Answer]"]
 
@@ -164,7 +166,8 @@ class Rpc:
             self._runtime.count("request_refused")
             return
         _note_use(link, request.body, self._runtime.now)
-        self._remember(name)
+        if not isinstance(request.body, REPEATABLE):
+            self._remember(name)
         try:
             answer = handler(link, request.body)
         except IpopError as error:
@@ -187,7 +190,8 @@ class Rpc:
             self._reply(link, name, m.Failed("IpopError", "the member met an error of its own", ""))
 
     def _reply(self, link: Link, name: tuple[Ident, int], answer: m.Answer) -> None:
-        self._served[name] = answer
+        if name in self._served:
+            self._served[name] = answer
         if link.up:
             self._links.send_message(link, m.Reply(name[1], answer))
 

@@ -6,12 +6,12 @@ import heapq
 import itertools
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
 from ipop_tx.core.events import Fault
-from ipop_tx.core.tasks import Future, spawn
+from ipop_tx.core.tasks import Future, first, spawn
 from ipop_tx.errors import IpopError
 from ipop_tx.values import Endpoint
 
@@ -66,6 +66,13 @@ class Runtime:
         future: Future[None] = Future()
         self.after(seconds, lambda: future.succeed(None))
         return future
+
+    async def wait(self, futures: Sequence[Future[Any]], seconds: float) -> None:
+        """Until one of the futures is settled, whichever way, or so many seconds have passed."""
+        over: Future[None] = Future()
+        timer = self.after(seconds, lambda: over.succeed(None))
+        await first([*futures, over])
+        timer.cancel()
 
     def spread(self, period: float) -> float:
         """`period` give or take a fifth, so that nodes do not march in step."""
