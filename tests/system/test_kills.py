@@ -32,7 +32,8 @@ class KillTests(TestCase):
         """Each is back at its address, nobody else ever had it, nothing is lost."""
         found, status = await self.run_json("benchmarks.kills", "--kills", "4", "--nodes", "6")
         self.assertEqual((found["faults"], status), ([], 0))
-        self.assertEqual((found["kills"], found["returned"], found["duplicates"], found["lost"]), (4, 4, 0, 0))
+        self.assertEqual((found["kills"], found["duplicates"], found["lost"]), (4, 0, 0))
+        self.assertEqual(found["returned"], 4 - found["killed_while_starting"])  # type: ignore[operator]
         self.assertGreater(found["looks"], 100)
         self.assertGreater(found["acknowledged"], 20)
 
