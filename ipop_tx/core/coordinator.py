@@ -3,6 +3,9 @@
 CASPaxos (Rystsov 2018): prepare at a majority, apply the change to the newest accepted value, accept at a majority. A read
 that finds one and the same accepted ballot at a majority is done in one round trip; any other read completes what it found.
 
+Records go to all members. Questions go at first only to as many as must agree, ourselves and the nearest; the others are asked as soon as
+one of those fails, refuses or is slow.
+
 Expiry is decided here, by the least age that a majority reports: a register counts as empty only when every replica that we asked
 has held the record for longer than its time to live.
 """
@@ -27,6 +30,8 @@ PATIENCE = 4.0
 """Seconds after which no further round is begun, so that the client hears of it while it still waits."""
 REPLICA_DEADLINE = 3.0
 """Seconds that a replica is given to answer."""
+HEDGE = 0.15
+"""Seconds, beside two round trips, after which the members are asked too that were spared a question at first."""
 
 Change = Callable[[m.Record | None, int], m.Record | None]
 """From the live record and the newest version, dead or alive, to the record to write; None leaves the register as it is."""
@@ -88,14 +93,14 @@ class Coordinator:
         raise Unavailable(most, majority(members), len(members))
 
     async def _peek(self, shard: Shard, key: bytes) -> list[m.Promise]:
-        answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise)
+        answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise, sparing=True)
         return [answer for answer in answers if isinstance(answer, m.Promise)]
 
     async def _propose(self, shard: Shard, key: bytes, change: Change) -> Outcome | None:
         """One ballot. None when it lost or found no majority."""
         self._round += 1
         ballot = m.Ballot(self._round, self._replicas.ident)
-        answers = await self._ask(shard, m.Prepare(shard.index, shard.number, key, ballot), m.Promise)
+        answers = await self._ask(shard, m.Prepare(shard.index, shard.number, key, ballot), m.Promise, sparing=True)
         promises = [answer for answer in answers if isinstance(answer, m.Promise)]
         self._learn_rounds(answers)
         if len(promises) < majority(shard.members):
@@ -126,13 +131,31 @@ class Coordinator:
             ballot = answer.promised if isinstance(answer, m.Refused) else answer.accepted if isinstance(answer, m.Promise) else m.NO_BALLOT
             self._round = max(self._round, ballot.round)
 
-    async def _ask(self, shard: Shard, body: m.Ask, good: type) -> list[m.Answer]:
-        """Ask all members; come back with a majority of good answers, or when no more can come."""
+    async def _ask(self, shard: Shard, body: m.Ask, good: type, sparing: bool = False) -> list[m.Answer]:
+        """Ask all members, `sparing` those that are not needed; come back with a majority of good answers, or when no more can come."""
         needed = majority(shard.members)
-        futures = [self.ask_member(member, body) for member in shard.members]
-        for member, future in zip(shard.members, futures, strict=True):
-            future.then(lambda done, member=member: self._note_stale(shard, member, done))  # type: ignore[misc]
-        return await quorum(futures, lambda answers: sum(isinstance(answer, good) for answer in answers) >= needed)
+        members = self._rpc.nearest_first(shard.members) if sparing else shard.members
+        spared = [(member, Future[m.Answer]()) for member in (members[needed:] if sparing else ())]
+
+        def ask(member: Ident) -> Future[m.Answer]:
+            future = self.ask_member(member, body)
+            future.then(lambda done: self._note_stale(shard, member, done))
+            return future
+
+        def spare_none(_: object = None) -> None:
+            while spared:
+                member, later = spared.pop(0)
+                ask(member).then(later.follow)
+
+        futures = [*(ask(member) for member in members[: len(members) - len(spared)]), *(later for _, later in spared)]
+        for future in futures[:needed] if spared else ():
+            future.then(lambda done: None if done.error is None and isinstance(done.result(), good) else spare_none())
+        timer = self._runtime.after(HEDGE + 2 * self._rpc.slowest(members[:needed]), spare_none) if spared else None
+        answers = await quorum(futures, lambda answers: sum(isinstance(answer, good) for answer in answers) >= needed)
+        spared.clear()
+        if timer is not None:
+            timer.cancel()
+        return answers
 
     def ask_member(self, member: Ident, body: m.Ask) -> Future[m.Answer]:
         """Ask one member of a view, ourselves without any detour."""

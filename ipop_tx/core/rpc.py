@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,15 @@ class Rpc:
         self._handlers[kind] = (handler, guests)
 
     # --- asking ------------------------------------------------------------------------------
+
+    def nearest_first(self, members: Sequence[Ident]) -> list[Ident]:
+        """Members in the order of their round trips: ourselves, those that are linked, the others."""
+        links, ours = self._links.by_ident, self._links.ident
+        return sorted(members, key=lambda member: (member != ours, link.rtt if (link := links.get(member)) is not None else 1e9))
+
+    def slowest(self, members: Sequence[Ident]) -> float:
+        """The longest round trip to any of those members that are linked."""
+        return max((link.rtt for member in members if (link := self._links.by_ident.get(member)) is not None), default=0.0)
 
     def call(self, ident: Ident, body: m.Ask, deadline: float = DEADLINE) -> Future[m.Answer]:
         """Ask a member, over a link made for it if need be; the deadline covers both.

@@ -39,6 +39,10 @@ class Future(Generic[T]):
         for callback in callbacks:
             callback(self)
 
+    def follow(self, other: Future[T]) -> None:
+        """Settle as another one was settled."""
+        self._settle(other._value, other._error)
+
     def result(self) -> T:
         """The result; raises the error. Only of a settled future."""
         if self._error is not None:

@@ -21,8 +21,8 @@ from ipop_tx.values import Ident, Network
 
 MOST = 512
 """Entries in one request."""
-AT_ONCE = 64
-"""Entries of one request that are worked on at a time."""
+AT_ONCE = 16
+"""Entries of one request that are worked on at a time: enough to keep replicas busy, few enough not to wait for each other."""
 MOST_SECONDS = 366 * 86400
 USUAL_SECONDS = 86400.0
 _HEX_KEY = re.compile(r"[0-9a-fA-F]{40}")
