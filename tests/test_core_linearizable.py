@@ -17,7 +17,7 @@ from ipop_tx.core.tasks import Future
 from ipop_tx.errors import Conflict
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire import messages as m
-from tests.history import Operation, linearizable
+from ipop_tx.simulation.history import Operation, linearizable
 from tests.net import NetCase, heal, split
 
 TTL = 10**6
