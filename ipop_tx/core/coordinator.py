@@ -144,12 +144,20 @@ class Coordinator:
             self._round = max(self._round, ballot.round)
 
     async def _ask(self, shard: Shard, body: m.Ask, good: type) -> list[m.Answer]:
-        """Ask all members; come back with a majority of good answers, or when no more can come."""
+        """Ask all members; come back with a majority of good answers, or when no more can come.
+
+        A ballot that was refused has lost once a majority has answered: dead members are not waited for then.
+        """
         needed = majority(shard.members)
         futures = [self.ask_member(member, body) for member in shard.members]
         for member, future in zip(shard.members, futures, strict=True):
             future.then(lambda done, member=member: self._note_stale(shard, member, done))  # type: ignore[misc]
-        return await quorum(futures, lambda answers: sum(isinstance(answer, good) for answer in answers) >= needed)
+
+        def enough(answers: list[m.Answer]) -> bool:
+            refused = any(isinstance(answer, m.Refused) for answer in answers)
+            return sum(isinstance(answer, good) for answer in answers) >= needed or (refused and len(answers) >= needed)
+
+        return await quorum(futures, enough)
 
     def ask_member(self, member: Ident, body: m.Ask) -> Future[m.Answer]:
         """Ask one member of a view, ourselves without any detour."""
