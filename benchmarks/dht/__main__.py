@@ -95,7 +95,9 @@ def complaints(found: dict[str, Any]) -> list[str]:
         expect(one["undecided"] == 0, f"the check came to no end for {one['undecided']} registers")
         expect(None not in one["broken_variants"].values(), f"broken variants caught: {one['broken_variants_caught']}")
     if one := found.get("create_race"):
-        expect(one["rounds_with_one_winner"] == one["rounds"], f"one winner only in {one['rounds_with_one_winner']} of {one['rounds']} rounds")
+        expect(
+            one["rounds_with_one_winner"] == one["rounds"], f"one winner only in {one['rounds_with_one_winner']} of {one['rounds']} rounds"
+        )
     for one in (found.get("lease_storm") or {}).get("storms", []):
         expect(one["duplicates"] == 0, f"{one['duplicates']} addresses were given twice")
         expect(one["served"] == one["confirmed"] == one["nodes"], f"{one['served']} of {one['nodes']} nodes have got an address")
@@ -106,7 +108,9 @@ def complaints(found: dict[str, Any]) -> list[str]:
         expect(one["one_loser_each"] == one["duplicates"], f"only {one['one_loser_each']} of {one['duplicates']} duplicates have one loser")
     if one := found.get("durability"):
         for name in ("any_two_of_five_gone", "majority_away"):
-            expect(one[name]["lost"] == one[name]["unread"] == 0, f"{name}: {one[name]['lost']} writes lost, {one[name]['unread']} not read")
+            expect(
+                one[name]["lost"] == one[name]["unread"] == 0, f"{name}: {one[name]['lost']} writes lost, {one[name]['unread']} not read"
+            )
         away = one["majority_away"]
         expect(away["granted"] == away["granted_twice"] == 0, f"{away['granted'] + away['granted_twice']} writes without a majority")
     told += [f"{name}: nodes met {one['faults']} errors of their own" for name, one in found.items() if one and one.get("faults")]

@@ -81,6 +81,13 @@ class Hasty(Coordinator):
         return [await self.ask_member(self._runtime.rng.choice(shard.members), body)]
 
 
+class Impatient(Coordinator):
+    """Counts a record as gone a second early."""
+
+    def _age(self, promises: list[m.Promise], newest: m.Promise) -> int:
+        return super()._age(promises, newest) + (1000 if newest.record is not None else 0)
+
+
 class Volatile(MemoryReplicaStore):
     """Lets answers leave before what they rest on is durable: that it is only at the next commit."""
 
@@ -134,6 +141,7 @@ VARIANTS: dict[str, tuple[Patch, ...]] = {
     "sealed views go on accepting": ((registers, "Replicas", Unsealed),),
     "view numbers ignored": ((registers, "Replicas", Numberless),),
     "hand-over keeps the oldest copy": ((views, "_merge", _lost_cells),),
+    "records expire a second early": ((registers, "Coordinator", Impatient),),
     "late creates revive what was deleted": ((dht, "change_of", _any_version),),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 from ipop_tx.core import commands as c
 from ipop_tx.core.dht import key_of
 from ipop_tx.core.tasks import Future
-from ipop_tx.errors import Unavailable, Unreachable
+from ipop_tx.errors import EnvironmentProblem, Unavailable
 from ipop_tx.simulation.network import NETWORK
 from ipop_tx.simulation.registers import RegisterNet, RegisterNode, grown
 from ipop_tx.wire.messages import Record
@@ -103,7 +103,7 @@ def majority(seed: int, killed: int = 3) -> dict[str, int]:
     taken = before.acknowledged()[:20]
     second = [rng.choice(others).submit(c.Create(key, b"second", TTL)) for key in taken]
     net.run(60.0)
-    refused = [error for error in during.errors() if isinstance(error, (Unavailable, Unreachable))]
+    refused = [error for error in during.errors() if isinstance(error, EnvironmentProblem)]
     granted, told = len(during.acknowledged()), sum(isinstance(error, Unavailable) for error in during.errors())
     doubly = sum(one.error is None for one in second)
     for keeper in keepers:
@@ -125,7 +125,11 @@ def majority(seed: int, killed: int = 3) -> dict[str, int]:
 
 def measure(seed: int, rounds: int, say: Callable[[str], object]) -> dict[str, Any]:
     """Every pair of keepers, and several majorities, `rounds` times."""
-    pairs = [two_of_five(seed * 10_000 + 100 * number + at, pair) for number in range(rounds) for at, pair in enumerate(combinations(range(5), 2))]
+    pairs = [
+        two_of_five(seed * 10_000 + 100 * number + at, pair)
+        for number in range(rounds)
+        for at, pair in enumerate(combinations(range(5), 2))
+    ]
     say(f"two of five: {_sum(pairs)}")
     most = [majority(seed * 10_000 + number, 3 + number % 3) for number in range(4 * rounds)]
     say(f"majority: {_sum(most)}")

@@ -1,4 +1,7 @@
-"""A net that is split for longer than its leases live: each side gives away what the other held, and after the healing one of two must yield."""
+"""A net that is split for longer than its leases live.
+
+Each side gives away what the other held, and after the healing one of two must yield.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ATTEMPTS = 12
 PATIENCE = 4.0
 """Seconds after which no further round is begun, so that the client hears of it while it still waits."""
 LONGEST_PAUSE = 0.8
-"""Seconds, at most, between rounds: pauses are random and twice as long each time, so that of several coordinators one soon has the time it needs."""
+"""Seconds, at most, between rounds: pauses are random and twice as long each time, so that one of several coordinators gets through."""
 REPLICA_DEADLINE = 3.0
 """Seconds that a replica is given to answer."""
 

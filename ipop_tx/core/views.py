@@ -43,7 +43,9 @@ UNFINISHED = 4.0
 class Views:
     """Keeps the views of this node's shards in step with the ring."""
 
-    def __init__(self, replicas: Replicas, coordinator: Coordinator, ring: Ring, lookups: Lookups, links: LinkTable, runtime: Runtime) -> None:
+    def __init__(
+        self, replicas: Replicas, coordinator: Coordinator, ring: Ring, lookups: Lookups, links: LinkTable, runtime: Runtime
+    ) -> None:
         self._replicas = replicas
         self._coordinator = coordinator
         self._ring = ring

@@ -41,16 +41,16 @@ class Machine(Protocol):
 class Clients:
     """One client at each machine for each register, with one operation at a time.
 
-    `registers` are in use at once. After `length` operations a fresh one takes the place of one, so that histories stay short enough to be checked.
+    `registers` are in use at once. After `length` operations a fresh one takes the place of one: histories stay short enough to be checked.
     """
 
-    def __init__(self, net: Net, machines: Sequence[Machine], registers: int, seed: int, length: int = 10**9) -> None:
+    def __init__(self, net: Net, machines: Sequence[Machine], registers: int, seed: int, length: int = 10**9, ttl: float = TTL) -> None:
         self.histories: dict[bytes, list[Operation]] = {}
         self.unanswered = 0
         """Operations that ended in an error which does not tell whether they took effect."""
         self._net = net
         self._machines = machines
-        self._length = length
+        self._length, self._ttl = length, ttl
         self._rng = Random(f"clients/{seed}")
         self._busy: set[tuple[bytes, int]] = set()
         self._known: dict[tuple[bytes, int], int] = {}
@@ -80,8 +80,8 @@ class Clients:
     def _command(self, place: tuple[bytes, int]) -> c.Get | c.Create | c.CompareAndSet | c.Delete:
         key, value, version = place[0], str(self._count).encode(), self._known.get(place)
         if version is not None and self._rng.random() < 0.7:
-            return c.Delete(key, version) if self._rng.random() < 0.4 else c.CompareAndSet(key, version, value, TTL)
-        return c.Get(key) if self._rng.random() < 0.5 else c.Create(key, value, TTL)
+            return c.Delete(key, version) if self._rng.random() < 0.4 else c.CompareAndSet(key, version, value, self._ttl)
+        return c.Get(key) if self._rng.random() < 0.5 else c.Create(key, value, self._ttl)
 
     def _answered(self, place: tuple[bytes, int], operation: Operation, done: Future[Any]) -> None:
         self._busy.discard(place)

@@ -5,22 +5,30 @@ The check knows the specification of a register and the times of calls and answe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipop_tx.core import commands as c
 from ipop_tx.errors import Conflict, LocalMisuse
 from ipop_tx.values import Ident
 from ipop_tx.wire.messages import Record
 
-Content = tuple[Ident, int, bytes] | None
-"""What a register holds: owner, version, value."""
-State = tuple[Content, int]
+
+class Content(NamedTuple):
+    """What a register holds, and until when it does so for certain: it may be gone after its time to live, and need not."""
+
+    owner: Ident
+    version: int
+    value: bytes
+    until: float
+
+
+State = tuple[Content | None, int]
 """The content, and the newest version that there has been."""
 EMPTY: State = (None, 0)
-MOST_STATES = 300_000
+MOST_STATES = 100_000
 """States of the search after which it gives up without a verdict."""
 
 
@@ -58,30 +66,37 @@ class Operation:
             return True
         return isinstance(self.outcome, Conflict) and not isinstance(self.command, c.Delete)
 
-    def apply(self, content: Content, last: int, seen: dict[bytes, int]) -> State | None:
-        """What the register holds after this operation, were it to take effect now: None if its outcome then contradicts.
+    def apply(self, state: State, latest: float, seen: Mapping[bytes, int]) -> list[State]:
+        """What the register may hold after this operation, were it to take effect next: nothing if its outcome contradicts.
 
-        `seen` names the versions under which values have been seen, for writes of which nobody knows with which version they ended.
+        `latest` is the latest moment at which that may be; `seen` names the versions under which values have been seen, for writes of
+        which nobody knows with which version they ended.
         """
+        content, last = state
         command, refused = self.command, isinstance(self.outcome, Conflict)
+        empty = content is None or content.until <= latest
         if isinstance(command, c.Get):
-            return (content, last) if content == _content(self.outcome) else None
+            return [state] if _shows(self.outcome, content) or (empty and self.outcome is None) else []
         if isinstance(command, c.Create):
-            matches = content is None
+            fits, contradicts = empty, content is not None
         else:
-            matches = content is not None and content[:2] == (self.client, command.version)
+            fits = content is not None and content[:2] == (self.client, command.version)
+            contradicts = empty or not fits
         if isinstance(command, c.Delete):
-            if matches:
-                return None, last + 1  # even if refused: a repeated one may find that somebody has filled the register since it took effect
-            return (content, last) if refused or content is None else None
-        if refused or not matches:
-            return (content, last) if refused and not matches else None
+            # Also a refused one: if it was repeated, it may find that somebody has filled the register since it took effect.
+            emptied: list[State] = [(None, last + 1)] if fits else []
+            return emptied + ([state] if (contradicts if refused else empty) else [])
+        if refused:
+            return [state] if contradicts else []
         version = self.outcome.version if self.outcome else seen.get(command.value, last + 1)
-        return ((self.client, version, command.value), version) if version > last else None
+        fresh = Content(self.client, version, command.value, self.begin + command.ttl)
+        return [(fresh, version)] if fits and version > last else []
 
 
-def _content(record: Record | None) -> Content:
-    return (record.owner, record.version, record.value) if record else None
+def _shows(record: Record | None, content: Content | None) -> bool:
+    if record is None or content is None:
+        return record is None and content is None
+    return (record.owner, record.version, record.value) == content[:3]
 
 
 def _versions(operations: Iterable[Operation]) -> dict[bytes, int]:
@@ -100,7 +115,7 @@ def linearizable(operations: Iterable[Operation]) -> bool:
 
 
 class _Search:
-    """Depth first. A place is: all known operations before `base` are done, and of those after it the ones in `mask`; the unknown ones in `used`."""
+    """Depth first. A place: all known operations before `base` are done, and those after it in `mask`, and the unknown ones in `used`."""
 
     def __init__(self, known: list[Operation], unknown: list[Operation], seen: dict[bytes, int]) -> None:
         self._known = known
@@ -128,20 +143,17 @@ class _Search:
         onward: list[tuple[int, int, int, State]] = []
         for at in next_ones:
             operation = self._known[at]
-            after = operation.apply(*state, self._seen)
-            if after is None:
-                continue
-            place = (*_advanced(base, mask | 1 << at - base), used, after)
-            if operation.idle:
-                self._open.append(place)  # where it fits it may as well stand, since nothing depends on it
+            places = [(*_advanced(base, mask | 1 << at - base), used, after) for after in operation.apply(state, earliest, self._seen)]
+            if places and operation.idle:
+                self._open += places  # where it fits it may as well stand, since nothing depends on it
                 return
-            onward.append(place)
+            onward += places
         for at, operation in enumerate(self._unknown):
             if operation.begin > earliest:
                 break
-            after = operation.apply(*state, self._seen) if not used >> at & 1 else None
-            if after is not None and after != state:
-                self._open.append((base, mask, used | 1 << at, after))
+            if not used >> at & 1:
+                afters = operation.apply(state, earliest, self._seen)
+                self._open += [(base, mask, used | 1 << at, after) for after in afters if after != state]
         self._open += onward
 
     def _next(self, base: int, mask: int) -> tuple[list[int], float]:

@@ -1,4 +1,4 @@
-"""A register world in trouble: clients at all nodes, while nodes crash and come back, leave, and the net is cut and loses. Then the verdict."""
+"""A register world in trouble: clients at all nodes, while nodes crash, come back and leave, and the net is cut. Then the verdict."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from random import Random
 
-from ipop_tx.simulation.clients import Clients
+from ipop_tx.simulation.clients import TTL, Clients
 from ipop_tx.simulation.network import NETWORK
 from ipop_tx.simulation.registers import Fate, RegisterNet, RegisterNode, grown
 
@@ -26,6 +26,8 @@ class Plan:
     registers: int = 12
     length: int = 200
     """Operations on one register until a fresh one takes its place."""
+    ttl: float = TTL
+    """Seconds for which a record lives; with a short one registers expire now and then."""
     trouble_every: float = 6.0
     """Seconds, in the mean, from one trouble to the next."""
     loss: float = 0.03
@@ -43,6 +45,7 @@ class Plan:
             shards=rng.choice((1, 2, 4, 8)),
             per_second=rng.choice((20.0, 40.0, 80.0, 200.0)),
             registers=rng.choice((4, 12, 24)),
+            ttl=rng.choice((TTL, 6.0, 20.0)),
             trouble_every=rng.uniform(1.5, 5.0),
             loss=rng.choice((0.0, 0.02, 0.1, 0.2)),
             doubled=rng.choice((0.0, 0.05, 0.2)),
@@ -88,7 +91,7 @@ def run(plan: Plan) -> Tally:
     """One world, from its founding to the verdict. The same plan gives the same tally."""
     net = RegisterNet(plan.seed, network=replace(NETWORK, shards=plan.shards))
     nodes = grown(net, plan.nodes)
-    clients = Clients(net, nodes, plan.registers, plan.seed, plan.length)
+    clients = Clients(net, nodes, plan.registers, plan.seed, plan.length, plan.ttl)
     trouble = Trouble(net, nodes, clients, plan)
     net.loss, net.doubled, net.delayed = plan.loss, plan.doubled, plan.delayed
     while clients.operations < plan.operations:
@@ -119,7 +122,9 @@ class Trouble:
         self._rng = Random(f"trouble/{plan.seed}")
         self._next = net.now + 5.0
         self._pause: dict[int, float] = {}
-        self._kinds = [self._crash] * 4 + [self._crash_in_commit] * 4 + [self._crash_many, self._cut, self._cut, self._break_pairs, self._leave]
+        self._kinds = (
+            [self._crash] * 4 + [self._crash_in_commit] * 4 + [self._crash_many, self._cut, self._cut, self._break_pairs, self._leave]
+        )
         self._whole_at = 0.0
         net.on_crash = self._crashed
 
