@@ -43,7 +43,7 @@ class Plan:
             operations,
             nodes=rng.randrange(3, 13),
             shards=rng.choice((1, 2, 4, 8)),
-            per_second=rng.choice((20.0, 40.0, 80.0, 200.0)),
+            per_second=rng.choice((15.0, 30.0, 60.0)),
             registers=rng.choice((4, 12, 24)),
             ttl=rng.choice((TTL, 6.0, 20.0)),
             trouble_every=rng.uniform(1.5, 5.0),
