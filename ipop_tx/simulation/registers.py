@@ -127,12 +127,10 @@ class RegisterNode(RingNode):
     def at_end_of_turn(self, item: tuple[Link, m.Message] | Callable[[], object]) -> None:
         """Send a message, or make a call, once what this turn has changed is on the disk."""
         if not self._waiting:
-            self.net.at(self.net.now, self._end_turn, self.lives)
+            self.runtime.after(0.0, self._end_turn)
         self._waiting.append(item)
 
-    def _end_turn(self, lives: int) -> None:
-        if lives != self.lives:
-            return
+    def _end_turn(self) -> None:
         waiting, self._waiting = self._waiting, []
         fate, self.fate = self.fate, None
         if fate is not Fate.BEFORE_COMMIT:

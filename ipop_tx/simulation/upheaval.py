@@ -13,6 +13,9 @@ from ipop_tx.simulation.registers import Fate, RegisterNet, RegisterNode, grown
 PAUSES = (0.02, 0.2, 2.0, 6.0, 20.0)
 """Seconds for which a node stays off: some are back before anybody has noticed, some after their views have changed."""
 
+SHORT_TTL = 25.0
+"""Seconds. An operation takes up to 20: with less, a repeated one could find that its own record has come and gone."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,7 +48,7 @@ class Plan:
             shards=rng.choice((1, 2, 4, 8)),
             per_second=rng.choice((15.0, 30.0, 60.0)),
             registers=rng.choice((4, 12, 24)),
-            ttl=rng.choice((TTL, 6.0, 20.0)),
+            ttl=rng.choice((TTL, SHORT_TTL)),
             trouble_every=rng.uniform(1.5, 5.0),
             loss=rng.choice((0.0, 0.02, 0.1, 0.2)),
             doubled=rng.choice((0.0, 0.05, 0.2)),
@@ -69,6 +72,8 @@ class Tally:
     crashes: int = 0
     crashes_in_commit: int = 0
     """Those of them between a change and its commit, or between the commit and the end of the sending."""
+    suspended: int = 0
+    """Times that a node slept and went on where it had stopped."""
     leaves: int = 0
     partitions: int = 0
     broken_pairs: int = 0
@@ -122,10 +127,10 @@ class Trouble:
         self._rng = Random(f"trouble/{plan.seed}")
         self._next = net.now + 5.0
         self._pause: dict[int, float] = {}
-        self._kinds = (
-            [self._crash] * 4 + [self._crash_in_commit] * 4 + [self._crash_many, self._cut, self._cut, self._break_pairs, self._leave]
-        )
+        often = [self._crash, self._crash_in_commit, self._cut, self._suspend]
+        self._kinds = [*often, *often, self._crash, self._crash_in_commit, self._crash_many, self._break_pairs, self._leave]
         self._whole_at = 0.0
+        self._asleep: set[int] = set()
         net.on_crash = self._crashed
 
     def pass_time(self) -> None:
@@ -157,6 +162,18 @@ class Trouble:
         for node in self._rng.sample(self._running(), min(len(self._running()) - 1, self._rng.randrange(2, 6))):
             self._pause[node.number] = self._rng.uniform(0.2, 4.0)
             node.crash()
+
+    def _suspend(self) -> None:
+        """The machine sleeps as a laptop does, and goes on later where it stopped: with promises in hand that are long overtaken."""
+        node = self._rng.choice(self._running())
+        node.suspend()
+        self._asleep.add(node.number)
+        self.tally.suspended += 1
+        self._net.at(self._net.now + self._rng.choice(PAUSES), self._wake, node)
+
+    def _wake(self, node: RegisterNode) -> None:
+        self._asleep.discard(node.number)
+        node.resume()
 
     def _crash_in_commit(self) -> None:
         """The node's next turn is its last one."""
@@ -198,7 +215,7 @@ class Trouble:
 
     def _back(self, node: RegisterNode) -> None:
         """On again, through some that are on; if nobody is, alone with its disk."""
-        if node.up:
+        if node.up or node.number in self._asleep:
             return
         self._clients.crashed(node)
         others = [other for other in self._running() if other is not node]
