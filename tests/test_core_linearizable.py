@@ -11,71 +11,13 @@ from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import coordinator, node, views
-from ipop_tx.core.dht import key_of
 from ipop_tx.core.replica import CellState, Replicas
-from ipop_tx.core.tasks import Future
 from ipop_tx.errors import Conflict
+from ipop_tx.simulation.clients import TTL, Clients
+from ipop_tx.simulation.history import Operation, linearizable
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire import messages as m
-from tests.history import Operation, linearizable
 from tests.net import NetCase, heal, split
-
-TTL = 10**6
-
-
-class Clients:
-    """Clients at all nodes, each with one operation at a time on each of some registers."""
-
-    def __init__(self, net: SimulatedNet, machines: list[SimulatedNode], registers: int, seed: int) -> None:
-        self.histories: dict[bytes, list[Operation]] = {key_of("test", b"", bytes([number])): [] for number in range(registers)}
-        self.unanswered = 0
-        self._net = net
-        self._machines = machines
-        self._rng = Random(f"clients/{seed}")
-        self._busy: set[tuple[bytes, int]] = set()
-        self._known: dict[tuple[bytes, int], int] = {}
-        self._count = 0
-
-    def step(self) -> None:
-        """One more operation, somewhere."""
-        machine, key = self._rng.choice(self._machines), self._rng.choice(list(self.histories))
-        place = (key, machine.number)
-        if machine.node is None or place in self._busy:
-            return
-        self._busy.add(place)
-        self._count += 1
-        operation = Operation(self._command(place), machine.ident, self._net.now)
-        self.histories[key].append(operation)
-        machine.submit(operation.command).then(lambda done: self._answered(place, operation, done))
-
-    def _command(self, place: tuple[bytes, int]) -> c.Get | c.Create | c.CompareAndSet | c.Delete:
-        key, value, version = place[0], str(self._count).encode(), self._known.get(place)
-        if version is not None and self._rng.random() < 0.7:
-            return c.Delete(key, version) if self._rng.random() < 0.4 else c.CompareAndSet(key, version, value, TTL)
-        return c.Get(key) if self._rng.random() < 0.5 else c.Create(key, value, TTL)
-
-    def _answered(self, place: tuple[bytes, int], operation: Operation, done: Future[Any]) -> None:
-        self._busy.discard(place)
-        operation.settled(self._net.now, done.error, None if done.error else done.result())
-        self.unanswered += done.error is not None and not isinstance(done.error, Conflict)
-        record = None if done.error else done.result()
-        if isinstance(record, m.Record) and record.owner == operation.client:
-            self._known[place] = record.version
-        else:
-            self._known.pop(place, None)
-
-    def restarted(self, machine: SimulatedNode) -> None:
-        """What a machine's clients were waiting for will never be answered."""
-        self._busy = {place for place in self._busy if place[1] != machine.number}
-
-    def disorder(self) -> list[bytes]:
-        """The registers whose history has no order."""
-        return [key for key, history in self.histories.items() if not linearizable(history)]
-
-    @property
-    def answered(self) -> int:
-        """How many operations were answered for certain."""
-        return sum(operation.end < 1e9 for history in self.histories.values() for operation in history)
 
 
 class Trouble:
@@ -90,7 +32,7 @@ class Trouble:
         if machine.node is None:
             return
         machine.crash()
-        self._clients.restarted(machine)
+        self._clients.crashed(machine)
         self.restarts += 1
         others = [other for other in self._machines if other is not machine]
         self._net.at(self._net.now + after, lambda: machine.start(*self._net.rng.sample(others, 3)) and None)
@@ -136,6 +78,32 @@ class HistoryTests(TestCase):
         refused = self.operation(c.Create(b"k", b"y", TTL), 2, 3, Conflict("taken"))
         self.assertFalse(linearizable([refused]))
         self.assertTrue(linearizable([self.create, refused]))
+
+    def test_expiry(self) -> None:
+        """A record may be gone after its time to live and need not, and never before."""
+        short = replace(self.create, command=c.Create(b"k", b"x", 10))
+        for begin, end, outcome, good in ((8, 9, None, False), (8, 9, self.record, True), (8, 11, None, True), (50, 51, self.record, True)):
+            self.assertIs(linearizable([short, self.operation(c.Get(b"k"), begin, end, outcome)]), good)
+        other = replace_owner(replace_version(self.record, 2))
+        for begin, end, good in ((8, 9.5, False), (8, 10.5, True)):
+            history = [short, self.operation(c.Create(b"k", b"y", 10), begin, end, other, b"b" * 20)]
+            self.assertIs(linearizable(history), good)
+            refused = self.operation(c.CompareAndSet(b"k", 1, b"z", 10), begin, end, Conflict("gone"))
+            self.assertIs(linearizable([short, refused]), good)
+
+    def test_late_expiry_of_an_unknown_write(self) -> None:
+        """What nobody answered for cannot replace a record before that may be gone, if others saw the record alive later."""
+        short = replace(self.create, command=c.Create(b"k", b"x", 10))
+        lost = self.operation(c.Create(b"k", b"y", 10), 2, float("inf"), None, b"b" * 20)
+        seen = replace_owner(replace_version(self.record, 2))
+        read = self.operation(c.Get(b"k"), 3, 4, seen)
+        self.assertFalse(linearizable([short, lost, read]))
+        self.assertTrue(linearizable([short, lost, replace(read, begin=12, end=13)]))
+
+
+def replace_version(record: m.Record, version: int) -> m.Record:
+    """The record in another version."""
+    return m.Record(record.owner, version, record.ttl, record.value, b"", b"")
 
 
 def replace_owner(record: m.Record) -> m.Record:

@@ -28,6 +28,8 @@ ATTEMPTS = 12
 """Rounds that an operation tries before it reports that no majority is to be had."""
 PATIENCE = 4.0
 """Seconds after which no further round is begun, so that the client hears of it while it still waits."""
+LONGEST_PAUSE = 0.8
+"""Seconds, at most, between rounds: pauses are random and twice as long each time, so that one of several coordinators gets through."""
 REPLICA_DEADLINE = 3.0
 """Seconds that a replica is given to answer."""
 HEDGE = 0.15
@@ -49,6 +51,8 @@ class Coordinator:
         self._rpc = rpc
         self._runtime = runtime
         self._round = 0
+        self._proposing: dict[bytes, Future[None]] = {}
+        """The registers on which a ballot of ours is under way; settled when it is over."""
         self._acceptor: dict[type, Callable[[Any], m.Answer]] = {
             m.Peek: replicas.peek,
             m.Prepare: replicas.prepare,
@@ -73,12 +77,9 @@ class Coordinator:
 
     async def write(self, key: bytes, change: Change) -> Outcome:
         """Apply `change` to the live record. Raises `Unavailable`."""
-        most, members = 0, tuple[Ident, ...]()
+        most, members, attempt = 0, tuple[Ident, ...](), 0
         give_up = self._runtime.now + PATIENCE
-        for attempt in range(ATTEMPTS):
-            shard = self.shard(key)
-            if shard is None or self._runtime.now > give_up:
-                break
+        while attempt < ATTEMPTS and self._runtime.now <= give_up and (shard := self.shard(key)) is not None:
             members = shard.members
             seen = await self._peek(shard, key)
             most = max(most, len(seen))
@@ -86,11 +87,27 @@ class Coordinator:
                 live, last = self._live(seen), _last(seen)
                 if change(live, last) is None and len({promise.accepted for promise in seen}) == 1:
                     return False, live, last
-                done = await self._propose(shard, key, change)
+                if (other := self._proposing.get(key)) is not None:
+                    await other
+                    continue
+                done = await self._propose_alone(shard, key, change)
                 if done is not None:
                     return done
-            await self._runtime.sleep((0.02 + 0.05 * attempt) * self._runtime.rng.random() + (0.3 if not seen else 0.0))
+            attempt += 1
+            await self._runtime.sleep(min(LONGEST_PAUSE, 0.03 * 2**attempt) * self._runtime.rng.random() + (0.3 if not seen else 0.0))
         raise Unavailable(most, majority(members), len(members))
+
+    async def _propose_alone(self, shard: Shard, key: bytes, change: Change) -> Outcome | None:
+        """One ballot, and no other of ours on this register meanwhile: of many clients' writes each would undo the one before it.
+
+        Whoever waited peeks again, and mostly finds its answer.
+        """
+        self._proposing[key] = over = Future[None]()
+        try:
+            return await self._propose(shard, key, change)
+        finally:
+            del self._proposing[key]
+            over.succeed(None)
 
     async def _peek(self, shard: Shard, key: bytes) -> list[m.Promise]:
         answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise, sparing=True)
@@ -132,7 +149,10 @@ class Coordinator:
             self._round = max(self._round, ballot.round)
 
     async def _ask(self, shard: Shard, body: m.Ask, good: type, sparing: bool = False) -> list[m.Answer]:
-        """Ask all members, `sparing` those that are not needed; come back with a majority of good answers, or when no more can come."""
+        """Ask all members, `sparing` those that are not needed; come back with a majority of good answers, or when no more can come.
+
+        A ballot that was refused has lost once a majority has answered: dead members are not waited for then.
+        """
         needed = majority(shard.members)
         members = self._rpc.nearest_first(shard.members) if sparing else shard.members
         spared = [(member, Future[m.Answer]()) for member in (members[needed:] if sparing else ())]
@@ -147,11 +167,15 @@ class Coordinator:
                 member, later = spared.pop(0)
                 ask(member).then(later.follow)
 
+        def enough(answers: list[m.Answer]) -> bool:
+            refused = any(isinstance(answer, m.Refused) for answer in answers)
+            return sum(isinstance(answer, good) for answer in answers) >= needed or (refused and len(answers) >= needed)
+
         futures = [*(ask(member) for member in members[: len(members) - len(spared)]), *(later for _, later in spared)]
         for future in futures[:needed] if spared else ():
-            future.then(lambda done: None if done.error is None and isinstance(done.result(), good) else spare_none())
+            future.then(lambda done: None if done.error is None and isinstance(done.result(), (good, m.Refused)) else spare_none())
         timer = self._runtime.after(HEDGE + 2 * self._rpc.slowest(members[:needed]), spare_none) if spared else None
-        answers = await quorum(futures, lambda answers: sum(isinstance(answer, good) for answer in answers) >= needed)
+        answers = await quorum(futures, enough)
         spared.clear()
         if timer is not None:
             timer.cancel()

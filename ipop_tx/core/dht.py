@@ -15,7 +15,7 @@ import msgspec
 from ipop_tx.core.coordinator import Change, Coordinator, majority
 from ipop_tx.core.ident import shard_of
 from ipop_tx.core.link import Link
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.replica import Replicas
 from ipop_tx.core.ring import Ring
@@ -73,7 +73,7 @@ class Dht:
         coordinator: Coordinator,
         ring: Ring,
         lookups: Lookups,
-        links: Links,
+        links: LinkTable,
         rpc: Rpc,
         runtime: Runtime,
         signer: RegisterSigner,

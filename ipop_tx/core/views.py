@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from ipop_tx.core.coordinator import Coordinator, majority
-from ipop_tx.core.links import Links
+from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page
 from ipop_tx.core.ring import Ring
@@ -51,7 +51,9 @@ class Shortage(NamedTuple):
 class Views:
     """Keeps the views of this node's shards in step with the ring."""
 
-    def __init__(self, replicas: Replicas, coordinator: Coordinator, ring: Ring, lookups: Lookups, links: Links, runtime: Runtime) -> None:
+    def __init__(
+        self, replicas: Replicas, coordinator: Coordinator, ring: Ring, lookups: Lookups, links: LinkTable, runtime: Runtime
+    ) -> None:
         self._replicas = replicas
         self._coordinator = coordinator
         self._ring = ring

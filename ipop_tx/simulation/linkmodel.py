@@ -62,6 +62,8 @@ class RingNet:
         self.rng = Random(f"ring/{self.seed}")
         self.reaches: Callable[[RingNode, RingNode], bool] = lambda one, other: True
         """Whether datagrams pass between two members, either way."""
+        self.on_event: Callable[[RingNode, object], None] = lambda node, event: None
+        """Told what nodes emit, but for what the net counts itself."""
         self._queue: list[tuple[float, int, Callable[[Any], object], Any]] = []
         self._order = itertools.count()
         self.order: list[Ident] = []

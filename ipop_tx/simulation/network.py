@@ -69,6 +69,11 @@ class SimulatedNode:
         assert self.node is not None, f"n{self.number} is down"
         return self.node
 
+    @property
+    def up(self) -> bool:
+        """Whether it is on."""
+        return self.node is not None
+
     def start(self, *bootstrap: SimulatedNode) -> Future[None]:
         """Power on and join through other machines. The future is settled when the node has its place on the ring."""
         self.started += 1

@@ -99,6 +99,8 @@ class ModelRuntime(Runtime):
             self.net.entered(self.node)
         elif isinstance(event, Fault):
             self.net.faults.append(f"{self.node.peer.name} at {self.net.now:.3f}: {event.text}")
+        else:
+            self.net.on_event(self.node, event)
 
 
 class ModelLinks(LinkTable):
@@ -252,7 +254,7 @@ class RingNode:
 
     def _power_on(self) -> None:
         self.runtime = ModelRuntime(self.net, self)
-        self.links = ModelLinks(self)
+        self.links = self._unlinked()
         self.rpc = Rpc(self.links, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
         self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)
@@ -265,6 +267,9 @@ class RingNode:
         self.spare.suspect = self.rpc.suspect = self._suspect
         self.tables.table_of = self.net.table_of
         self.ring.on_placed = self._placed
+
+    def _unlinked(self) -> ModelLinks:
+        return ModelLinks(self)
 
     def start(self, *contacts: RingNode) -> Future[Any]:
         """Join through other members, or found a ring if none are named."""

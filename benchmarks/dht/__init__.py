@@ -1,0 +1,1 @@
+"""What the DHT and its leases promise, put to the test: `make bench-dht`."""

@@ -1,0 +1,174 @@
+"""Whether what clients of registers saw can be put into one order (Herlihy and Wing 1990), by Wing and Gong's search with memory.
+
+The check knows the specification of a register and the times of calls and answers, and nothing of ballots, replicas and views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
+
+from ipop_tx.core import commands as c
+from ipop_tx.errors import Conflict, LocalMisuse
+from ipop_tx.values import Ident
+from ipop_tx.wire.messages import Record
+
+
+class Content(NamedTuple):
+    """What a register holds, and until when it does so for certain: it may be gone after its time to live, and need not."""
+
+    owner: Ident
+    version: int
+    value: bytes
+    until: float
+
+
+State = tuple[Content | None, int]
+"""The content, and the newest version that there has been."""
+EMPTY: State = (None, 0)
+MOST_STATES = 100_000
+"""States of the search after which it gives up without a verdict."""
+
+
+class Undecided(Exception):
+    """The search became too wide."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """One call by one client; each writes a value that no other writes. `end` is infinite while nobody knows whether it took effect."""
+
+    command: c.Get | c.Create | c.CompareAndSet | c.Delete
+    client: Ident
+    begin: float
+    end: float = inf
+    outcome: Any = None
+    """A record, None, or a `Conflict`."""
+
+    def settled(self, now: float, error: BaseException | None, result: Any) -> None:
+        """The answer has come. An error other than `Conflict` tells nothing about what happened."""
+        if error is None or isinstance(error, Conflict):
+            self.end, self.outcome = now, error or result
+        elif isinstance(error, LocalMisuse):
+            raise error
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been answered for certain."""
+        return self.end < inf
+
+    @property
+    def idle(self) -> bool:
+        """Whether it cannot have changed anything, whenever it took place."""
+        if isinstance(self.command, c.Get):
+            return True
+        return isinstance(self.outcome, Conflict) and not isinstance(self.command, c.Delete)
+
+    def apply(self, state: State, latest: float, seen: Mapping[bytes, int]) -> list[State]:
+        """What the register may hold after this operation, were it to take effect next: nothing if its outcome contradicts.
+
+        `latest` is the latest moment at which that may be; `seen` names the versions under which values have been seen, for writes of
+        which nobody knows with which version they ended.
+        """
+        content, last = state
+        command, refused = self.command, isinstance(self.outcome, Conflict)
+        empty = content is None or content.until <= latest
+        if isinstance(command, c.Get):
+            return [state] if _shows(self.outcome, content) or (empty and self.outcome is None) else []
+        if isinstance(command, c.Create):
+            fits, contradicts = empty, content is not None
+        else:
+            fits = content is not None and content[:2] == (self.client, command.version)
+            contradicts = empty or not fits
+        if isinstance(command, c.Delete):
+            # Also a refused one: if it was repeated, it may find that somebody has filled the register since it took effect.
+            emptied: list[State] = [(None, last + 1)] if fits else []
+            return emptied + ([state] if (contradicts if refused else empty) else [])
+        if refused:
+            return [state] if contradicts else []
+        version = self.outcome.version if self.outcome else seen.get(command.value, last + 1)
+        fresh = Content(self.client, version, command.value, self.begin + command.ttl)
+        return [(fresh, version)] if fits and version > last else []
+
+
+def _shows(record: Record | None, content: Content | None) -> bool:
+    if record is None or content is None:
+        return record is None and content is None
+    return (record.owner, record.version, record.value) == content[:3]
+
+
+def _versions(operations: Iterable[Operation]) -> dict[bytes, int]:
+    records = (operation.outcome for operation in operations if isinstance(operation.outcome, Record))
+    return {record.value: record.version for record in records}
+
+
+def linearizable(operations: Iterable[Operation]) -> bool:
+    """Whether the operations on one register have an order that respects time and explains every outcome.
+
+    Those without an answer may take effect at any time after their call, or never. Raises `Undecided`.
+    """
+    ordered = sorted(operations, key=lambda operation: operation.begin)
+    search = _Search([one for one in ordered if one.known], [one for one in ordered if not one.known and not one.idle], _versions(ordered))
+    return search.succeeds()
+
+
+class _Search:
+    """Depth first. A place: all known operations before `base` are done, and those after it in `mask`, and the unknown ones in `used`."""
+
+    def __init__(self, known: list[Operation], unknown: list[Operation], seen: dict[bytes, int]) -> None:
+        self._known = known
+        self._unknown = unknown
+        self._seen = seen
+        self._open: list[tuple[int, int, int, State]] = [(0, 0, 0, EMPTY)]
+
+    def succeeds(self) -> bool:
+        """Whether there is an order."""
+        been: set[tuple[int, int, int, State]] = set()
+        while self._open:
+            place = self._open.pop()
+            if place in been:
+                continue
+            been.add(place)
+            if place[0] == len(self._known):
+                return True
+            if len(been) > MOST_STATES:
+                raise Undecided
+            self._go_on(*place)
+        return False
+
+    def _go_on(self, base: int, mask: int, used: int, state: State) -> None:
+        next_ones, earliest = self._next(base, mask)
+        onward: list[tuple[int, int, int, State]] = []
+        for at in next_ones:
+            operation = self._known[at]
+            places = [(*_advanced(base, mask | 1 << at - base), used, after) for after in operation.apply(state, earliest, self._seen)]
+            if places and operation.idle:
+                self._open += places  # where it fits it may as well stand, since nothing depends on it
+                return
+            onward += places
+        for at, operation in enumerate(self._unknown):
+            if operation.begin > earliest:
+                break
+            if not used >> at & 1:
+                afters = operation.apply(state, earliest, self._seen)
+                self._open += [(base, mask, used | 1 << at, after) for after in afters if after != state]
+        self._open += onward
+
+    def _next(self, base: int, mask: int) -> tuple[list[int], float]:
+        """The known operations that may come next: they began before any other that is left had ended."""
+        found, earliest, at = [], inf, base
+        while at < len(self._known) and self._known[at].begin <= earliest:
+            if not mask >> at - base & 1:
+                found.append(at)
+                earliest = min(earliest, self._known[at].end)
+            at += 1
+        return found, earliest
+
+
+def _advanced(base: int, mask: int) -> tuple[int, int]:
+    """The same set of operations with the longest prefix taken into `base`."""
+    while mask & 1:
+        base, mask = base + 1, mask >> 1
+    return base, mask
