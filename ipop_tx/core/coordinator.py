@@ -19,7 +19,7 @@ from ipop_tx.core.ident import shard_of
 from ipop_tx.core.replica import Replicas, Shard
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, failed, quorum, settled
+from ipop_tx.core.tasks import Future, failed, first, quorum, settled, spawn
 from ipop_tx.errors import EnvironmentProblem, IpopError, Unavailable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
@@ -78,6 +78,7 @@ class Coordinator:
     async def write(self, key: bytes, change: Change) -> Outcome:
         """Apply `change` to the live record. Raises `Unavailable`."""
         most, members, attempt = 0, tuple[Ident, ...](), 0
+        offered: list[m.Record] = []
         give_up = self._runtime.now + PATIENCE
         while attempt < ATTEMPTS and self._runtime.now <= give_up and (shard := self.shard(key)) is not None:
             members = shard.members
@@ -85,36 +86,40 @@ class Coordinator:
             most = max(most, len(seen))
             if len(seen) >= majority(shard.members):
                 live, last = self._live(seen), _last(seen)
-                if change(live, last) is None and len({promise.accepted for promise in seen}) == 1:
+                is_agreed = len({promise.accepted for promise in seen}) == 1
+                if change(live, last) is None and is_agreed and all(record.version <= last for record in offered):
                     return False, live, last
                 if (other := self._proposing.get(key)) is not None:
                     await other
                     continue
-                done = await self._propose_alone(shard, key, change)
+                done = await self._propose_alone(shard, key, change, offered)
                 if done is not None:
                     return done
             attempt += 1
             await self._runtime.sleep(min(LONGEST_PAUSE, 0.03 * 2**attempt) * self._runtime.rng.random() + (0.3 if not seen else 0.0))
         raise Unavailable(most, majority(members), len(members))
 
-    async def _propose_alone(self, shard: Shard, key: bytes, change: Change) -> Outcome | None:
+    async def _propose_alone(self, shard: Shard, key: bytes, change: Change, offered: list[m.Record]) -> Outcome | None:
         """One ballot, and no other of ours on this register meanwhile: of many clients' writes each would undo the one before it.
 
         Whoever waited peeks again, and mostly finds its answer.
         """
-        self._proposing[key] = over = Future[None]()
-        try:
-            return await self._propose(shard, key, change)
-        finally:
-            del self._proposing[key]
-            over.succeed(None)
+        work = spawn(self._propose(shard, key, change, offered))
+        if not work.done:
+            work.then(lambda done: self._proposing.__delitem__(key))
+            self._proposing[key] = first([work])
+        return await work
 
     async def _peek(self, shard: Shard, key: bytes) -> list[m.Promise]:
         answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise, sparing=True)
         return [answer for answer in answers if isinstance(answer, m.Promise)]
 
-    async def _propose(self, shard: Shard, key: bytes, change: Change) -> Outcome | None:
-        """One ballot. None when it lost or found no majority."""
+    async def _propose(self, shard: Shard, key: bytes, change: Change, offered: list[m.Record]) -> Outcome | None:
+        """One ballot. None when it lost or found no majority; a record that a replica may have accepted all the same is then `offered`.
+
+        Only another ballot can end that: while a register is about to expire, one majority may say that it is empty and the next that it
+        is not, and a write that was offered to the first could yet come true after the second has been believed.
+        """
         self._round += 1
         ballot = m.Ballot(self._round, self._replicas.ident)
         answers = await self._ask(shard, m.Prepare(shard.index, shard.number, key, ballot), m.Promise, sparing=True)
@@ -127,6 +132,8 @@ class Coordinator:
         newest = max(promises, key=lambda promise: promise.accepted)
         record, age = (newest.record, self._age(promises, newest)) if wanted is None else (wanted, 0)
         accept = m.Accept(shard.index, shard.number, key, ballot, record, age)
+        if wanted is not None:
+            offered.append(wanted)
         answers = await self._ask(shard, accept, m.Done)
         self._learn_rounds(answers)
         if sum(isinstance(answer, m.Done) for answer in answers) < majority(shard.members):

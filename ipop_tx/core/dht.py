@@ -141,10 +141,11 @@ class Dht:
     async def _ask_until(self, deadline: float, key: bytes, body: m.Read | m.Write, problems: list[IpopError]) -> m.Current:
         """The most telling problem so far stands last in `problems`: numbers before sentences, many replicas before few."""
         pause = 0.1
+        coordinators: set[Ident] = set()
         while self._runtime.now < deadline:
             try:
-                async for answer in self._answers(key, body):
-                    if isinstance(answer, m.Current):
+                async for answer in self._answers(key, body, coordinators):
+                    if isinstance(answer, m.Current) and (len(coordinators) == 1 or _is_final(body, answer)):
                         return answer
                     if isinstance(answer, m.NoMajority) and not (
                         isinstance(problems[-1], Unavailable) and problems[-1].reached > answer.reached
@@ -157,9 +158,10 @@ class Dht:
             pause = min(1.0, pause * 1.5)
         raise problems[-1]
 
-    async def _answers(self, key: bytes, body: m.Read | m.Write) -> AsyncIterator[m.Answer]:
-        """The answers of one coordinator after the other."""
+    async def _answers(self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident]) -> AsyncIterator[m.Answer]:
+        """The answers of one coordinator after the other; all that may have begun to carry the operation out are noted."""
         if self._coordinator.shard(key) is not None:
+            coordinators.add(self._ident)
             yield await self._run(key, body)
         index = shard_of(key, self._replicas.count)
         known = self._replicas.known.get(index)
@@ -174,6 +176,8 @@ class Dht:
                 asked.add(member)
                 waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
                 waiting[-1].then(lambda done, member=member: _note_closed(member, done, closed))  # type: ignore[misc]
+                coordinators.add(member)
+                waiting[-1].then(lambda done, member=member: _note_redirected(member, done, coordinators))  # type: ignore[misc]
             if not waiting:  # nobody is left but ourselves
                 break
             await (self._runtime.wait(waiting, HEDGE) if to_ask else first(waiting))
@@ -275,6 +279,20 @@ def _note_closed(member: Ident, done: Future[m.Answer], closed: set[Ident]) -> N
     answer = None if done.error else done.result()
     if isinstance(answer, m.Redirect) and member in answer.members:
         closed.add(member)
+
+
+def _note_redirected(member: Ident, done: Future[m.Answer], coordinators: set[Ident]) -> None:
+    """A member that sends us elsewhere has begun nothing."""
+    if done.error is None and isinstance(done.result(), m.Redirect):
+        coordinators.discard(member)
+
+
+def _is_final(body: m.Read | m.Write, current: m.Current) -> bool:
+    """Whether no other coordinator can still give another answer: versions only grow, so what is too old now is so for ever.
+
+    A record that is about to expire is alive to one coordinator and gone to the next, who may carry the write out that the first refused.
+    """
+    return isinstance(body, m.Read) or current.won or current.last >= body.record.version
 
 
 def _written(record: m.Record, current: m.Current) -> m.Record:

@@ -87,7 +87,8 @@ class Operation:
             emptied: list[State] = [(None, last + 1)] if fits else []
             return emptied + ([state] if (contradicts if refused else empty) else [])
         if refused:
-            return [state] if contradicts else []
+            names = not self.outcome.version or (content is not None and content.version == self.outcome.version)
+            return [state] if contradicts and names else []
         version = self.outcome.version if self.outcome else seen.get(command.value, last + 1)
         fresh = Content(self.client, version, command.value, self.begin + command.ttl)
         return [(fresh, version)] if fits and version > last else []
