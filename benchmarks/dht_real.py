@@ -95,7 +95,7 @@ def commit_ms(place: Path, seconds: float = 1.0) -> float:
     """The median time of one commit of one row, with nothing else going on."""
     with tempfile.TemporaryDirectory(dir=place) as directory:
         store = SqliteReplicaStore(Path(directory) / "replicas.db")
-        took = []
+        took: list[float] = []
         end = time.monotonic() + seconds
         while (began := time.monotonic()) < end:
             store.put(1, len(took).to_bytes(20, "big"), bytes(3 * VALUE_BYTES))

@@ -129,6 +129,9 @@ class ISealedChannel(Interface):
     def accept(counter: int) -> None:
         """Such a record was opened."""
 
+    def accept_run(first: int, count: int) -> None:
+        """The `count` records after the greatest counter so far, `first` being the next one, were opened."""
+
 
 class ISession(Interface):
     """The keys of one link: a handshake, then sealed datagrams. Sans-IO."""

@@ -75,6 +75,11 @@ class ClearChannel:
         self._window.accept(counter)
         self.datagrams_opened += 1
 
+    def accept_run(self, first: int, count: int) -> None:
+        assert first == self.highest + 1
+        for counter in range(first, first + count):
+            self.accept(counter)
+
 
 @implementer(ISession)
 class ClearSession:

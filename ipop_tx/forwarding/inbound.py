@@ -19,7 +19,20 @@ from ipop_tx.forwarding.reassembly import Reassembly
 from ipop_tx.forwarding.sealing import LARGEST, MORE
 from ipop_tx.interfaces import IForwardingControl, ISealedChannel, ISession
 from ipop_tx.values import Endpoint
-from ipop_tx.wire.datagram import BUNDLE, FRAME, HEADER, HEADER_BYTES, MAX_PIECES, OVERHEAD, PIECE_AT, RELAY, TAG_BYTES, headers
+from ipop_tx.wire.datagram import (
+    BUNDLE,
+    COUNTER_AT,
+    FRAME,
+    HEADER,
+    HEADER_BYTES,
+    MAX_PIECES,
+    OVERHEAD,
+    PIECE_AT,
+    PIECES_AT,
+    RELAY,
+    TAG_BYTES,
+    headers,
+)
 
 RELAY_ROOM = 60
 """Bytes left free before the content of a relayed record, so that its header can grow by three idents."""
@@ -68,14 +81,17 @@ class Inbound:
         self._opened = memoryview(bytearray(LARGEST + RELAY_ROOM))
         self._nested = memoryview(bytearray(2 * LARGEST))
         # What is being joined: whose, its headers, where they and the payload end, number of the first segment and of the next, and
-        # whether more of the super-frame will come.
-        self._peer: Adjacency | None = None
+        # whether more of the super-frame will come. Its records were opened by `_entry`, and begin with `_prefix` if they are one datagram.
+        self._entry: Entry | None = None
+        self._prefix = b""
         self._headers = b""
         self._at = self._end = self._first = self._next = 0
         self._more = False
 
     def run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
         """A run from a transport; see `IDatagramReceiver.run_received`."""
+        if self._end and size == total >= OVERHEAD and self._parts(endpoint, heads, bodies, size, 0, 1, total - HEADER_BYTES):
+            return
         if (size == total >= OVERHEAD and heads[6] == 1) or (total > size > OVERHEAD and _is_one_record(heads, size, total)):
             index, kind, piece, pieces, _, counter = HEADER.unpack_from(heads)
             entry = self._fib.by_index.get(index)
@@ -91,6 +107,10 @@ class Inbound:
         end = (count - 1) * body + max(0, last - HEADER_BYTES)
         place = 0
         while place < count:
+            if self._end:
+                place += self._parts(endpoint, heads, bodies, size, place, count, end)
+                if place == count:
+                    return
             begin, stop = place * body, min((place + 1) * body, end)
             if stop <= begin or not 128 <= heads[place * HEADER_BYTES] <= 191:
                 self._other(endpoint, heads, bodies, place, begin, stop, size if place + 1 < count else last)
@@ -172,7 +192,7 @@ class Inbound:
         if kind == FRAME:
             self._note(endpoint, session, peer)
             if not joins:
-                self._begin(peer, length)
+                self._begin(entry, header, length)
         elif kind == BUNDLE:
             self._note(endpoint, session, peer)
             self.burst_ended()
@@ -201,7 +221,7 @@ class Inbound:
     def _open_frame(self, channel: ISealedChannel, peer: Adjacency, header: bytearray, sealed: memoryview, length: int) -> bool:
         """Open a frame; True when it goes on where the one before ended. Else it is at the beginning of the buffer. Raises `InvalidTag`."""
         joined, end = self._joined, self._end
-        if not end or peer is not self._peer or length <= self._at or end + length > _JOINED:
+        if not end or not self._more or self._entry is None or peer is not self._entry[2] or length <= self._at or end + length > _JOINED:
             self.burst_ended()
             channel.decrypt(header[4:], sealed, None, joined[:length])
             return False
@@ -221,15 +241,63 @@ class Inbound:
         joined[:length] = other
         return False
 
+    def _parts(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, place: int, count: int, end: int) -> int:
+        """Open the datagrams from `place` on that are the next parts of what is being joined, each a record; gives how many those were.
+
+        This is `_mixed_run`, `_open` and `_open_frame` for nothing but that, which is what a path of width 1 carries mostly. Whatever is
+        not exactly as expected is left to them, as if it had not been looked at.
+        """
+        assert self._entry is not None
+        session, channel, peer = self._entry
+        prefix, at, filled, following = self._prefix, self._at, self._end, self._next
+        if not self._more or not prefix or self._fib.by_index.get(session.local_index) is not self._entry:
+            return 0
+        joined, decrypt, headers = self._joined, channel.decrypt, bytearray(self._headers)
+        body, segment = size - HEADER_BYTES, int.from_bytes(headers[4:6], "little")
+        first = counter = channel.highest + 1
+        more = True
+        for here in range(place, count):
+            header = prefix + counter.to_bytes(8, "big")
+            sealed = bodies[here * body : min((here + 1) * body, end)]
+            length = len(sealed) - TAG_BYTES
+            if not more or heads[here * HEADER_BYTES : here * HEADER_BYTES + HEADER_BYTES] != header:
+                break
+            if length <= at or filled + length > _JOINED:
+                break
+            begin = filled - at
+            kept = bytes(joined[begin:filled])
+            try:
+                decrypt(header[4:], sealed, None, joined[begin : begin + length])
+                found = bytes(joined[begin:filled])
+            except InvalidTag:
+                break
+            finally:
+                joined[begin:filled] = kept
+            PART.pack_into(headers, 2, following | MORE)
+            if found != headers:
+                PART.pack_into(headers, 2, following)
+                more = False
+                if found != headers:
+                    break
+            following += -(-(length - at) // segment)
+            filled = begin + length
+            counter += 1
+            self._more = more
+        if counter > first:
+            self._next, self._end = following, filled
+            channel.accept_run(first, counter - first)
+            self._note(endpoint, session, peer)
+        return counter - first
+
     def _went_on(self, part: int, length: int) -> None:
         size = int.from_bytes(self._headers[4:6], "little")
         self._next += -(-(length - self._at) // size)
         self._end += length - self._at
         self._more = bool(part & MORE)
 
-    def _begin(self, peer: Adjacency, length: int) -> None:
+    def _begin(self, entry: Entry, header: bytearray, length: int) -> None:
         """A frame at the beginning of the buffer: deliver it, or wait for more if it is only a part."""
-        joined = self._joined
+        joined, peer = self._joined, entry[2]
         part = int.from_bytes(joined[2:4], "little")
         if length < HEAD.size or not joined[1] or not part:
             self._deliver.frame(peer, joined[:length])
@@ -240,17 +308,17 @@ class Inbound:
             self._deliver.malformed()
             return
         size = int.from_bytes(joined[4:6], "little")
-        self._peer, self._headers, self._at, self._end = peer, bytes(joined[:at]), at, length
+        self._entry, self._headers, self._at, self._end = entry, bytes(joined[:at]), at, length
+        self._prefix = bytes(header[:COUNTER_AT]) if header[PIECES_AT] == 1 else b""
         self._first = part & ~MORE
         self._next = self._first + -(-(length - at) // size)
         self._more = bool(part & MORE)
 
     def burst_ended(self) -> None:
         """Deliver what is being joined."""
-        if self._end:
-            peer, end = self._peer, self._end
-            assert peer is not None
-            self._peer, self._end = None, 0
+        if self._end and self._entry is not None:
+            peer, end = self._entry[2], self._end
+            self._entry, self._end = None, 0
             try:
                 restore(self._joined, end, self._first, self._more)
             except BadDatagram:

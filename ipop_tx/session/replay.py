@@ -44,6 +44,10 @@ class ReplayWindow:
         else:
             self._mask |= 1 << (self._mask_top - counter)
 
+    def advance(self, count: int) -> None:
+        """Remember the `count` counters after the greatest so far."""
+        self.highest += count
+
     def _settle(self) -> None:
         """Write the run of counters that came in order into the mask."""
         run = self.highest - self._mask_top

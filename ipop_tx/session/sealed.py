@@ -83,6 +83,13 @@ class SealedChannel:
         if self.datagrams_opened == 1:
             self._on_first()
 
+    def accept_run(self, first: int, count: int) -> None:
+        """Records with `count` counters one after another were opened; `first` is the one after the greatest so far."""
+        self._replay.advance(count)
+        self.datagrams_opened += count
+        if self.datagrams_opened == count:
+            self._on_first()
+
     def protect(self, kind: int, payload: bytes | memoryview) -> bytes:
         """Seal one datagram. Raises `LocalMisuse` when the counters of this key are used up."""
         header = HEADER.pack(self.send_index, kind, 0, 1, 0, self.reserve(1))

@@ -41,8 +41,8 @@ RUN_BYTES = 65000
 DATAGRAM_LIMIT = 1200
 """Largest handshake or control datagram in bytes before relaying adds its header; fits the minimum MTU of IPv6."""
 
-PIECE_AT = 5
-"""Where a header has the number of its piece."""
+PIECE_AT, PIECES_AT, COUNTER_AT = 5, 6, 8
+"""Where a header has the number of its piece, that of all pieces, and the counter, which is the last."""
 _NUMBERS = [bytes(range(pieces)) for pieces in range(MAX_PIECES + 1)]
 
 
