@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from ipop_tx.config import Config, check_against
+from ipop_tx.core.dhcpterms import Terms
 from ipop_tx.core.node import Node as CoreNode
 from ipop_tx.core.replica import genesis
 from ipop_tx.errors import IpopError, LocalMisuse, StateError
@@ -28,6 +29,7 @@ from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
 from ipop_tx.services.forwarding import ForwardingService
+from ipop_tx.services.guests import GuestService
 from ipop_tx.services.natpunch import NATPunchService
 from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
@@ -71,7 +73,7 @@ class Node(MultiService):
         credentials = Credentials.load(self.state)
         network = credentials.network
         admitter = Admitter.load(self.state) if self.state.exists(files.ADMISSION_CERTIFICATE) else None
-        check_against(config, network, overlapping(network.pool, [config.tap.name]) if config.tap.enabled else None)
+        check_against(config, network, overlapping(network.pool, [config.tap.name], config.tap.bridge) if config.tap.enabled else None)
         # Build everything ...
         self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
         core = CoreNode(
@@ -96,20 +98,23 @@ class Node(MultiService):
         lease = config.lease
         wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
         self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
-        self.tap = TapService(pump, config.tap.name, tap_mtu(config), network, core.ident) if config.tap.enabled else None
+        tap = config.tap
+        self.tap = TapService(pump, tap.name, tap_mtu(config), network, core.ident, tap.bridge) if tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
+        terms = terms_of(config, network, credentials.peer.name, self.tap)
+        self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap) if terms else None
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
         trim = TrimService(reactor)
-        self._status = Status(self.protocol, plane, self.tap, transport)
+        self._status = Status(self.protocol, plane, self.tap, transport, self.guests)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
         if self.tap is not None:
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
-        services = (self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.admission, self.peers, trim)
-        for service in services:
+        every = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.guests, self.admission, self.peers
+        for service in (*every, trim):
             if service is not None:
                 service.setServiceParent(self)
 
@@ -153,6 +158,8 @@ class Node(MultiService):
         if self.tap is not None:
             self.forwarding.plane.configure(address)
             self.tap.configure(address, ipv6_of(self.core.network.prefix, self.core.ident))
+        if self.guests is not None:
+            self.guests.address_changed(address)
 
     # --- what may be asked -------------------------------------------------------------------
 
@@ -197,6 +204,15 @@ def _text(arguments: dict[str, Any], key: str) -> str:
 def tap_mtu(config: Config) -> int:
     """The MTU of the TAP: as configured, else as large as this machine's interfaces make sensible."""
     return config.tap.mtu or inner_mtu(largest_mtu([config.tap.name]), ":" in config.listen.udp.host)
+
+
+def terms_of(config: Config, network: Network, name: str, tap: TapService | None) -> Terms | None:
+    """What guests are told; None without an interface to tell it on."""
+    if tap is None:
+        return None
+    dhcp = config.dhcp
+    seconds, ttl = dhcp.hours * 3600, config.lease.hours * 3600
+    return Terms(network.pool, tap.mac, name, dhcp.guests, seconds, ttl, tap.mtu, dhcp.dns, dhcp.domain or "", dhcp.router, dhcp.routes)
 
 
 def flags_of(admitter: Admitter | None) -> int:

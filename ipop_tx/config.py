@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
 MTU_LEAST, MTU_MOST = 1280, 9000  # IPv6 asks for 1280 (RFC 8200, section 5)
+GUESTS_MOST = 1000
+LISTED_MOST = 8  # what a DHCP message that every client takes has room for
 _SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its closing zero: unix(7)
 _INTERFACE_NAME_BYTES = 15  # IFNAMSIZ holds 16 with its closing zero: netdevice(7)
 
@@ -48,6 +51,8 @@ class TapSection(msgspec.Struct, frozen=True):
     name: str = "ipop0"
     mtu: int | None = None
     """Largest IP packet, in bytes; None, in the file "auto", for as large as fits this machine's interfaces."""
+    bridge: str | None = None
+    """An existing bridge to put the interface into; then that has the node's addresses."""
 
 
 class LeaseSection(msgspec.Struct, frozen=True):
@@ -56,6 +61,20 @@ class LeaseSection(msgspec.Struct, frozen=True):
     address: ipaddress.IPv4Address | None = None
     """A wish; None takes the one held before, or the first free one."""
     hours: float = 24
+
+
+class DhcpSection(msgspec.Struct, frozen=True):
+    """`[dhcp]`: the guests behind this node: what speaks DHCP on the TAP or on its bridge."""
+
+    guests: int = 0
+    """How many are served."""
+    hours: float = 1
+    """For how long a guest may use its address without asking again."""
+    dns: tuple[ipaddress.IPv4Address, ...] = ()
+    domain: str | None = None
+    router: ipaddress.IPv4Address | None = None
+    routes: tuple[tuple[ipaddress.IPv4Network, ipaddress.IPv4Address], ...] = ()
+    """Networks, and the address by which each is reached."""
 
 
 class ControlSection(msgspec.Struct, frozen=True):
@@ -84,6 +103,7 @@ class Config(msgspec.Struct, frozen=True):
     listen: ListenSection = ListenSection()
     tap: TapSection = TapSection()
     lease: LeaseSection = LeaseSection()
+    dhcp: DhcpSection = DhcpSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
@@ -94,6 +114,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "listen": ListenSection,
     "tap": TapSection,
     "lease": LeaseSection,
+    "dhcp": DhcpSection,
     "control": ControlSection,
     "log": LogSection,
     "network": NetworkSection,
@@ -198,6 +219,43 @@ def _hours(value: Any, _: Path) -> float:
     return float(value)
 
 
+def _guests(value: Any, _: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _Wrong(f"is {_kind(value)}, not a whole number", "write how many guests this node serves, without quotes")
+    if not 0 <= value <= GUESTS_MOST:
+        raise _Wrong("is out of range", f"choose 0 to {GUESTS_MOST}")
+    return value
+
+
+def _name_servers(value: Any, base: Path) -> tuple[ipaddress.IPv4Address, ...]:
+    mend = f'write up to {LISTED_MOST} IPv4 addresses: ["10.128.0.7"]'
+    if not isinstance(value, list) or len(value) > LISTED_MOST:
+        raise _Wrong(f"is {_kind(value)}, not a list of addresses" if not isinstance(value, list) else "is too long", mend)
+    try:
+        return tuple(ipaddress.IPv4Address(_text(item, base)) for item in value)
+    except ipaddress.AddressValueError:
+        raise _Wrong("has something that is not an IPv4 address", mend) from None
+
+
+def _domain(value: Any, base: Path) -> str:
+    name = _text(value, base)
+    labels = name.split(".")
+    if len(name) > 63 or not all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", label) for label in labels):
+        raise _Wrong("is not a domain", 'write up to 63 letters, digits, - and dots, as "lab.example"')
+    return name
+
+
+def _routes(value: Any, base: Path) -> tuple[tuple[ipaddress.IPv4Network, ipaddress.IPv4Address], ...]:
+    mend = f'write up to {LISTED_MOST} of the form "192.168.7.0/24 via 10.128.0.9"'
+    if not isinstance(value, list) or len(value) > LISTED_MOST:
+        raise _Wrong(f"is {_kind(value)}, not a list of routes" if not isinstance(value, list) else "is too long", mend)
+    try:
+        parts = [_text(item, base).split(" via ") for item in value]
+        return tuple((ipaddress.IPv4Network(network), ipaddress.IPv4Address(gateway)) for network, gateway in parts)
+    except ValueError:
+        raise _Wrong("has something that is not a route", mend) from None
+
+
 def _address(value: Any, base: Path) -> ipaddress.IPv4Address:
     try:
         return ipaddress.IPv4Address(_text(value, base))
@@ -219,8 +277,15 @@ _READERS: dict[str, _Reader] = {
     "tap.enabled": _flag,
     "tap.name": _interface_name,
     "tap.mtu": _mtu,
+    "tap.bridge": _interface_name,
     "lease.address": _address,
     "lease.hours": _hours,
+    "dhcp.guests": _guests,
+    "dhcp.hours": _hours,
+    "dhcp.dns": _name_servers,
+    "dhcp.domain": _domain,
+    "dhcp.router": _address,
+    "dhcp.routes": _routes,
     "control.socket": _socket_path,
     "log.level": _level,
     "network.name": _text,
@@ -295,9 +360,26 @@ def check_against(config: Config, network: Network, overlap: str | None = None) 
         _refuse(
             path, "lease.address", str(lease), f"is no node's address in {network.pool}, the pool of {network.name}", "wish for another"
         )
+    _check_guests(config, network)
     if overlap is not None:
         what = f"the pool {network.pool} of the network {network.name} overlaps what this machine has already ({overlap})"
         _refuse(path, "node.state", str(config.node.state), what, "make a network with another --pool, or take that range off this machine")
+
+
+def _check_guests(config: Config, network: Network) -> None:
+    """The sections `[dhcp]` and `[tap]` against each other and the network."""
+    path, tap, dhcp = config.path, config.tap, config.dhcp
+    if tap.bridge is not None and not tap.enabled:
+        _refuse(path, "tap.bridge", tap.bridge, "but there is no TAP to put into it", "set tap.enabled = true or leave tap.bridge out")
+    if tap.bridge == tap.name:
+        _refuse(path, "tap.bridge", tap.bridge, "is the name of the TAP itself", "name the bridge that your guests are connected to")
+    if dhcp.guests and not tap.enabled:
+        _refuse(path, "dhcp.guests", dhcp.guests, "but guests are served on the TAP, and there is none", "set tap.enabled = true")
+    gateways = [("dhcp.router", dhcp.router), *(("dhcp.routes", gateway) for _, gateway in dhcp.routes)]
+    for key, gateway in gateways:
+        if gateway is not None and gateway not in network.pool:
+            what = f"lies outside {network.pool}, so that guests could not reach it"
+            _refuse(path, key, str(gateway), what, f"name an address of {network.name}")
 
 
 def _range_of(host: str, network: Network) -> IPNetwork | None:

@@ -23,6 +23,10 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
         console.print(_peers(peers, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
     else:
         console.print("no peers yet")
+    guests = status.get("guests", [])
+    if guests:
+        console.print()
+        console.print(_guests(guests, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
     for sentence in status.get("health", []):
         console.print(Text(f"warning: {sentence}", style="yellow"))
 
@@ -59,6 +63,21 @@ def _peers(peers: list[Mapping[str, Any]], name_width: int) -> Table:
             size(peer.get("tx_bytes", 0)),
             size(peer.get("rx_bytes", 0)),
         )
+    return table
+
+
+def _guests(guests: list[Mapping[str, Any]], name_width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("guest", no_wrap=True)
+    table.add_column("name", overflow="fold", max_width=name_width)
+    table.add_column("MAC", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("for", justify="right", no_wrap=True)
+    for guest in guests:
+        bound = guest.get("state") == "bound"
+        left = duration(guest["expires_s"]) if bound and guest.get("expires_s", 0) > 0 else "-"
+        state = Text(str(guest.get("state", "")), style="green" if bound else "yellow")
+        table.add_row(Text(str(guest.get("address") or "-")), Text(str(guest.get("name") or "-")), Text(str(guest["mac"])), state, left)
     return table
 
 

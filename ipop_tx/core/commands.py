@@ -34,13 +34,16 @@ class KeepLease:
 class HoldLease:
     """Claim an address for a guest and keep it renewed. Future of None, at once; see `LeaseGained`, which names the same `holder`.
 
-    A holder is up to 64 bytes that stand for one guest for ever, for instance its DHCP client identifier.
+    A holder is up to 64 bytes that stand for one guest for ever, for instance its DHCP client identifier. `held` is the address that
+    it is known to have had, `avoid` are those that it must not get.
     """
 
     holder: bytes
     name: str
     wish: bytes | None
     ttl: float
+    held: bytes | None = None
+    avoid: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ a holder had last is remembered in a register of its own: who comes back without
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 
@@ -17,7 +17,7 @@ import msgspec
 from ipop_tx.core.dht import Dht, key_of
 from ipop_tx.core.events import LeaseGained, LeaseLost
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import all_settled, spawn
+from ipop_tx.core.tasks import Future, all_settled, spawn
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, PoolExhausted
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.registers import Record
@@ -84,27 +84,39 @@ class Lease:
         self.problem = ""
         """Why there is no address, in a sentence; empty when there is one."""
         self.name_problem = ""
+        self.until = float("-inf")
+        """When the lease ends unless it is renewed, by this node's clock."""
         self.on_gained: Callable[[], None] = lambda: None
         self._ident = ident
         self._network = network
         self._dht = dht
         self._runtime = runtime
-        self._running = False
+        self._running = self._going = False
+        self._attempt: Future[bytes] | None = None
         self._held: bytes | None = None
         self._wish: bytes | None = None
+        self._avoid: Collection[bytes] = ()
         self._ttl = 86400.0
 
-    def start(self, held: bytes | None, wish: bytes | None, ttl: float) -> None:
-        """Claim an address and keep it: the one held before, else the wish, else the first free one. `ttl` is in seconds."""
-        self._held, self._wish, self._ttl = held, wish, ttl
+    def start(
+        self, held: bytes | None, wish: bytes | None, ttl: float, avoid: Collection[bytes] = (), after: Future[None] | None = None
+    ) -> None:
+        """Claim an address and keep it: the one held before, else the wish, else the first free one. `ttl` is in seconds.
+
+        Addresses to `avoid` are not taken. `after` is what has to be over before.
+        """
+        self._held, self._wish, self._ttl, self._avoid = held, wish, ttl, avoid
         if not self._running:
             self._running = True
-            self._runtime.background(self._keep_for_ever())
+            self._runtime.background(self._keep_for_ever(after))
 
-    async def _keep_for_ever(self) -> None:
+    async def _keep_for_ever(self, after: Future[None] | None) -> None:
+        if after is not None:
+            await all_settled([after])
         while self._running:
             try:
-                await (self.renew() if self.address else self.claim())
+                self._attempt = spawn(self.renew() if self.address else self.claim())
+                await self._attempt
                 wait = self._ttl / 2
             except PoolExhausted as error:
                 self.problem, wait = str(error), 60.0
@@ -119,7 +131,8 @@ class Lease:
         for address in await self._preferred(wish):
             if await self._take(address, await self._dht.get(lease_key(self._network, address))):
                 return await self._gained(address)
-        order, width = candidates(self._network.pool, self._ident + self.holder), 1
+        every, width = candidates(self._network.pool, self._ident + self.holder), 1
+        order = (address for address in every if address not in self._avoid)
         problem: IpopError | None = None
         while batch := list(islice(order, width)):
             found = await all_settled([spawn(self._dht.get(lease_key(self._network, address))) for address in batch])
@@ -136,7 +149,8 @@ class Lease:
         known = [self._held, wish, self._wish]
         if self._held is None:
             known.insert(0, await self._remembered())
-        return [address for address in dict.fromkeys(known) if address and IPv4Address(address) in self._network.pool]
+        good = (address for address in dict.fromkeys(known) if address and address not in self._avoid)
+        return [address for address in good if IPv4Address(address) in self._network.pool]
 
     async def _remembered(self) -> bytes | None:
         value = _value_of(await self._dht.get(memory_key(self._network, self._ident, self.holder)))
@@ -144,7 +158,7 @@ class Lease:
 
     async def _take(self, address: bytes, current: Record | None) -> bool:
         """Make or renew the lease of an address whose register holds `current`; False when it is another's."""
-        key = lease_key(self._network, address)
+        key, until = lease_key(self._network, address), self._runtime.now + self._ttl
         value = msgspec.msgpack.encode(LeaseValue(address, self.name, self.holder))
         try:
             if current is None:
@@ -155,6 +169,7 @@ class Lease:
                 return False
         except Conflict:
             return False
+        self.until = until
         return True
 
     def _is_ours(self, record: Record) -> bool:
@@ -163,8 +178,9 @@ class Lease:
 
     async def _gained(self, address: bytes) -> bytes:
         self.address, self._held, self.problem = address, address, ""
-        self._runtime.emit(LeaseGained(address, self.holder))
-        self.on_gained()
+        if not self._going:
+            self._runtime.emit(LeaseGained(address, self.holder))
+            self.on_gained()
         await self._claim_name()
         self._runtime.background(self._remember(address))
         return address
@@ -215,8 +231,11 @@ class Lease:
             self.name_problem = f"the name {self.name} is not registered: {error}"
 
     async def release(self) -> None:
-        """Give address and name back, as far as the network can be reached."""
-        self._running = False
+        """Give address and name back, as far as the network can be reached; also those that are just being claimed."""
+        self._running, self._going = False, True
+        if self._attempt is not None:
+            await all_settled([self._attempt])
+        self._going = False
         address, self.address = self.address, None
         if address is None:
             return
@@ -236,9 +255,14 @@ class Leases:
         self._ident = ident
         self.own = Lease(ident, b"", name, *self._parts)
         self.guests: dict[bytes, Lease] = {}
+        self._leaving: dict[bytes, Future[None]] = {}
 
-    def hold(self, holder: bytes, name: str, wish: bytes | None, ttl: float) -> Lease:
+    def hold(
+        self, holder: bytes, name: str, wish: bytes | None, ttl: float, held: bytes | None = None, avoid: Collection[bytes] = ()
+    ) -> Lease:
         """Claim an address for a guest and keep it; see `LeaseGained`. The name may be empty. Nothing changes if it has a lease already.
+
+        A lease that the same holder is just giving back comes to its end first, so that it does not take the new one with it.
 
         Raises `LocalMisuse` for a holder that is empty or longer than 64 bytes.
         """
@@ -247,14 +271,20 @@ class Leases:
         lease = self.guests.get(holder)
         if lease is None:
             lease = self.guests[holder] = Lease(self._ident, holder, name, *self._parts)
-            lease.start(None, wish, ttl)
+            lease.start(held, wish, ttl, avoid, self._leaving.get(holder))
         return lease
 
     async def give_up(self, holder: bytes) -> None:
         """Give a guest's address back. Unknown holders are fine."""
         lease = self.guests.pop(holder, None)
-        if lease is not None:
-            await lease.release()
+        if lease is None:
+            return
+        going = self._leaving[holder] = spawn(lease.release())
+        try:
+            await going
+        finally:
+            if self._leaving.get(holder) is going:
+                del self._leaving[holder]
 
     async def release(self) -> None:
         """Give back all that this node holds."""

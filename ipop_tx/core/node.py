@@ -264,7 +264,7 @@ class Node:
         return settled(None)
 
     def _hold_lease(self, command: c.HoldLease) -> Future[None]:
-        self.leases.hold(command.holder, command.name, command.wish, command.ttl)
+        self.leases.hold(command.holder, command.name, command.wish, command.ttl, command.held, command.avoid)
         return settled(None)
 
     def _suspect(self, command: c.Suspect) -> Future[None]:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 
 from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.dhcp import is_dhcp
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
 from ipop_tx.forwarding.mtu import clamp_mss
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6, is_discovery
@@ -28,8 +29,8 @@ class Delivery:
         unverified: Callable[[Adjacency, bytes, bytes], None],
     ) -> None:
         """`unverified` takes frames of an IPv4 source that is not known to be the peer's: (peer, address, packed frame)."""
-        self.ipv4: bytes | None = None
-        """Our own address."""
+        self.ours: dict[bytes, bytes] = {}
+        """Our own IPv4 address and those of the guests behind us, and the MAC of each."""
         self._port = port
         self._ipv6 = ipv6
         self._drop = drop
@@ -39,8 +40,9 @@ class Delivery:
         """One frame of a peer."""
         peer.rx_frames += 1
         peer.rx_bytes += len(packed)
-        if self._is_admitted(peer, packed):
-            self._write(peer, packed)
+        macs = self._admitted(peer, packed)
+        if macs is not None:
+            self._write(peer, macs, packed)
 
     def bundle(self, peer: Adjacency, packed: memoryview) -> None:
         """Several frames, then their lengths, then their number."""
@@ -58,12 +60,13 @@ class Delivery:
                 while place + many < count and lengths[place + many] == length:
                     many += 1
             frame, taken = packed[at : at + length], 1
-            if self._is_admitted(peer, frame):  # once: it may wait from here on
+            macs = self._admitted(peer, frame)
+            if macs is not None:  # once: it may wait from here on
                 joined = join_datagrams(packed, at, length, many) if many > 1 and "uso" in self._port.offloads else None
                 if joined is None:
-                    self._write(peer, frame)
+                    self._write(peer, macs, frame)
                 else:
-                    taken = self._datagrams(peer, packed, at, length, joined)
+                    taken = self._datagrams(macs, packed, at, length, joined)
             place += taken
             many -= taken
             at += taken * length
@@ -75,37 +78,42 @@ class Delivery:
     def verified(self, peer: Adjacency, packed: bytes) -> None:
         """A frame that waited for its source address to be verified."""
         view = memoryview(bytearray(packed))
-        if self._is_admitted(peer, view):
-            self._write(peer, view)
+        macs = self._admitted(peer, view)
+        if macs is not None:
+            self._write(peer, macs, view)
 
-    def _datagrams(self, peer: Adjacency, packed: memoryview, at: int, length: int, joined: Joined) -> int:
+    def _datagrams(self, macs: bytes, packed: memoryview, at: int, length: int, joined: Joined) -> int:
         """Write datagrams of one flow and of one length as one; gives how many those were."""
         begin = at + joined.payload
         payloads = [packed[start : start + length - joined.payload] for start in range(begin, begin + joined.frames * length, length)]
-        self._port.writev([joined.headers[:10], peer.macs, joined.headers[10:], *payloads])
+        self._port.writev([joined.headers[:10], macs, joined.headers[10:], *payloads])
         return joined.frames
 
-    def _is_admitted(self, peer: Adjacency, packed: memoryview) -> bool:
+    def _admitted(self, peer: Adjacency, packed: memoryview) -> bytes | None:
+        """The MACs, destination and source, with which a frame goes to the kernel; None for one that does not."""
         head = bytes(packed[10:_IPV4_LEAST])  # from the ethertype to the destination of IPv4
         ethertype = head[:2]
         if len(head) < _IPV4_LEAST - 10:
             self._drop("in_runt")
         elif ethertype == ETHERTYPE_IPV4:
+            mac = self.ours.get(head[18:])
             if head[2] >> 4 != 4:
                 self._drop("in_runt")
-            elif head[18:] != self.ipv4:
+            elif mac is None:
                 self._drop("in_destination_address")
+            elif head[11] == _UDP and is_dhcp(packed):
+                self._drop("in_dhcp")
             elif head[14:18] in peer.addresses:
-                return True
+                return mac + peer.mac
             else:
                 self._unverified(peer, head[14:18], bytes(packed))
         elif ethertype == ETHERTYPE_IPV6 and len(packed) >= _IPV6_LEAST:
-            return self._is_admitted_ipv6(peer, packed)
+            return self._admitted_ipv6(peer, packed)
         else:
             self._drop("in_ethertype")
-        return False
+        return None
 
-    def _is_admitted_ipv6(self, peer: Adjacency, packed: memoryview) -> bool:
+    def _admitted_ipv6(self, peer: Adjacency, packed: memoryview) -> bytes | None:
         if packed[12] >> 4 != 6:
             self._drop("in_runt")
         elif packed[18] not in (_TCP, _UDP) and is_discovery(bytes(14) + packed[PACKED_HEAD:]):
@@ -115,10 +123,10 @@ class Delivery:
         elif packed[36:52] != self._ipv6:
             self._drop("in_destination_address")
         else:
-            return True
-        return False
+            return peer.macs
+        return None
 
-    def _write(self, peer: Adjacency, packed: memoryview) -> None:
+    def _write(self, peer: Adjacency, macs: bytes, packed: memoryview) -> None:
         if 0 < peer.inner_mtu < self._port.mtu:
             clamp_mss(packed, len(packed), peer.inner_mtu)
         headers = 0
@@ -129,7 +137,7 @@ class Delivery:
                 self.malformed()
                 return
         PART.pack_into(packed, 2, headers)
-        self._port.writev((packed[:10], peer.macs, packed[10:]))
+        self._port.writev((packed[:10], macs, packed[10:]))
 
 
 def _lengths(packed: memoryview) -> tuple[int, ...] | None:

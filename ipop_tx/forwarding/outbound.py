@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.dhcp import PORTS, SERVER_PORT, is_dhcp
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
 from ipop_tx.forwarding.neighbour import is_discovery
 from ipop_tx.forwarding.offload import HEAD, PART, payload_at
@@ -28,6 +29,7 @@ _LEAST = HEAD.size + _MACS + 2  # up to the ethertype
 _IPV6 = b"\x86\xdd"
 _IPV4 = b"\x08\x00"
 _TCP, _UDP = 6, 17
+_NO_OPTIONS = 0x45  # version and header length of most IPv4 packets
 
 
 class Outbound:
@@ -85,8 +87,15 @@ class Outbound:
 
     def _carry(self, peer: Adjacency | None, length: int) -> None:
         """The frame in the buffer, for a peer if the FIB knows one. Frames of one peer never overtake each other."""
-        frame = self._frame[:length]
-        if peer is not None and (frame[10:12] == _IPV4 or _is_carried(frame)):
+        frame, whole = self._frame[:length], self._frame
+        # What is not UDP, or from and to other ports than DHCP's, is told here; behind IPv4 options, and for certain, by `_is_carried`.
+        if peer is not None and (
+            (
+                frame[10:12] == _IPV4
+                and (whole[21] != _UDP or (whole[35] not in PORTS and whole[33] != SERVER_PORT and whole[12] == _NO_OPTIONS))
+            )
+            or _is_carried(frame)
+        ):
             peer.tx_frames += 1
             peer.tx_bytes += length
             if 0 < peer.inner_mtu < self._port.mtu:
@@ -183,9 +192,9 @@ class Outbound:
 
 
 def _is_carried(frame: memoryview) -> bool:
-    """Whether a packed frame goes to a peer as it is: IP, but no neighbour discovery."""
+    """Whether a packed frame goes to a peer as it is: IP, but neither neighbour discovery nor DHCP."""
     if frame[10:12] == _IPV4:
-        return True
+        return not is_dhcp(frame)
     if len(frame) < PACKED_HEAD + 40 or frame[10:12] != _IPV6:
         return False
     return frame[PACKED_HEAD + 6] in (_TCP, _UDP) or not is_discovery(bytes(14) + frame[PACKED_HEAD:])

@@ -18,29 +18,32 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ipop_tx.errors import BadDatagram, IpopError
-from ipop_tx.forwarding import neighbour, source
+from ipop_tx.forwarding import dhcp, neighbour
 from ipop_tx.forwarding.delivery import Delivery
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
 from ipop_tx.forwarding.inbound import Inbound
 from ipop_tx.forwarding.mtu import clamp_mss, too_big
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
-from ipop_tx.forwarding.offload import GSO_NONE, PLAIN, payload_at
+from ipop_tx.forwarding.offload import GSO_NONE, NEEDS_CHECKSUM, PLAIN, payload_at
 from ipop_tx.forwarding.outbound import Outbound
 from ipop_tx.forwarding.relaying import Relaying
 from ipop_tx.forwarding.sealing import Sealing
+from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.forwarding.waiting import Room, Waiting
 from ipop_tx.interfaces import IDatagramReceiver, IForwardingControl, IFramePort, IFrameReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.address import ipv6_of, mac_of
 from ipop_tx.wire.datagram import HEADER_BYTES
+from ipop_tx.wire.dhcp import Message
 
 Drop = Literal[
     "out_runt",  # shorter than an Ethernet header
     "out_ethertype",  # neither ARP nor IP
-    "out_dhcp",  # a DHCP client asks; nobody answers it yet
+    "out_dhcp",  # a DHCP client asks something malformed, or asks a node that has no guests
+    "out_dhcp_server",  # a DHCP server beside us: it serves nobody elsewhere
     "out_multicast",  # broadcast, multicast, router solicitations, MLD
-    "out_own_address",  # a duplicate address probe for our own address: silence is the right answer
+    "out_own_address",  # for our own address or a guest's, or a question about it: whoever has it answers for itself
     "out_neighbour",  # a question for a neighbour that is malformed or not about the overlay
     "out_unresolved",  # nobody owns the address
     "out_unknown_mac",  # no peer has this MAC (any more)
@@ -51,8 +54,9 @@ Drop = Literal[
     "in_malformed",  # a super-frame or a bundle that does not add up
     "in_ethertype",  # not IP
     "in_neighbour",  # neighbour discovery: a peer could claim the address of another
+    "in_dhcp",  # a DHCP server or client elsewhere: each node serves its own guests
     "in_source_address",  # an IP address that is not the sender's
-    "in_destination_address",  # an IP address that is not ours
+    "in_destination_address",  # an IP address that is neither ours nor a guest's
     "relay_malformed",  # a relayed record with a senseless header
     "relay_ttl",  # a relayed record that has gone too far
     "relay_no_route",  # a relayed record of which nobody knows the next hop
@@ -65,8 +69,7 @@ WAITING_LOOKUPS = 1024
 
 COMPLAIN_EVERY = 0.1
 """Seconds between two ICMP errors about packets for one peer."""
-
-_DHCP_SERVER_PORT = b"\x00\x43"
+_ETHERTYPES = (ETHERTYPE_IPV4, ETHERTYPE_IPV6, neighbour.ETHERTYPE_ARP)
 
 
 @implementer(IFrameReceiver, IDatagramReceiver)
@@ -90,12 +93,15 @@ class ForwardingPlane:
         control_plane: IDatagramReceiver,
     ) -> None:
         self.fib = fib
+        self.dhcp: Callable[[Message], bool] = lambda question: False
+        """Asked what a DHCP client on the port asks; whether such clients are served."""
         self.dropped: dict[str, int] = dict.fromkeys(get_args(Drop), 0)
         self._ident = ident
         self._port = port
         self._control = control
         self._control_plane = control_plane
         self._clock = clock
+        self._ipv4: bytes | None = None
         self._ipv6 = ipv6_of(fib.prefix, ident).packed
         self._questions: dict[IPv4Address | IPv6Address, neighbour.Request] = {}
         room = Room()
@@ -110,7 +116,7 @@ class ForwardingPlane:
         self.inbound = Inbound(
             fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received, clock
         )
-        self._check = source.SourceCheck(fib, control, clock, self.delivery.verified, self._drop)
+        self._check = SourceCheck(fib, control, clock, self.delivery.verified, self._drop)
         # ... then wire everything.
         self.relaying.nested = self.inbound.nested
         self.outbound.waiting = self._drained
@@ -119,8 +125,18 @@ class ForwardingPlane:
         self.drained = self.outbound.drained
 
     def configure(self, ipv4: IPv4Address | None) -> None:
-        """Our own IPv4 address, None while there is none. Frames for any other are dropped."""
-        self.delivery.ipv4 = ipv4.packed if ipv4 is not None else None
+        """Our own IPv4 address, None while there is none. Frames for any other are dropped, but for those of guests."""
+        if self._ipv4 is not None:
+            self.serve(self._ipv4, None)
+        self._ipv4 = ipv4.packed if ipv4 is not None else None
+        if self._ipv4 is not None:
+            self.serve(self._ipv4, self.fib.mac)
+
+    def serve(self, ipv4: bytes, mac: bytes | None) -> None:
+        """Deliver frames for an IPv4 address (4 bytes) to a MAC on the port; None: no more."""
+        self.delivery.ours.pop(ipv4, None)
+        if mac is not None:
+            self.delivery.ours[ipv4] = mac
 
     def counters(self) -> dict[str, int]:
         """What was dropped, by reason, and what was relayed; without zeros."""
@@ -194,7 +210,9 @@ class ForwardingPlane:
             answer = too_big(packed, length, mtu)
             if answer is not None:
                 peer.complain_at = self._clock() + COMPLAIN_EVERY
-                self._port.writev((answer[:10], peer.macs, answer[10:]))
+                source = bytes(packed[24:28]) if packed[10:12] == ETHERTYPE_IPV4 else b""
+                macs = self.delivery.ours.get(source, self.fib.mac) + peer.mac
+                self._port.writev((answer[:10], macs, answer[10:]))
 
     # frames that are not simply for a peer
 
@@ -205,16 +223,23 @@ class ForwardingPlane:
             self._asked(request)
         elif len(frame) < 14:
             self._drop("out_runt")
+        elif frame[12:14] == ETHERTYPE_IPV4 and dhcp.is_dhcp(packed):
+            self._dhcp(frame, packed)
         elif frame[0] & 1:
-            self._drop(_why_not_multicast(frame))
+            self._drop("out_multicast" if frame[12:14] in _ETHERTYPES else "out_ethertype")
         elif _is_carried(frame):
             self._unknown_mac(frame, bytes(packed))
         else:
             self._drop("out_neighbour" if frame[12:14] in (ETHERTYPE_IPV6, neighbour.ETHERTYPE_ARP) else "out_ethertype")
 
+    def _dhcp(self, frame: bytes, packed: memoryview) -> None:
+        question = None if dhcp.is_from_server(packed) else dhcp.parse(frame, not packed[0] & NEEDS_CHECKSUM)
+        if question is None or not self.dhcp(question):
+            self._drop("out_dhcp_server" if dhcp.is_from_server(packed) else "out_dhcp")
+
     def _asked(self, request: neighbour.Request) -> None:
         target = request.target
-        if target.packed in (self.delivery.ipv4, self._ipv6):
+        if target.packed in self.delivery.ours or target.packed == self._ipv6:
             self._drop("out_own_address")
         elif isinstance(target, IPv6Address) and target not in self.fib.prefix:
             self._drop("out_neighbour")
@@ -236,6 +261,9 @@ class ForwardingPlane:
     def _unknown_mac(self, frame: bytes, packed: bytes) -> None:
         """The kernel remembers a peer that we have forgotten: find it again rather than lose its packets."""
         mac, target = frame[:6], _destination(frame)
+        if target is not None and target.packed in self.delivery.ours:  # a bridge does not know yet where that is, and tries everywhere
+            self._drop("out_own_address")
+            return
         if target is None or (isinstance(target, IPv6Address) and target not in self.fib.prefix):
             self._drop("out_unknown_mac")
             return
@@ -283,16 +311,6 @@ def _packet_bytes(packed: memoryview) -> int:
         return payload_at(packed, length) - PACKED_HEAD + int.from_bytes(packed[4:6], "little")
     except BadDatagram:
         return 0
-
-
-def _why_not_multicast(frame: bytes | memoryview) -> Drop:
-    ethertype = bytes(frame[12:14])
-    if ethertype == ETHERTYPE_IPV4:
-        start = 14 + (frame[14] & 15) * 4 if len(frame) > 14 else 14
-        return "out_dhcp" if frame[23:24] == b"\x11" and frame[start + 2 : start + 4] == _DHCP_SERVER_PORT else "out_multicast"
-    if ethertype in (ETHERTYPE_IPV6, neighbour.ETHERTYPE_ARP):
-        return "out_multicast"
-    return "out_ethertype"
 
 
 def _destination(frame: bytes | memoryview) -> IPv4Address | IPv6Address | None:

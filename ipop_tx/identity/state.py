@@ -22,6 +22,7 @@ ADMISSION_CERTIFICATE = "admission.crt"
 AUTHORITY_KEY = "authority.key"
 AUTHORITY_CERTIFICATE = "authority.crt"
 LEASE = "lease.json"
+GUESTS = "guests.json"
 PEERS = "peers.json"
 REPLICAS = "replicas.db"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.application.service import Service
@@ -48,11 +49,21 @@ class NATPunchService(Service):
 
     def look(self) -> None:
         """Compare the machine's endpoints with what was told; on a change every relayed link tries again for a direct path."""
-        endpoints = tuple(dict.fromkeys([*self._advertise, *self._transport.local_endpoints()]))
+        local = (endpoint for endpoint in self._transport.local_endpoints() if not self._is_inner(endpoint))
+        endpoints = tuple(dict.fromkeys([*self._advertise, *local]))
         if endpoints != self._told:
             self._told = endpoints
             self._log.info("endpoints_changed endpoints={endpoints}", endpoints=" ".join(map(str, endpoints)))
             self._protocol.submit(c.Reachable(endpoints))
+
+    def _is_inner(self, endpoint: Endpoint) -> bool:
+        """Whether it is reached through the network itself: a bridge has our overlay address beside others."""
+        try:
+            address = ip_address(endpoint.host)
+        except ValueError:
+            return False
+        network = self._protocol.node.network
+        return address in (network.pool if address.version == 4 else network.prefix)
 
     def candidates(self) -> list[Endpoint]:
         """Our own endpoints and those that peers saw."""

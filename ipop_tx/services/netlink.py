@@ -20,6 +20,7 @@ IPV6_LEAST_MTU = 1280
 QUEUE_LENGTH = 1000
 """Frames that the kernel keeps for us at least, before it drops some."""
 _IFA_F_NODAD, _IFA_ADDRESS, _IFA_LOCAL = 0x02, 1, 2
+_IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 10, 18, 1
 _IFLA_ADDRESS, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_GSO_MAX_SIZE, _IFF_UP = 1, 4, 13, 41, 1
 _SETTINGS = {
     "accept_ra": "0",
@@ -67,12 +68,51 @@ def set_up(interface: str, mac: bytes, mtu: int, gso_max: int) -> None:
         _set_link(index, {}, _IFF_UP)
 
 
+def bridge_index(bridge: str) -> int:
+    """The index of a bridge. Raises `EnvironmentProblem` when there is none of that name."""
+    mend = f"make it (ip link add {bridge} type bridge; ip link set {bridge} up), or leave tap.bridge out"
+    try:
+        index = socket.if_nametoindex(bridge)
+    except OSError:
+        raise EnvironmentProblem(f"tap.bridge names {bridge}, and there is no such interface", mend) from None
+    _, attributes = _link(index)
+    kind = rtnetlink.attributes_of(attributes.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
+    if kind.rstrip(b"\0") != b"bridge":
+        raise EnvironmentProblem(f"tap.bridge names {bridge}, which is no bridge", "name a bridge, or leave tap.bridge out")
+    return index
+
+
+def enter_bridge(interface: str, bridge: str) -> None:
+    """Make an interface a port of a bridge."""
+    with _told(interface) as index:
+        _set_link(index, {_IFLA_MASTER: rtnetlink.NUMBER.pack(bridge_index(bridge))})
+
+
+def why_bridge_fails(bridge: str, mtu: int) -> str | None:
+    """A sentence when a bridge keeps a port of that MTU from working; None when all is well."""
+    try:
+        flags, attributes = _link(socket.if_nametoindex(bridge))
+    except OSError:
+        return f"the bridge {bridge} is gone: make it again and restart the daemon"
+    if not flags & _IFF_UP:
+        return f"the bridge {bridge} is down: ip link set {bridge} up"
+    (own,) = rtnetlink.NUMBER.unpack(attributes[_IFLA_MTU])
+    if own > mtu:
+        return f"the bridge {bridge} has an MTU of {own}, and packets of more than {mtu} bytes get lost: ip link set {bridge} mtu {mtu}"
+    return None
+
+
+def _link(index: int) -> tuple[int, dict[int, bytes]]:
+    """The flags and attributes of a link."""
+    [link] = rtnetlink.ask(rtnetlink.RTM_GETLINK, rtnetlink.LINK.pack(0, 0, index, 0, 0))
+    return rtnetlink.LINK.unpack_from(link)[3], rtnetlink.attributes_of(link[rtnetlink.LINK.size :])
+
+
 def _ease(index: int, interface: str, gso_max: int) -> None:
     """What makes a link faster, but is not worth a failure. The kernel sets the limit for IPv4 along with this one."""
     try:
         _set_link(index, {_IFLA_GSO_MAX_SIZE: rtnetlink.NUMBER.pack(gso_max)})
-        [link] = rtnetlink.ask(rtnetlink.RTM_GETLINK, rtnetlink.LINK.pack(0, 0, index, 0, 0))
-        length = rtnetlink.attributes_of(link[rtnetlink.LINK.size :]).get(_IFLA_TXQLEN)
+        length = _link(index)[1].get(_IFLA_TXQLEN)
         if length is not None and rtnetlink.NUMBER.unpack(length)[0] < QUEUE_LENGTH:
             _set_link(index, {_IFLA_TXQLEN: rtnetlink.NUMBER.pack(QUEUE_LENGTH)})
     except OSError as error:

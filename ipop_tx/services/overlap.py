@@ -14,13 +14,14 @@ _WIDEST = 8
 """Prefix length below which a route is no range that anybody lives in, but a default route or half of one."""
 
 
-def overlapping(pool: IPv4Network, ignore: Collection[str] = ()) -> str | None:
+def overlapping(pool: IPv4Network, ignore: Collection[str] = (), bridge: str | None = None) -> str | None:
     """Name a route or interface of this host whose range overlaps `pool`, leaving out the interfaces in `ignore`.
 
+    `bridge` may have the pool itself: an address of ours that a kill has left there.
     For instance `eth0 uses 10.128.0.0/24`; None when there is none.
     """
     for interface, network in (*_addressed(), *_routed()):
-        if interface not in ignore and network.prefixlen >= _WIDEST and network.overlaps(pool):
+        if interface not in ignore and (interface, network) != (bridge, pool) and network.prefixlen >= _WIDEST and network.overlaps(pool):
             return f"{interface} uses {network}"
     return None
 

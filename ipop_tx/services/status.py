@@ -14,6 +14,7 @@ from ipop_tx.core.node import Node
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.guests import GuestService
 from ipop_tx.services.tap import TapService
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint, Ident
@@ -28,21 +29,30 @@ EXPIRY_WARNING = 30 * 86400
 class Status:
     """Gathers from all parts; changes nothing."""
 
-    def __init__(self, protocol: ChordProtocol, plane: ForwardingPlane, tap: TapService | None, transport: UdpTransport) -> None:
+    def __init__(
+        self,
+        protocol: ChordProtocol,
+        plane: ForwardingPlane,
+        tap: TapService | None,
+        transport: UdpTransport,
+        guests: GuestService | None,
+    ) -> None:
         self._protocol = protocol
         self._node: Node = protocol.node
         self._plane = plane
         self._fib = plane.fib
         self._tap = tap
         self._transport = transport
+        self._guests = guests
         self._since = protocol.clock()
 
     def status(self) -> dict[str, Any]:
-        """Self, peers, health, counters."""
+        """Self, peers, guests, health, counters."""
         links = sorted(self._node.links, key=lambda link: (link.peer.name, link.ident))
         return {
             "self": self._self(),
             "peers": [self._peer(link) for link in links],
+            "guests": self._guests.status() if self._guests else [],
             "health": self.health(),
             "counters": {**self._node.runtime.counters, **self._plane.counters(), "replica_commits": self._protocol.commits},
         }
@@ -82,7 +92,7 @@ class Status:
         return {
             "name": link.peer.name,
             "ident": link.ident.hex(),
-            "address": self._address_of(link.ident) or (_text(hello.address) if hello else None),
+            "address": self._address_of(link.ident, hello.address if hello else b""),
             "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),
             "path": self.path_of(link),
             "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
@@ -94,10 +104,11 @@ class Status:
             "age_s": round(self._protocol.clock() - link.since, 1),
         }
 
-    def _address_of(self, ident: Ident) -> str | None:
-        """The verified address, where traffic has made us verify one."""
+    def _address_of(self, ident: Ident, said: bytes) -> str | None:
+        """What the peer says of itself; else a verified one, where traffic has made us verify any: it may be a guest's."""
         adjacency = self._fib.by_ident.get(ident)
-        return _text(min(adjacency.addresses)) if adjacency and adjacency.addresses else None
+        verified = adjacency.addresses if adjacency else set()
+        return _text(said or min(verified, default=b""))
 
     def path_of(self, link: Link | None) -> str:
         """`direct udp:...`, `relay via NAME` or `idle`."""
@@ -130,6 +141,8 @@ class Status:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:
             sentences.extend(self._tap.health())
+        if self._guests is not None:
+            sentences.extend(self._guests.health())
         sentences.extend(self._transport.health())
         left = node.peer.not_after - time.time()
         if left < EXPIRY_WARNING:

@@ -13,11 +13,12 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.errors import LocalMisuse
+from ipop_tx.errors import EnvironmentProblem, LocalMisuse
 from ipop_tx.forwarding import offload
 from ipop_tx.interfaces import IFramePort, IFrameReceiver
 from ipop_tx.log import Logger
 from ipop_tx.services import netlink, tun
+from ipop_tx.transport.interfaces import interface_addresses
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of
 
@@ -40,6 +41,8 @@ class Counters:
 class TapService(Service):
     """One TAP interface with the addresses of this node; it exists only while the service runs.
 
+    With a `bridge`, which must be there, the interface is a port of it, and the bridge has the addresses: a port cannot use any.
+
     Either call `start(receiver)` and `stop()`, or set `receiver` and let a parent service do it. `configure` may be called
     at any time, also before the start.
 
@@ -50,8 +53,11 @@ class TapService(Service):
     name: str
     _log = Logger()
 
-    def __init__(self, reactor: Any, name: str, mtu: int, network: Network, ident: Ident) -> None:
+    def __init__(self, reactor: Any, name: str, mtu: int, network: Network, ident: Ident, bridge: str | None = None) -> None:
         self.name = name
+        self.bridge = bridge
+        self.addressed = bridge or name
+        """The interface that has the addresses."""
         self.mtu = mtu
         self.mac = mac_of(ident)
         self.counters = Counters()
@@ -85,8 +91,10 @@ class TapService(Service):
         self.stop()
 
     def start(self, receiver: IFrameReceiver) -> None:
-        """Make the interface, bring it up, tell `receiver` of its frames. Raises like `tun.opened`."""
+        """Make the interface, bring it up, tell `receiver` of its frames. Raises like `tun.opened`, or when the bridge is missing."""
         self.receiver = receiver
+        if self.bridge is not None:
+            netlink.bridge_index(self.bridge)
         self._device, self._heads = tun.opened(self.name)
         self._fd = self._device.fileno()
         try:
@@ -103,6 +111,7 @@ class TapService(Service):
         if self._device is not None:
             self._reactor.removeReader(self)
             self._device.close()
+            self._clear_bridge()
         self._device, self._fd, self._present, self._health, self.offloads = None, -1, [], [], ()
 
     def configure(self, ipv4: IPv4Address | None, ipv6: IPv6Address) -> None:
@@ -115,7 +124,8 @@ class TapService(Service):
 
     def health(self) -> list[str]:
         """Sentences about what does not work; empty when all is well."""
-        return list(self._health)
+        why_not = netlink.why_bridge_fails(self.bridge, self.mtu) if self.bridge is not None and self._device is not None else None
+        return [*self._health, why_not] if why_not is not None else list(self._health)
 
     def _choose_offloads(self) -> None:
         """While the interface is down."""
@@ -128,15 +138,32 @@ class TapService(Service):
         self._writev = os.writev if self._heads and not self._refused else self._write_less
 
     def _set_up(self) -> None:
-        why_not = netlink.why_no_ipv6(self.name, self.mtu) or netlink.quieten_ipv6(self.name)
+        why_not = netlink.why_no_ipv6(self.addressed, self.mtu) or netlink.quieten_ipv6(self.name)
         if why_not is not None:
             self._health.append(why_not)
         netlink.set_up(self.name, self.mac, self.mtu, offload.GSO_MAX)
+        if self.bridge is not None:
+            netlink.enter_bridge(self.name, self.bridge)
+            self._present = self._left_over()
         self._apply()
+
+    def _left_over(self) -> list[IPv4Interface | IPv6Interface]:
+        """Addresses of the network that the bridge has of an earlier life, which was killed."""
+        ours = self._network.pool, self._network.prefix
+        every = [one.address for one in interface_addresses() if one.interface == self.bridge]
+        return [one for one in every if one == self._link_local or one.network in ours]
+
+    def _clear_bridge(self) -> None:
+        """Take our addresses off the bridge, which stays."""
+        if self.bridge is not None and self._present:
+            try:
+                netlink.change_addresses(self.bridge, [], self._present)
+            except EnvironmentProblem as error:
+                self._log.warn("bridge_not_cleared bridge={bridge} reason={reason}", bridge=self.bridge, reason=str(error))
 
     def _apply(self) -> None:
         wanted = self._wanted
-        if netlink.why_no_ipv6(self.name, self.mtu) is not None:
+        if netlink.why_no_ipv6(self.addressed, self.mtu) is not None:
             wanted = [one for one in wanted if one.version == 4]
         elif wanted:
             # Neighbour discovery sends its unicast probes from a link-local address; without one, neighbours would go stale.
@@ -144,7 +171,7 @@ class TapService(Service):
         add = [one for one in wanted if one not in self._present]
         remove = [one for one in self._present if one not in wanted]
         if add or remove:
-            netlink.change_addresses(self.name, add, remove)
+            netlink.change_addresses(self.addressed, add, remove)
         self._present = wanted
 
     # frames from the kernel

@@ -1,0 +1,56 @@
+"""UDP port 67 of this node's address: there guests renew and release, once they know the server, past the TAP."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import Any
+
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import DatagramProtocol
+
+from ipop_tx.forwarding.dhcp import CLIENT_PORT, SERVER_PORT, read
+from ipop_tx.wire.dhcp import Message
+
+
+class DhcpPort(DatagramProtocol):
+    """Hands well-formed questions on. It never answers: answers go out by the TAP, to a MAC."""
+
+    noisy = False
+
+    def __init__(self, reactor: Any, asked: Callable[[Message], object]) -> None:
+        self.problem = ""
+        """Why there is no such port, in a sentence."""
+        self._reactor = reactor
+        self._asked = asked
+        self._port: Any = None
+
+    def listen(self, address: IPv4Address | None, interface: str) -> None:
+        """Listen on another address, of that interface; None: on none."""
+        self.close()
+        if address is None:
+            return
+        try:
+            self._port = self._reactor.listenUDP(SERVER_PORT, self, interface=str(address))
+            self._port.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(interface) + b"\0")
+        except (CannotListenError, OSError) as error:
+            reason = getattr(error, "socketError", error)
+            self.problem = (
+                f"UDP port {SERVER_PORT} of {address} cannot be used ({os.strerror(getattr(reason, 'errno', None) or 0)}): "
+                "guests renew late, by broadcast, and what they release is free only when it expires"
+            )
+
+    def close(self) -> None:
+        """Listen no more. Idempotent."""
+        self.problem = ""
+        if self._port is not None:
+            self._port.stopListening()
+            self._port = None
+
+    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
+        """Only who may use the client's port, on this machine root, speaks for a guest."""
+        question = read(datagram)
+        if question is not None and addr[1] == CLIENT_PORT:
+            self._asked(question)
