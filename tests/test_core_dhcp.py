@@ -1,0 +1,500 @@
+"""The DHCP server in virtual time: what clients are told, and when it is silent."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from twisted.trial.unittest import TestCase
+
+from ipop_tx.core import commands as c
+from ipop_tx.core.dhcp import GRACE, PATIENCE, Answer, DhcpServer, Guest, Note, Serve, State
+from ipop_tx.core.dhcpterms import Terms
+from ipop_tx.wire import dhcp
+from ipop_tx.wire.dhcp import Message
+
+POOL = IPv4Network("10.128.0.0/16")
+OWN, OTHER = IPv4Address("10.128.0.1").packed, IPv4Address("10.128.0.2").packed
+HOUR, DAY = 3600.0, 86400.0
+TERMS = Terms(POOL, b"\x02own\0\0", "node", guests=3, seconds=HOUR, ttl=DAY, mtu=1428)
+
+
+def mac(number: int) -> bytes:
+    return b"\x02mac\0" + bytes((number,))
+
+
+def address(number: int) -> bytes:
+    return IPv4Address(f"10.128.1.{number}").packed
+
+
+class World:
+    """A server, the DHT as a table of what it leases, the port and the disk."""
+
+    def __init__(self, terms: Terms = TERMS) -> None:
+        self.now = 1000.0
+        self.majority = True
+        self.leases: dict[bytes, tuple[bytes, float]] = {}
+        """Address and end of a holder's lease."""
+        self.waiting: dict[bytes, c.HoldLease] = {}
+        self.free = [address(number) for number in range(1, 50)]
+        self.remembered: dict[bytes, bytes] = {}
+        self.answers: list[Message] = []
+        self.notes: list[str] = []
+        self.served: dict[bytes, bytes] = {}
+        self.disk: list[Guest] = []
+        self.server = DhcpServer(terms, lambda holder: self.leases.get(holder, (b"", float("-inf")))[1])
+        self.server.own = OWN
+
+    def settle(self) -> None:
+        """What a driver does after each input."""
+        while True:
+            if self.server.changed:
+                self.disk, self.server.changed = (
+                    [Guest(g.holder, g.mac, g.name, g.until, g.state, g.address) for g in self.server.bound],
+                    False,
+                )
+            output = self.server.poll()
+            match output:
+                case None:
+                    return
+                case Answer(message):
+                    self.answers.append(dhcp.decode(dhcp.encode(message)))
+                case Serve(one, None):
+                    del self.served[one]
+                case Serve(one, target):
+                    self.served[one] = target or b""
+                case Note(event):
+                    self.notes.append(event)
+                case c.HoldLease():
+                    self.waiting[output.holder] = output
+                    self.lease()
+                case c.GiveUpLease(holder):
+                    self.waiting.pop(holder, None)
+                    if holder in self.leases:
+                        self.free.append(self.leases.pop(holder)[0])
+
+    def lease(self) -> None:
+        """The DHT gives what it was asked for, as far as it can: what was held or wished, then what was remembered, then the next."""
+        if not self.majority:
+            return
+        for holder, hold in list(self.waiting.items()):
+            wishes = [one for one in (hold.held, self.remembered.get(holder), hold.wish, *self.free) if one in self.free]
+            allowed = [one for one in wishes if one not in hold.avoid]
+            if allowed and holder not in self.leases:
+                self.free.remove(allowed[0])
+                self.leases[holder] = allowed[0], self.now + hold.ttl
+                self.remembered[holder] = allowed[0]
+            del self.waiting[holder]
+            if holder in self.leases:
+                self.server.gained(self.now, holder, self.leases[holder][0])
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with its timers; leases in the DHT are renewed at half of their time."""
+        end = self.now + seconds
+        while (due := self.server.poll_timeout()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.renew()
+            self.server.handle_timeout(self.now)
+            self.settle()
+        self.now = end
+        self.renew()
+
+    def renew(self) -> None:
+        for holder, (one, until) in self.leases.items() if self.majority else ():
+            if until - self.now < self.server.terms.ttl / 2:
+                self.leases[holder] = one, self.now + self.server.terms.ttl
+
+    def say(self, kind: int, number: int, **options: Any) -> Message | None:
+        """A client says something; what it hears, if anything."""
+        fields = {key: options.pop(key) for key in ("client", "broadcast") if key in options}
+        coded = {getattr(dhcp, key.upper()): value for key, value in options.items()}
+        before = len(self.answers)
+        self.server.receive(self.now, dhcp.decode(dhcp.encode(Message(kind, bytes(4), mac(number), coded, **fields))))
+        self.settle()
+        heard = self.answers[before:]
+        return heard[0] if heard else None
+
+    def join(self, number: int, **options: Any) -> bytes:
+        """DISCOVER, OFFER, REQUEST, ACK; gives the address."""
+        offer = self.say(dhcp.DISCOVER, number, **options)
+        assert offer is not None and offer.kind == dhcp.OFFER, offer
+        ack = self.say(dhcp.REQUEST, number, **(options | {"server": OWN, "requested": offer.yours}))
+        assert ack is not None and ack.kind == dhcp.ACK and ack.yours == offer.yours, ack
+        return ack.yours
+
+    def restart(self, seconds: float = 3.0) -> None:
+        """A kill of the daemon; `seconds` later it is back with its disk."""
+        again = World(self.server.terms)
+        again.now, again.disk, again.remembered, again.free = self.now + seconds, self.disk, self.remembered, self.free
+        again.leases, again.majority = self.leases, self.majority
+        again.server.restore(again.now, again.disk)
+        self.__dict__ = again.__dict__
+        self.settle()
+
+
+class DhcpServerTests(TestCase):
+    """One client, mostly."""
+
+    def setUp(self) -> None:
+        self.world = World()
+
+    def kind(self, answer: Message | None) -> int | None:
+        return answer.kind if answer is not None else None
+
+    def test_from_discover_to_ack(self) -> None:
+        world = self.world
+        offer = world.say(dhcp.DISCOVER, 1, broadcast=True)
+        assert offer is not None
+        self.assertEqual((offer.kind, offer.yours, offer.client, offer.broadcast), (dhcp.OFFER, address(1), bytes(4), True))
+        self.assertEqual((world.served, world.disk), ({}, []), "an offer is nothing yet")
+        ack = world.say(dhcp.REQUEST, 1, server=OWN, requested=address(1))
+        assert ack is not None
+        self.assertEqual((ack.kind, ack.yours), (dhcp.ACK, address(1)))
+        numbers = {code: int.from_bytes(ack.options[code], "big") for code in (51, 58, 59, 26)}
+        self.assertEqual(numbers, {51: 3600, 58: 1800, 59: 3150, 26: 1428})
+        self.assertEqual((ack.options[dhcp.SERVER], ack.options[dhcp.SUBNET_MASK]), (OWN, b"\xff\xff\0\0"))
+        self.assertFalse({dhcp.ROUTER, dhcp.DNS, dhcp.DOMAIN, dhcp.ROUTES} & ack.options.keys())
+        self.assertEqual(world.served, {address(1): mac(1)})
+        self.assertEqual([(guest.address, guest.mac, guest.until) for guest in world.disk], [(address(1), mac(1), world.now + HOUR)])
+
+    def test_settings(self) -> None:
+        """What the configuration says; a router is among the routes too, since who takes routes overlooks it."""
+        router = IPv4Address("10.128.0.7")
+        self.world = World(Terms(POOL, b"\x02own\0\0", "node", 3, HOUR, DAY, 1428, (router, IPv4Address(9)), "lab.example", router))
+        offer = self.world.say(dhcp.DISCOVER, 1)
+        assert offer is not None
+        self.assertEqual(offer.options[dhcp.ROUTER], router.packed)
+        self.assertEqual(offer.options[dhcp.DNS], router.packed + b"\0\0\0\x09")
+        self.assertEqual(offer.options[dhcp.DOMAIN], b"lab.example")
+        self.assertNotIn(dhcp.ROUTES, offer.options)
+        routes = ((IPv4Network("192.168.7.0/24"), IPv4Address("10.128.0.9")),)
+        self.world = World(Terms(POOL, b"\x02own\0\0", "node", 3, HOUR, DAY, 1428, (), "", router, routes))
+        offer = self.world.say(dhcp.DISCOVER, 1)
+        assert offer is not None
+        self.assertEqual(offer.options[dhcp.ROUTES].hex(), "18c0a8070a800009" + "000a800007")
+
+    def test_no_answer_is_too_large(self) -> None:
+        """What is least worth is left out, unless the client takes more."""
+        routes = tuple((IPv4Network(f"192.168.{n}.0/24"), IPv4Address(9)) for n in range(8))
+        self.world = World(Terms(POOL, b"\x02own\0\0", "node", 3, HOUR, DAY, 1428, (IPv4Address(9),) * 8, "x" * 63, None, routes))
+        identifier = b"\0" * 150
+        message = Message(dhcp.DISCOVER, bytes(4), mac(1), {dhcp.CLIENT: identifier})
+        for largest, whole in ((b"", False), (b"\x05\xdc", True), (b"\0\0", False)):
+            more = {dhcp.LARGEST: largest} if largest else {}
+            self.world.server.receive(self.world.now, Message(message.kind, message.xid, message.mac, message.options | more))
+            self.world.settle()
+            offer = self.world.answers[-1]
+            self.assertEqual(dhcp.DOMAIN in offer.options, whole)
+            self.assertIn(dhcp.MTU, offer.options)
+            self.assertLessEqual(len(dhcp.encode(offer)), 1472 if whole else 548)
+
+    def test_sticky(self) -> None:
+        """The same client, the same address: by its identifier whatever MAC it has, without one by its MAC."""
+        world = self.world
+        first = world.join(1)
+        world.join(2)
+        world.say(dhcp.RELEASE, 1, client=first, server=OWN)
+        self.assertNotIn(first, world.served)
+        self.assertEqual(world.join(1), first)
+        named = Message(dhcp.DISCOVER, bytes(4), mac(9), {dhcp.CLIENT: b"\x01" + mac(1)})
+        world.server.receive(world.now, named)
+        world.settle()
+        self.assertEqual(world.answers[-1].yours, first)
+        self.assertEqual(world.answers[-1].options[dhcp.CLIENT], b"\x01" + mac(1))
+        self.assertEqual(world.served[first], mac(1), "nothing moves before the REQUEST")
+        request = Message(dhcp.REQUEST, bytes(4), mac(9), {dhcp.CLIENT: b"\x01" + mac(1), dhcp.SERVER: OWN, dhcp.REQUESTED: first})
+        world.server.receive(world.now, request)
+        world.settle()
+        self.assertEqual(world.served[first], mac(9))
+
+    def test_wish(self) -> None:
+        self.assertEqual(self.world.join(1, requested=address(9)), address(9))
+        self.assertNotEqual(self.world.join(2, requested=address(9)), address(9))
+        self.assertIn(IPv4Address(self.world.join(3, requested=b"\xc0\xa8\0\x01")), POOL)
+
+    def test_renew_and_rebind(self) -> None:
+        world = self.world
+        held = world.join(1)
+        for _ in range(5):
+            world.advance(HOUR / 2)
+            ack = world.say(dhcp.REQUEST, 1, client=held)
+            assert ack is not None
+            self.assertEqual((ack.kind, ack.yours, ack.client), (dhcp.ACK, held, held))
+            self.assertEqual(world.disk[0].until, world.now + HOUR)
+        self.assertEqual(world.served, {held: mac(1)})
+        self.assertEqual(world.notes, ["guest_bound"])
+
+    def test_reboot(self) -> None:
+        """INIT-REBOOT: the address it had, refused when that is not its own; unknown clients get what they had if it is free."""
+        world = self.world
+        held = world.join(1)
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 1, requested=held)), dhcp.ACK)
+        refusal = world.say(dhcp.REQUEST, 1, requested=address(40))
+        assert refusal is not None
+        self.assertEqual((refusal.kind, refusal.yours, refusal.client), (dhcp.NAK, bytes(4), bytes(4)))
+        self.assertEqual(world.served, {held: mac(1)})
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 2, requested=address(30))), dhcp.ACK)
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 3, requested=b"\xc0\xa8\0\x01")), dhcp.NAK, "it comes from another network")
+        self.assertEqual(world.join(3), world.leases[b"\x01" + mac(3)][0], "and may have one all the same")
+
+    def test_renewal_of_anothers_address(self) -> None:
+        held = self.world.join(1)
+        self.assertEqual(self.kind(self.world.say(dhcp.REQUEST, 2, client=held)), dhcp.NAK)
+        self.assertEqual(self.world.served, {held: mac(1)})
+
+    def test_expiry(self) -> None:
+        """Who does not renew keeps its address for a grace; then it is another's."""
+        world = self.world
+        held = world.join(1)
+        world.advance(HOUR + GRACE - 1)
+        self.assertIn(held, world.served)
+        world.advance(2)
+        self.assertEqual((world.served, world.leases, world.disk), ({}, {}, []))
+        self.assertEqual(world.notes[-1], "guest_expired")
+
+    def test_offer_without_request(self) -> None:
+        self.world.say(dhcp.DISCOVER, 1)
+        self.world.advance(PATIENCE - 1)
+        self.assertTrue(self.world.leases)
+        self.world.advance(2)
+        self.assertEqual((self.world.leases, self.world.server.guests), ({}, {}))
+
+    def test_another_server_is_chosen(self) -> None:
+        world = self.world
+        world.say(dhcp.DISCOVER, 1)
+        self.assertIsNone(world.say(dhcp.REQUEST, 1, server=OTHER, requested=address(1)))
+        self.assertEqual(world.leases, {})
+        held = world.join(2)
+        self.assertIsNone(world.say(dhcp.REQUEST, 2, server=OTHER, requested=held))
+        self.assertIn(held, world.served, "a guest may come back")
+        for kind in (dhcp.RELEASE, dhcp.DECLINE):
+            world.say(kind, 2, server=OTHER, client=held, requested=held)
+        self.assertIn(held, world.served)
+
+    def test_decline(self) -> None:
+        """Somebody uses it beside us: no guest gets it for a while."""
+        world = self.world
+        held = world.join(1)
+        world.say(dhcp.DECLINE, 1, server=OWN, requested=held)
+        self.assertEqual((world.served, world.leases), ({}, {}))
+        self.assertNotEqual(world.join(1), held)
+        self.assertNotEqual(world.join(2, requested=held), held)
+        world.advance(2 * HOUR)
+        self.assertEqual(world.join(3, requested=held), held)
+
+    def test_decline_and_release_of_anothers_address(self) -> None:
+        held = self.world.join(1)
+        self.world.say(dhcp.DECLINE, 2, server=OWN, requested=held)
+        self.world.say(dhcp.RELEASE, 2, server=OWN, client=held)
+        self.world.say(dhcp.RELEASE, 1, server=OWN, client=address(30))
+        self.assertEqual(self.world.served, {held: mac(1)})
+
+    def test_inform(self) -> None:
+        answer = self.world.say(dhcp.INFORM, 1, client=address(7))
+        assert answer is not None
+        self.assertEqual((answer.kind, answer.yours, answer.client), (dhcp.ACK, bytes(4), address(7)))
+        self.assertNotIn(dhcp.LEASE_SECONDS, answer.options)
+        self.assertIsNone(self.world.say(dhcp.INFORM, 1, client=b"\xc0\xa8\0\x01"))
+        self.assertIsNone(self.world.say(dhcp.INFORM, 1))
+        self.assertEqual(self.world.server.guests, {})
+
+    def test_lease_time(self) -> None:
+        for asked, given in ((b"\0\0\0\x3c", 60), (b"\0\0\0\0", 10), (b"\xff\xff\xff\xff", 3600)):
+            offer = self.world.say(dhcp.DISCOVER, 1, lease_seconds=asked)
+            assert offer is not None
+            self.assertEqual(int.from_bytes(offer.options[dhcp.LEASE_SECONDS], "big"), given)
+
+    def test_no_room(self) -> None:
+        """Silence, one note a minute; who is there stays, and there is room again when somebody goes."""
+        world = self.world
+        held = [world.join(number) for number in (1, 2, 3)]
+        for number in range(4, 100):
+            self.assertIsNone(world.say(dhcp.DISCOVER, number))
+        self.assertEqual(world.notes.count("guests_full"), 1)
+        self.assertEqual(len(world.leases), 3)
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 1, client=held[0])), dhcp.ACK)
+        world.say(dhcp.RELEASE, 2, client=held[1])
+        world.join(4)
+
+    def test_no_guests(self) -> None:
+        self.world = World(Terms(POOL, TERMS.mac, "node"))
+        self.assertIsNone(self.world.say(dhcp.DISCOVER, 1))
+        self.assertEqual(self.world.notes, [])
+
+    def test_no_majority(self) -> None:
+        """Known guests keep their leases as long as those last in the DHT; others hear nothing until there is one again."""
+        world = self.world
+        held = world.join(1)
+        world.majority = False
+        self.assertIsNone(world.say(dhcp.DISCOVER, 2))
+        until = world.leases[b"\x01" + mac(1)][1]
+        while world.now < until - HOUR:
+            world.advance(HOUR / 2)
+            self.assertEqual(self.kind(world.say(dhcp.REQUEST, 1, client=held)), dhcp.ACK)
+            self.assertLessEqual(world.disk[0].until, until)
+        world.advance(until - world.now - 20)
+        ack = world.say(dhcp.REQUEST, 1, client=held)
+        assert ack is not None
+        self.assertEqual(int.from_bytes(ack.options[dhcp.LEASE_SECONDS], "big"), 20, "no longer than the lease in the DHT")
+        world.advance(15)
+        self.assertIsNone(world.say(dhcp.REQUEST, 1, client=held))
+        self.assertIsNone(world.say(dhcp.DISCOVER, 2))
+        world.majority = True
+        world.lease()
+        world.settle()
+        self.assertEqual((world.answers[-1].kind, world.answers[-1].mac), (dhcp.OFFER, mac(2)), "its last question is answered then")
+
+    def test_patience(self) -> None:
+        """Who asks no more is forgotten, with what was claimed for it."""
+        self.world.majority = False
+        for _ in range(3):
+            self.world.say(dhcp.DISCOVER, 1)
+            self.world.advance(PATIENCE / 2)
+        self.assertTrue(self.world.waiting)
+        self.world.advance(PATIENCE)
+        self.assertEqual((self.world.waiting, self.world.server.guests), ({}, {}))
+        self.world.server.gained(self.world.now, b"\x01" + mac(1), address(1))
+        self.assertIsNone(self.world.server.poll(), "a lease that comes too late is being given back already")
+
+    def test_lost(self) -> None:
+        """Another node has the address now: the client is refused when it renews, and gets another."""
+        world = self.world
+        held = world.join(1)
+        del world.leases[b"\x01" + mac(1)]
+        world.server.lost(world.now, b"\x01" + mac(1), held)
+        world.settle()
+        self.assertEqual((world.served, world.disk), ({}, []))
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 1, client=held)), dhcp.NAK)
+        self.assertNotEqual(world.join(1), held)
+
+    def test_restart(self) -> None:
+        """What was acknowledged is there at once, before the DHT has said anything, and renewed as before."""
+        world = self.world
+        held = [world.join(number) for number in (1, 2)]
+        world.majority = False
+        world.restart(5)
+        self.assertEqual(world.served, {held[0]: mac(1), held[1]: mac(2)})
+        self.assertEqual({hold.held for hold in world.waiting.values()}, set(held))
+        world.server.own = OWN
+        world.leases.clear()
+        ack = world.say(dhcp.REQUEST, 1, client=held[0])
+        assert ack is not None
+        self.assertEqual(int.from_bytes(ack.options[dhcp.LEASE_SECONDS], "big"), 3595, "no more than it was promised before")
+        world.free += held
+        world.majority = True
+        world.lease()
+        world.settle()
+        ack = world.say(dhcp.REQUEST, 1, client=held[0])
+        assert ack is not None
+        self.assertEqual(int.from_bytes(ack.options[dhcp.LEASE_SECONDS], "big"), 3600)
+
+    def test_restart_after_the_address_was_lost(self) -> None:
+        world = self.world
+        held = world.join(1)
+        world.leases.clear()
+        world.restart()
+        self.assertEqual(len(world.served), 0)
+        self.assertEqual(world.notes, ["guest_moved"])
+        world.server.own = OWN
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 1, client=held)), dhcp.NAK)
+        self.assertNotEqual(world.join(1), held)
+
+    def test_names(self) -> None:
+        """A host name becomes the lease's if it may be one and nobody here has it."""
+        self.world = World(Terms(POOL, TERMS.mac, "node", 20, HOUR, DAY))
+        names = [b"box", b"BOX", b"Web.lab.example", b"node", b"-x", b"a_b", b"\xff", b"x" * 41, b"", b"two\0"]
+        for number, name in enumerate(names, 1):
+            self.world.join(number, host_name=name)
+        self.assertEqual([guest.name for guest in self.world.server.guests.values()], ["box", "", "web", "", "", "", "", "", "", "two"])
+
+    def test_our_own_interface(self) -> None:
+        """A client on the TAP itself gets the node's address, also where there are no guests, and no lease of its own."""
+        self.world = world = World(Terms(POOL, mac(5), "node", 0, HOUR))
+        self.assertEqual(world.join(5), OWN)
+        self.assertEqual((world.leases, world.served, world.server.guests), ({}, {}, {}))
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 5, client=OWN)), dhcp.ACK)
+        self.assertEqual(self.kind(world.say(dhcp.REQUEST, 5, requested=OTHER)), dhcp.NAK)
+        self.assertIsNone(world.say(dhcp.REQUEST, 5, requested=OTHER, server=OTHER))
+
+    def test_no_address_of_our_own(self) -> None:
+        self.world.server.own = None
+        self.assertIsNone(self.world.say(dhcp.DISCOVER, 1))
+        self.assertEqual(self.world.server.guests, {})
+
+    def test_nonsense(self) -> None:
+        """A REQUEST for nothing, and answers of others."""
+        self.assertIsNone(self.world.say(dhcp.REQUEST, 1))
+        for kind in (dhcp.OFFER, dhcp.ACK, dhcp.NAK):
+            self.assertIsNone(self.world.say(kind, 1, server=OWN, requested=address(1), client=address(1)))
+        self.assertEqual(self.world.server.guests, {})
+
+
+class AnyClients(RuleBasedStateMachine):
+    """Clients that say whatever they like, a DHT that comes and goes, restarts: some things hold all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(Terms(POOL, TERMS.mac, "node", 3, HOUR, 2 * HOUR))
+        self.promised: dict[bytes, tuple[bytes, float]] = {}
+        """What each address's client was told last: its MAC, and until when."""
+
+    @rule(kind=st.integers(1, 8), number=st.integers(1, 5), at=st.integers(0, 6), where=st.integers(0, 7))
+    def say(self, kind: int, number: int, at: int, where: int) -> None:
+        options: dict[str, Any] = {"server": OWN} if where & 1 else {}
+        options |= {"requested": address(at)} if where & 2 else {}
+        options |= {"client": address(at)} if where & 4 else {}
+        answer = self.world.say(kind, number, **options)
+        if answer is not None and answer.kind == dhcp.ACK and dhcp.LEASE_SECONDS in answer.options:
+            until = self.world.now + int.from_bytes(answer.options[dhcp.LEASE_SECONDS], "big")
+            assert answer.yours == (address(at) if where & 6 else None), "an address that it did not ask for"
+            _, leased = self.world.leases.get(b"\x01" + mac(number), (b"", 0.0))
+            assert until <= max(leased, self.promised.get(answer.yours, (b"", 0.0))[1]), "longer than it is leased in the DHT"
+            holder, end = self.promised.get(answer.yours, (mac(number), 0.0))
+            assert holder == mac(number) or end <= self.world.now, "an address that another client was promised"
+            assert any(guest.address == answer.yours and guest.until >= until for guest in self.world.disk), "the disk knew it first"
+            self.promised[answer.yours] = mac(number), until
+        if kind in (dhcp.RELEASE, dhcp.DECLINE):
+            self.promised = {a: told for a, told in self.promised.items() if a in self.world.served}
+
+    @rule(seconds=st.sampled_from([1.0, 70.0, 900.0, 3000.0, 50000.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule()
+    def flip(self) -> None:
+        self.world.majority = not self.world.majority
+        self.world.lease()
+        self.world.settle()
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart()
+        self.world.server.own = OWN
+
+    @invariant()
+    def bounded(self) -> None:
+        assert len(self.world.server.guests) <= TERMS.guests
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        for one, (holder, until) in self.promised.items():
+            assert until <= self.world.now or self.world.served.get(one) == holder
+
+    @invariant()
+    def served_is_bound(self) -> None:
+        bound = {guest.address: guest.mac for guest in self.world.server.guests.values() if guest.state is State.BOUND}
+        assert self.world.served == bound
+        assert {guest.address for guest in self.world.disk} == set(bound), "disk"
+
+
+AnyClients.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+class AnyClientsTests(TestCase):
+    """Hypothesis drives."""
+
+    def test_any_clients(self) -> None:
+        AnyClients.TestCase("runTest").runTest()
