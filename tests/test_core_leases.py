@@ -107,6 +107,45 @@ class LeaseTests(NetCase):
         self.becomes(net, lambda: leases.guests[b"one"].address is not None, 30, "its address again")
         self.assertEqual(leases.guests[b"one"].address, first)
 
+    def test_guests_held_and_avoided(self) -> None:
+        """The address that a guest is known to have had comes before all others, and those to avoid never."""
+        net = self.net()
+        machines = self.grow(net, 4)
+        held, bad = IPv4Address("10.128.3.4").packed, IPv4Address("10.128.3.5").packed
+        leases = machines[1].running.leases
+        machines[1].submit(c.HoldLease(b"one", "", IPv4Address("10.128.3.6").packed, DAY, held))
+        machines[1].submit(c.HoldLease(b"two", "", bad, DAY, None, frozenset((bad,))))
+        before = net.now
+        self.becomes(net, lambda: all(lease.address for lease in leases.guests.values()), 30, "an address each")
+        self.assertEqual(leases.guests[b"one"].address, held)
+        self.assertNotEqual(leases.guests[b"two"].address, bad)
+        self.assertTrue(before + DAY <= leases.guests[b"one"].until <= net.now + DAY)
+
+    def test_a_guest_that_comes_and_goes(self) -> None:
+        """Given up while it is being claimed, and held again while it is being given up: never two ways at once, and nothing is left behind."""
+        for pause in (0.0, 0.01, 0.05, 0.1, 0.3, 1.0):
+            net = self.net(loss=0.1)
+            machines = self.grow(net, 4)
+            events: list[object] = []
+            net.on_event = lambda machine, event, events=events: events.append(event)  # type: ignore[misc]
+            for _ in range(3):
+                machines[1].submit(c.HoldLease(b"one", "one", None, DAY))
+                net.run(pause)
+                gone = machines[1].submit(c.GiveUpLease(b"one"))
+                net.run(pause / 2)
+            machines[1].submit(c.HoldLease(b"one", "one", None, DAY))
+            leases = machines[1].running.leases
+            self.becomes(net, lambda: leases.guests[b"one"].address is not None, 30, "an address")
+            net.run(60)
+            self.assertTrue(gone.done)
+            address = leases.guests[b"one"].address or b""
+            found = net.wait(machines[3].submit(c.Get(lease_key(NETWORK, address))))
+            self.assertIsNotNone(found, "the lease that is believed to be held")
+            told = [event for event in events if isinstance(event, (LeaseGained, LeaseLost)) and event.holder]
+            self.assertEqual((type(told[-1]), told[-1].address), (LeaseGained, address), "what is told last is what is true")
+            taken = {event.address for event in told} - {address}
+            self.assertEqual([net.wait(machines[3].submit(c.Get(lease_key(NETWORK, one)))) for one in taken], [None] * len(taken))
+
     def test_almost_full(self) -> None:
         """The last free address of a /24 is found in a few seconds."""
         net = self.net(network=replace(NETWORK, pool=IPv4Network("10.9.0.0/24")))
