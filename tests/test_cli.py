@@ -44,6 +44,10 @@ STATUS: dict[str, Any] = {
         {"name": "home", "address": "10.128.1.3", "path": "idle", "rtt_ms": None, "tx_bytes": 10**13, "rx_bytes": 3_100_000_000},
         {"name": "n" * 63, "address": None, "path": "direct udp:[2001:db8:1:2:3:4:5:6]:45000", "rtt_ms": 0.4, "tx_bytes": 1, "rx_bytes": 2},
     ],
+    "guests": [
+        {"address": "10.128.7.7", "name": "box", "mac": "02:00:00:00:00:01", "holder": "01", "state": "bound", "expires_s": 1799},
+        {"address": None, "name": None, "mac": "02:00:00:00:00:02", "holder": "02", "state": "waiting", "expires_s": 50},
+    ],
     "health": ["the lease could not be renewed: 2 of 5 replicas reached"],
     "counters": {"dropped": 3},
 }
@@ -120,6 +124,8 @@ class Status(Command):
         self.assertEqual(rows["cloud"], ["10.128.200.201", "cloud", "direct", "198.51.100.7:4500", "12.3ms", "0B", "999B"])
         self.assertEqual(rows["campus"], ["10.128.1.2", "campus", "relay", "via", "cloud", "1234.5ms", "27M", "1.5k"])
         self.assertEqual(rows["home"], ["10.128.1.3", "home", "idle", "-", "10T", "3.1G"])
+        self.assertEqual(rows["box"], ["10.128.7.7", "box", "02:00:00:00:00:01", "bound", "29", "min", "59", "s"])
+        self.assertIn("-           -     02:00:00:00:00:02  waiting", out)
         self.assertEqual(lines[-1], "warning: the lease could not be renewed: 2 of 5 replicas reached")
         self.assertLessEqual(max(map(len, lines)), 80)
         self.assertNotIn("\x1b", out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
@@ -69,6 +69,19 @@ class Values(TestCase):
         self.assertEqual(loaded.lease.hours, 1.0)
         self.assertFalse(loaded.tap.enabled)
 
+    def test_guests(self) -> None:
+        loaded = read(
+            with_state(
+                '[tap]\nbridge = "br0"\n[dhcp]\nguests = 20\nhours = 0.5\ndns = ["10.128.0.7", "192.0.2.1"]\ndomain = "lab.example"\n'
+                'router = "10.128.0.7"\nroutes = ["192.168.7.0/24 via 10.128.0.9"]\n'
+            )
+        )
+        check_against(loaded, NETWORK)
+        self.assertEqual((loaded.tap.bridge, loaded.dhcp.guests, loaded.dhcp.hours), ("br0", 20, 0.5))
+        self.assertEqual(loaded.dhcp.dns, (IPv4Address("10.128.0.7"), IPv4Address("192.0.2.1")))
+        self.assertEqual((loaded.dhcp.domain, loaded.dhcp.router), ("lab.example", IPv4Address("10.128.0.7")))
+        self.assertEqual(loaded.dhcp.routes, ((IPv4Network("192.168.7.0/24"), IPv4Address("10.128.0.9")),))
+
     def test_mtu(self) -> None:
         """A number, or what fits this machine; that is the default."""
         for text, mtu in (("mtu = 1400", 1400), ('mtu = "auto"', None), ("", None)):
@@ -109,6 +122,19 @@ MISTAKES = [
     ('[lease]\naddress = "10.128.0.300"', ["lease.address", "is not an IPv4 address"]),
     ("[lease]\nhours = nan", ["lease.hours", "out of range"]),
     ("[lease]\nhours = 0", ["lease.hours", "out of range"]),
+    ('[tap]\nbridge = "a/b"', ["tap.bridge", "cannot be an interface's name"]),
+    ("[dhcp]\nguests = true", ["dhcp.guests = true", "is a truth value, not a whole number"]),
+    ("[dhcp]\nguests = -1", ["dhcp.guests = -1", "out of range", "0 to 1000"]),
+    ("[dhcp]\nhours = 0", ["dhcp.hours", "out of range"]),
+    ('[dhcp]\ndns = "10.128.0.7"', ["dhcp.dns", "is a string, not a list", '["10.128.0.7"]']),
+    ('[dhcp]\ndns = ["dns.example"]', ["dhcp.dns", "not an IPv4 address"]),
+    ('[dhcp]\ndns = ["10.128.0.7", 7]', ["dhcp.dns", "is a number"]),
+    ("[dhcp]\ndns = [" + '"10.128.0.7", ' * 9 + "]", ["dhcp.dns", "is too long", "up to 8"]),
+    ('[dhcp]\ndomain = "a..b"', ["dhcp.domain", "is not a domain"]),
+    ('[dhcp]\nrouter = "fd00::1"', ["dhcp.router", "is not an IPv4 address"]),
+    ('[dhcp]\nroutes = ["192.168.7.1/24 via 10.128.0.9"]', ["dhcp.routes", "not a route", '"192.168.7.0/24 via 10.128.0.9"']),
+    ('[dhcp]\nroutes = ["192.168.7.0/24"]', ["dhcp.routes", "not a route"]),
+    ("[dhcp]\nroutes = [[]]", ["dhcp.routes", "is a list, not a string"]),
     ('[log]\nlevel = "loud"', ['log.level = "loud"', "choose one of debug, info"]),
     ("[control]\nsocket = '/" + "s" * 200 + "'", ["control.socket", "107 bytes"]),
     ('[network]\nname = "a\\nb"', ["network.name", "cannot be printed"]),
@@ -170,6 +196,16 @@ class Ranges(TestCase):
     def test_wish_outside_the_pool(self) -> None:
         for address in ["10.129.0.1", "10.128.0.0", "10.128.255.255"]:
             self.assertIn("is no node's address in 10.128.0.0/16", self.refused(f'[lease]\naddress = "{address}"'))
+
+    def test_guests(self) -> None:
+        for text, needle in [
+            ('[tap]\nenabled = false\nbridge = "br0"', "there is no TAP to put into it"),
+            ('[tap]\nname = "br0"\nbridge = "br0"', "is the name of the TAP itself"),
+            ("[tap]\nenabled = false\n[dhcp]\nguests = 1", "set tap.enabled = true"),
+            ('[dhcp]\nrouter = "192.0.2.1"', "lies outside 10.128.0.0/16"),
+            ('[dhcp]\nroutes = ["192.168.7.0/24 via 192.0.2.1"]', "an address of lab"),
+        ]:
+            self.assertIn(needle, self.refused(text))
 
     def test_machine_reaches_the_pool_otherwise(self) -> None:
         sentence = self.refused("", "eth0 uses 10.128.3.0/24")

@@ -132,7 +132,9 @@ class MessageTests(TestCase):
 def udp(body: bytes, ports: tuple[int, int] = (68, 67), options: bytes = b"", fragment: int = 0, total: int = 0, check: int = 0) -> bytes:
     """An Ethernet frame, without UDP checksum unless one is given."""
     length = 20 + len(options)
-    header = struct.pack(">BBHHHBBH4s4s", 0x40 | length // 4, 0, total or length + 8 + len(body), 0, fragment, 64, 17, 0, bytes(4), b"\xff" * 4)
+    header = struct.pack(
+        ">BBHHHBBH4s4s", 0x40 | length // 4, 0, total or length + 8 + len(body), 0, fragment, 64, 17, 0, bytes(4), b"\xff" * 4
+    )
     header += options
     header = header[:10] + (0xFFFF - frames._sum(header)).to_bytes(2, "big") + header[12:]
     return b"\xff" * 6 + MAC + b"\x08\x00" + header + struct.pack(">HHHH", *ports, 8 + len(body), check) + body

@@ -75,7 +75,7 @@ class GuestService(Service):
         Service.startService(self)
         if self.server.terms.guests:
             now = self._protocol.clock()
-            self.server.restore(now, [self._guest(now, stored) for stored in self._stored()])
+            self.server.restore(now, self._stored(now))
             self._settle()
 
     def stopService(self) -> None:
@@ -202,11 +202,11 @@ class GuestService(Service):
 
     # --- disk --------------------------------------------------------------------------------
 
-    def _stored(self) -> list[Stored]:
+    def _stored(self, now: float) -> list[Guest]:
         stored = self._state.read_json(files.GUESTS)
         try:
-            return msgspec.convert(stored["guests"], list[Stored]) if stored is not None else []
-        except (msgspec.ValidationError, KeyError, TypeError):
+            return [self._guest(now, row) for row in msgspec.convert(stored["guests"], list[Stored])] if stored is not None else []
+        except (ValueError, KeyError, TypeError):  # msgspec's errors are ValueErrors
             self._log.warn("guests_unreadable file={file}", file=files.GUESTS)
             return []
 
