@@ -113,8 +113,8 @@ class Node(MultiService):
         if self.tap is not None:
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
-        every = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.dht, self.pool, self.guests, self.admission, self.peers
-        for service in (*every, trim):
+        carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher
+        for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, trim):
             if service is not None:
                 service.setServiceParent(self)
 

@@ -22,6 +22,8 @@ PACKAGES = {
     "conntrack": "conntrack",
     "ping": "iputils-ping",
     "curl": "curl",
+    "udhcpc": "udhcpc",
+    "dhclient": "isc-dhcp-client",
 }
 """The programs that the lab runs, and the Debian package of each."""
 

@@ -44,6 +44,10 @@ class Process:
         except subprocess.TimeoutExpired:
             raise EnvironmentProblem(f"{self.log.stem} still runs after {seconds:g} s", f"see {self.log}") from None
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._child.send_signal(number)
+
     def kill9(self) -> None:
         """End it as a power failure would."""
         self._child.kill()
