@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 
 from ipop_tx.errors import BadDatagram
-from ipop_tx.forwarding.dhcp import is_dhcp
+from ipop_tx.forwarding.dhcp import PORTS, SERVER_PORT, is_dhcp
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
 from ipop_tx.forwarding.mtu import clamp_mss
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6, is_discovery
@@ -15,7 +15,8 @@ from ipop_tx.interfaces import IFramePort
 
 _COUNT = struct.Struct("!H")
 _TCP, _UDP = 6, 17
-_IPV4_LEAST, _IPV6_LEAST = PACKED_HEAD + 20, PACKED_HEAD + 40
+_PLAIN = 0x45  # version and header length of most IPv4 packets
+_IPV4_LEAST, _IPV6_LEAST, _PORTS_END = PACKED_HEAD + 20, PACKED_HEAD + 40, PACKED_HEAD + 24
 
 
 class Delivery:
@@ -24,6 +25,7 @@ class Delivery:
     def __init__(
         self,
         port: IFramePort,
+        mac: bytes,
         ipv6: bytes,
         drop: Callable[..., None],
         unverified: Callable[[Adjacency, bytes, bytes], None],
@@ -31,6 +33,8 @@ class Delivery:
         """`unverified` takes frames of an IPv4 source that is not known to be the peer's: (peer, address, packed frame)."""
         self.ours: dict[bytes, bytes] = {}
         """Our own IPv4 address and those of the guests behind us, and the MAC of each."""
+        self.mac = mac
+        """Our own."""
         self._port = port
         self._ipv6 = ipv6
         self._drop = drop
@@ -91,20 +95,24 @@ class Delivery:
 
     def _admitted(self, peer: Adjacency, packed: memoryview) -> bytes | None:
         """The MACs, destination and source, with which a frame goes to the kernel; None for one that does not."""
-        head = bytes(packed[10:_IPV4_LEAST])  # from the ethertype to the destination of IPv4
+        head = bytes(packed[10:_PORTS_END])  # from the ethertype to the destination of IPv4, and the ports if no options are between
         ethertype = head[:2]
         if len(head) < _IPV4_LEAST - 10:
             self._drop("in_runt")
         elif ethertype == ETHERTYPE_IPV4:
-            mac = self.ours.get(head[18:])
+            mac = self.ours.get(head[18:22])
             if head[2] >> 4 != 4:
                 self._drop("in_runt")
             elif mac is None:
                 self._drop("in_destination_address")
-            elif head[11] == _UDP and is_dhcp(packed):
+            elif (
+                head[11] == _UDP
+                and (len(head) < 26 or head[25] in PORTS or head[23] == SERVER_PORT or head[2] != _PLAIN)
+                and is_dhcp(packed)
+            ):
                 self._drop("in_dhcp")
             elif head[14:18] in peer.addresses:
-                return mac + peer.mac
+                return peer.macs if mac is self.mac else mac + peer.mac
             else:
                 self._unverified(peer, head[14:18], bytes(packed))
         elif ethertype == ETHERTYPE_IPV6 and len(packed) >= _IPV6_LEAST:

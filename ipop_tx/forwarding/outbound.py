@@ -29,7 +29,7 @@ _LEAST = HEAD.size + _MACS + 2  # up to the ethertype
 _IPV6 = b"\x86\xdd"
 _IPV4 = b"\x08\x00"
 _TCP, _UDP = 6, 17
-_NO_OPTIONS = 0x45  # version and header length of most IPv4 packets
+_PLAIN = 0x45  # version and header length of most IPv4 packets
 
 
 class Outbound:
@@ -90,10 +90,7 @@ class Outbound:
         frame, whole = self._frame[:length], self._frame
         # What is not UDP, or from and to other ports than DHCP's, is told here; behind IPv4 options, and for certain, by `_is_carried`.
         if peer is not None and (
-            (
-                frame[10:12] == _IPV4
-                and (whole[21] != _UDP or (whole[35] not in PORTS and whole[33] != SERVER_PORT and whole[12] == _NO_OPTIONS))
-            )
+            (frame[10:12] == _IPV4 and (whole[21] != _UDP or (whole[35] not in PORTS and whole[33] != SERVER_PORT and whole[12] == _PLAIN)))
             or _is_carried(frame)
         ):
             peer.tx_frames += 1

@@ -109,7 +109,7 @@ class ForwardingPlane:
         """Frames whose MAC's owner is being looked up, by MAC; those for nodes that cannot be reached yet, by ident."""
         self._connecting: set[Ident] = set()
         # Build everything ...
-        self.delivery = Delivery(port, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
+        self.delivery = Delivery(port, fib.mac, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
         sealing = Sealing(transport)
         self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
