@@ -370,6 +370,20 @@ class DhcpServerTests(TestCase):
         self.assertEqual(self.kind(world.say(dhcp.REQUEST, 1, client=held)), dhcp.NAK)
         self.assertNotEqual(world.join(1), held)
 
+    def test_hand_over(self) -> None:
+        """To another node; and from one: what a client says it has is asked for first, what it only wishes for is not."""
+        world = self.world
+        held = world.join(1)
+        world.server.hand_over(world.now, b"\x01" + mac(1))
+        world.server.hand_over(world.now, b"\x01" + mac(2))
+        world.settle()
+        self.assertEqual((world.served, world.leases, world.disk), ({}, {}, []))
+        world.majority = False
+        world.say(dhcp.REQUEST, 2, client=held)
+        world.say(dhcp.DISCOVER, 3, requested=address(9))
+        holds = {holder[-1]: (hold.held, hold.wish) for holder, hold in world.waiting.items()}
+        self.assertEqual(holds, {2: (held, None), 3: (None, address(9))})
+
     def test_restart(self) -> None:
         """What was acknowledged is there at once, before the DHT has said anything, and renewed as before."""
         world = self.world

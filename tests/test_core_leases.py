@@ -9,10 +9,10 @@ from itertools import pairwise
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.events import LeaseGained, LeaseLost
+from ipop_tx.core.events import HandOverAsked, LeaseGained, LeaseLost
 from ipop_tx.core.lease import TRIES, candidates, lease_key, name_key
 from ipop_tx.core.resolver import Owner
-from ipop_tx.errors import PoolExhausted
+from ipop_tx.errors import Conflict, PoolExhausted
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire.address import ipv6_of
 from tests.net import NetCase
@@ -145,6 +145,40 @@ class LeaseTests(NetCase):
             self.assertEqual((type(told[-1]), told[-1].address), (LeaseGained, address), "what is told last is what is true")
             taken = {event.address for event in told} - {address}
             self.assertEqual([net.wait(machines[3].submit(c.Get(lease_key(NETWORK, one)))) for one in taken], [None] * len(taken))
+
+    def test_a_guest_that_moves(self) -> None:
+        """It takes its address along when the node where it was lets it go, and only then; its name as well."""
+        for here in (False, True):
+            net = self.net()
+            machines = self.grow(net, 5)
+            asked: list[HandOverAsked] = []
+
+            def decide(machine: SimulatedNode, event: object, here: bool = here, asked: list[HandOverAsked] = asked) -> None:
+                if isinstance(event, HandOverAsked):
+                    asked.append(event)
+                    if here:
+                        event.reply.fail(Conflict("it is still here"))
+                    else:
+                        machine.submit(c.GiveUpLease(event.holder)).then(lambda done: event.reply.succeed(None))
+
+            net.on_event = decide
+            machines[1].submit(c.HoldLease(b"one", "one", None, DAY))
+            machines[1].submit(c.HoldLease(b"two", "", None, DAY))
+            before, after = (machines[number].running.leases.guests for number in (1, 2))
+            self.becomes(net, lambda before=before: all(one.address for one in before.values()), 30, "an address each")  # type: ignore[misc]
+            net.run(5)
+            address, other = before[b"one"].address, before[b"two"].address
+            assert address and other
+            machines[2].submit(c.HoldLease(b"one", "one", None, DAY, address))
+            machines[2].submit(c.HoldLease(b"three", "", None, DAY, other))
+            self.becomes(net, lambda after=after: all(one.address for one in after.values()), 30, "an address each")  # type: ignore[misc]
+            net.run(5)
+            self.assertEqual([(event.ident, event.address, event.holder) for event in asked], [(machines[2].ident, address, b"one")])
+            self.assertEqual(after[b"one"].address == address, not here)
+            owner = machines[1 if here else 2].ident
+            self.assertEqual(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, address)))).owner, owner)
+            self.assertEqual(net.wait(machines[3].submit(c.Resolve("one"))), Owner(owner, "one", address))
+            self.assertEqual((b"two" in before, after[b"three"].address == other), (True, False), "another guest gets nothing")
 
     def test_almost_full(self) -> None:
         """The last free address of a /24 is found in a few seconds."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ipop_tx.forwarding.neighbour import Request, answer, checksum, is_discovery, parse
+from ipop_tx.forwarding.neighbour import Request, answer, checksum, heard, is_discovery, parse, probe
 
 OWNER = bytes.fromhex("020203040506")
 ASKER = bytes.fromhex("620a0b0c0d0e")
@@ -49,6 +49,19 @@ class ArpTests(SynchronousTestCase):
 
     def test_request(self) -> None:
         self.assertEqual(parse(ARP_REQUEST), Request(IPv4Address("10.128.0.2"), ASKER, IPv4Address("10.128.0.1").packed))
+
+    def test_heard(self) -> None:
+        """Whoever speaks ARP says who it is."""
+        self.assertEqual(heard(ARP_REQUEST), (ASKER, IPv4Address("10.128.0.1").packed))
+        self.assertEqual(heard(ARP_REPLY), (OWNER, IPv4Address("10.128.0.2").packed))
+        for frame in (ARP_REQUEST[:-1], ARP_REQUEST[:14] + b"\0\7" + ARP_REQUEST[16:], NS, b""):
+            self.assertIsNone(heard(frame))
+
+    def test_probe(self) -> None:
+        """It is answered to the asker, and tells nobody an address for it."""
+        made = probe(ASKER, OWNER, IPv4Address("10.128.0.2").packed)
+        self.assertEqual(parse(made), Request(IPv4Address("10.128.0.2"), ASKER, bytes(4)))
+        self.assertEqual(made[:12], OWNER + ASKER)
 
     def test_reply(self) -> None:
         request = parse(memoryview(bytearray(ARP_REQUEST)))

@@ -15,7 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.dhcpterms import Terms
-from ipop_tx.errors import StateError, Unavailable
+from ipop_tx.core.tasks import Future
+from ipop_tx.errors import Conflict, StateError, Unavailable
+from ipop_tx.forwarding.neighbour import probe
 from ipop_tx.identity import state as files
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.services.guests import GuestService
@@ -68,6 +70,9 @@ class Protocol:
             if self.at_once:
                 self.gain(command.holder)
         return fail(self.failure) if self.failure else succeed(None)
+
+    def settle(self) -> None:
+        """Nothing waits."""
 
     def gain(self, holder: bytes) -> None:
         lease = self.node.leases.guests[holder]
@@ -252,6 +257,52 @@ class GuestServiceTests(SynchronousTestCase):
         self.protocol.failure = Unavailable(1, 3, 5)
         self.ask(dhcp.RELEASE, client=LEASED.packed, options={dhcp.SERVER: OWN.packed})
         self.assertEqual(self.service.status(), [])
+
+    def hand_over(self) -> Future[None]:
+        """Another node asks for the guest."""
+        reply: Future[None] = Future()
+        self.protocol.listeners[e.HandOverAsked](e.HandOverAsked(b"o" * 20, LEASED.packed, HOLDER, reply))
+        return reply
+
+    def test_a_guest_that_has_moved(self) -> None:
+        """It is asked by ARP, several times, and does not answer."""
+        self.start()
+        self.join()
+        reply = self.hand_over()
+        self.reactor.pump([0.25] * 3)
+        self.assertFalse(reply.done)
+        self.assertEqual([frame[10:] for frame in self.written[2:]], [probe(self.service._mac, MAC, LEASED.packed)] * 4)
+        self.plane.heard(b"\x02other", LEASED.packed)
+        self.reactor.advance(0.25)
+        self.assertTrue(reply.done)
+        self.assertIsNone(reply.result())
+        self.assertEqual((self.service.status(), self.served[-1]), ([], (LEASED.packed, None)))
+        self.assertEqual(self.protocol.commands[-1], c.GiveUpLease(HOLDER))
+
+    def test_a_guest_that_is_here(self) -> None:
+        self.start()
+        self.join()
+        reply = self.hand_over()
+        self.plane.heard(MAC, LEASED.packed)
+        self.reactor.advance(0.25)
+        self.assertIsInstance(reply.error, Conflict)
+        self.assertEqual(len(self.service.status()), 1)
+
+    def test_a_hand_over_that_fails(self) -> None:
+        """The register cannot be freed, or we stop meanwhile: the other node hears no."""
+        self.start()
+        self.join()
+        reply = self.hand_over()
+        self.protocol.failure = Unavailable(1, 3, 5)
+        self.reactor.pump([0.25] * 4)
+        self.assertIsInstance(reply.error, Unavailable)
+        self.protocol.failure = None
+        self.join()
+        reply = self.hand_over()
+        self.service.stopService()
+        self.reactor.pump([0.25] * 4)
+        self.assertIsInstance(reply.error, Conflict)
+        self.assertEqual(len(self.state.read_json(files.GUESTS)["guests"]), 1)
 
     def test_stopped(self) -> None:
         """What comes late does nothing, and no timer is left."""

@@ -53,6 +53,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Seek(K, 40, 3, 2)), "930501951e{k}280302"),
     (m.Request(1, m.Unneeded()), "9305019122"),
     (m.Reply(1, m.Needed()), "9306019123"),
+    (m.Request(1, m.HandOver(bytes((10, 128, 0, 9)), b"\x01guest")), "9305019326c4040a800009c406016775657374"),
     (m.Request(1, m.Read(K)), "9305019229{k}"),
     (m.Request(1, m.Write(K, 2, RECORD)), "930501942a{k}02{record}"),
     (m.Reply(1, m.Current(True, RECORD, 3)), "930601942bc3{record}03"),

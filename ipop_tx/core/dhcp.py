@@ -156,6 +156,12 @@ class DhcpServer:
         if guest is not None and guest.address == address:
             self._forget(guest, "guest_lost")
 
+    def hand_over(self, now: float, holder: bytes) -> None:
+        """A guest is behind another node now."""
+        guest = self.guests.get(holder)
+        if guest is not None:
+            self._forget(guest, "guest_handed_over")
+
     def handle_timeout(self, now: float) -> None:
         """Forget those whose time is up."""
         for guest in [guest for guest in self.guests.values() if _due(guest) <= now]:
@@ -200,12 +206,15 @@ class DhcpServer:
             return None
         guest = Guest(message.holder, message.mac, self._name_of(message), now + PATIENCE)
         self.guests[guest.holder] = guest
-        self._hold(now, guest, message.asked, None)
+        asked = message.asked if message.asked is not None and IPv4Address(message.asked) in self.terms.pool else None
+        if message.kind == dhcp.REQUEST:  # it has the address, or had it when it was switched off, perhaps from another node
+            self._hold(now, guest, None, asked)
+        else:
+            self._hold(now, guest, asked, None)
         return guest
 
     def _hold(self, now: float, guest: Guest, wish: bytes | None, held: bytes | None) -> None:
         self._avoid = {address: until for address, until in self._avoid.items() if until > now}
-        wish = wish if wish is not None and IPv4Address(wish) in self.terms.pool else None
         self._out.append(c.HoldLease(guest.holder, guest.name, wish, self.terms.ttl, held, frozenset(self._avoid)))
 
     def _name_of(self, message: Message) -> str:

@@ -101,6 +101,19 @@ class LeaseLost:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOverAsked:
+    """A member says that a guest of ours, who has this address (4 bytes), is behind it now: see whether that can be, and settle `reply`.
+
+    With None, once the address has been given up; with an `IpopError`, if the guest is still here.
+    """
+
+    ident: Ident
+    address: bytes
+    holder: bytes
+    reply: Any
+
+
+@dataclass(frozen=True, slots=True)
 class EnrolRequested:
     """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
 

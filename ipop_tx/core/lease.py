@@ -8,7 +8,7 @@ a holder had last is remembered in a register of its own: who comes back without
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 
@@ -87,6 +87,8 @@ class Lease:
         self.until = float("-inf")
         """When the lease ends unless it is renewed, by this node's clock."""
         self.on_gained: Callable[[], None] = lambda: None
+        self.former: Callable[[Ident, bytes, bytes], Awaitable[bool]] | None = None
+        """Asks another node, which has leased an address to the same guest, to give it up: (node, address, holder)."""
         self._ident = ident
         self._network = network
         self._dht = dht
@@ -129,7 +131,10 @@ class Lease:
     async def claim(self, wish: bytes | None = None) -> bytes:
         """Lease an address. Raises `PoolExhausted`, `Unavailable`, `Unreachable`."""
         for address in await self._preferred(wish):
-            if await self._take(address, await self._dht.get(lease_key(self._network, address))):
+            current = await self._dht.get(lease_key(self._network, address))
+            if await self._is_handed_over(address, current):
+                current = await self._dht.get(lease_key(self._network, address))
+            if await self._take(address, current):
                 return await self._gained(address)
         every, width = candidates(self._network.pool, self._ident + self.holder), 1
         order = (address for address in every if address not in self._avoid)
@@ -171,6 +176,13 @@ class Lease:
             return False
         self.until = until
         return True
+
+    async def _is_handed_over(self, address: bytes, current: Record | None) -> bool:
+        """Whether another node had the address for the same guest, and has given it up to us."""
+        value = _value_of(current)
+        if current is None or current.owner == self._ident or value is None or not self.holder or value.holder != self.holder:
+            return False
+        return self.former is not None and await self.former(current.owner, address, self.holder)
 
     def _is_ours(self, record: Record) -> bool:
         value = _value_of(record)
@@ -255,6 +267,8 @@ class Leases:
         self._ident = ident
         self.own = Lease(ident, b"", name, *self._parts)
         self.guests: dict[bytes, Lease] = {}
+        self.former: Callable[[Ident, bytes, bytes], Awaitable[bool]] | None = None
+        """See `Lease.former`."""
         self._leaving: dict[bytes, Future[None]] = {}
 
     def hold(
@@ -271,15 +285,18 @@ class Leases:
         lease = self.guests.get(holder)
         if lease is None:
             lease = self.guests[holder] = Lease(self._ident, holder, name, *self._parts)
+            lease.former = self.former
             lease.start(held, wish, ttl, avoid, self._leaving.get(holder))
         return lease
 
     async def give_up(self, holder: bytes) -> None:
-        """Give a guest's address back. Unknown holders are fine."""
-        lease = self.guests.pop(holder, None)
-        if lease is None:
+        """Give a guest's address back. Unknown holders are fine; one that is under way already comes to its end."""
+        lease, going = self.guests.pop(holder, None), self._leaving.get(holder)
+        if lease is not None:
+            going = spawn(lease.release())
+            self._leaving[holder] = going
+        if going is None:
             return
-        going = self._leaving[holder] = spawn(lease.release())
         try:
             await going
         finally:

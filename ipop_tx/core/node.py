@@ -16,6 +16,7 @@ from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.disjoint import Disjoint
 from ipop_tx.core.events import EnrolRequested, Reported
 from ipop_tx.core.fingers import Fingers
+from ipop_tx.core.handover import HandOver
 from ipop_tx.core.lease import Leases
 from ipop_tx.core.link import Link, PathKey
 from ipop_tx.core.links import Links
@@ -93,6 +94,7 @@ class Node:
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
         self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
+        self.handover = HandOver(self.leases, self.rpc, self.runtime)
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
         self.spare = Spare(self.links, self.rpc, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}

@@ -57,6 +57,19 @@ def parse(frame: bytes | memoryview) -> Request | None:
     return None
 
 
+def heard(frame: bytes | memoryview) -> tuple[bytes, bytes] | None:
+    """MAC and IPv4 address of who sends an ARP frame, or None. Never raises."""
+    if frame[12:14] != ETHERTYPE_ARP or len(frame) < 14 + _ARP.size:
+        return None
+    *form, _, mac, address, _, _ = _ARP.unpack_from(frame, 14)
+    return (mac, address) if tuple(form) == _ARP_FORM else None
+
+
+def probe(asker: bytes, mac: bytes, address: bytes) -> bytes:
+    """The frame that asks `mac` whether it has an IPv4 address, without claiming one for the asker (RFC 5227, 1.1)."""
+    return mac + asker + ETHERTYPE_ARP + _ARP.pack(*_ARP_FORM, _ARP_REQUEST, asker, bytes(4), bytes(6), address)
+
+
 def answer(request: Request, mac: bytes) -> bytes:
     """The frame that tells the asker that `mac` has the address."""
     if isinstance(request.target, IPv4Address):

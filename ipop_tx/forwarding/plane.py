@@ -95,6 +95,8 @@ class ForwardingPlane:
         self.fib = fib
         self.dhcp: Callable[[Message], bool] = lambda question: False
         """Asked what a DHCP client on the port asks; whether such clients are served."""
+        self.heard: Callable[[bytes, bytes], None] = lambda mac, address: None
+        """Hears of MAC and IPv4 address of whoever speaks ARP on the port."""
         self.dropped: dict[str, int] = dict.fromkeys(get_args(Drop), 0)
         self._ident = ident
         self._port = port
@@ -218,7 +220,9 @@ class ForwardingPlane:
 
     def _exceptional(self, macs: bytes, packed: memoryview) -> None:
         frame = macs + bytes(packed[10:])
-        request = neighbour.parse(frame)
+        request, speaker = neighbour.parse(frame), neighbour.heard(frame)
+        if speaker is not None:
+            self.heard(*speaker)
         if request is not None:
             self._asked(request)
         elif len(frame) < 14:

@@ -38,19 +38,24 @@ class Guest(Host):
         self.script.chmod(0o755)
         self._events = self.directory / "events"
         self._events.touch()
+        self._port = f"g{self.lab.next_number()}"
         if plugged:
             self.plug_into(behind)
 
     def plug_into(self, host: Host) -> None:
-        """Connect eth0 to the bridge of a host, made anew if it was connected before: with the same MAC address."""
-        port, mac = f"g{self.lab.next_number()}", self._mac()
-        netns.configure(
-            host.namespace,
-            f"link add {port} type veth peer name eth0 address {mac} netns {self.namespace}",
-            f"link set {port} master {BRIDGE}",
-            f"link set {port} up",
-        )
+        """Connect eth0 to the bridge of a host."""
+        cable = f"link add {self._port} type veth peer name eth0 address {self._mac()} netns {self.namespace}"
+        netns.configure(host.namespace, cable, *self._at_bridge())
         netns.configure(self.namespace, "link set eth0 up")
+
+    def move_to(self, host: Host) -> None:
+        """Pull the cable out, and put it into the bridge of another host."""
+        netns.configure(self.behind.namespace, f"link set {self._port} netns {host.namespace}")
+        self.behind = host
+        netns.configure(host.namespace, *self._at_bridge())
+
+    def _at_bridge(self) -> tuple[str, ...]:
+        return f"link set {self._port} master {BRIDGE}", f"link set {self._port} up"
 
     def _mac(self) -> str:
         return "02:" + ":".join(f"{byte:02x}" for byte in self.name.encode().ljust(5, b"_")[:5])

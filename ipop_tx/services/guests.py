@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.dhcp import Answer, DhcpServer, Guest, Note, Output, Serve, State
 from ipop_tx.core.dhcpterms import Terms
-from ipop_tx.errors import IpopError
+from ipop_tx.errors import Conflict, IpopError
 from ipop_tx.forwarding import dhcp as frames
 from ipop_tx.forwarding.offload import PLAIN
 from ipop_tx.forwarding.plane import ForwardingPlane
@@ -23,6 +24,7 @@ from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.dhcpport import DhcpPort
+from ipop_tx.services.presence import Presence
 from ipop_tx.services.tap import TapService
 from ipop_tx.wire.dhcp import Message
 
@@ -64,9 +66,11 @@ class GuestService(Service):
         self._told: set[bytes] = set()
         self._settling = False
         self._port = DhcpPort(reactor, self._receive)
+        self._presence = Presence(reactor, plane, tap.writev, self._mac)
         plane.dhcp = self._asked
         protocol.on(e.LeaseGained, self._gained)
         protocol.on(e.LeaseLost, self._lost)
+        protocol.on(e.HandOverAsked, self._hand_over_asked)
 
     # --- life --------------------------------------------------------------------------------
 
@@ -116,6 +120,30 @@ class GuestService(Service):
         if event.holder and self.running:
             self.server.lost(self._protocol.clock(), event.holder, event.address)
             self._settle()
+
+    def _hand_over_asked(self, event: e.HandOverAsked) -> None:
+        Deferred.fromCoroutine(self._hand_over(event)).addErrback(self._not_handed_over, event)
+
+    async def _hand_over(self, event: e.HandOverAsked) -> None:
+        """A guest has moved to another node, as that one says: unless it answers here, its lease is given up."""
+        guest = self.server.guests.get(event.holder)
+        if guest is not None and guest.state is State.BOUND and await self._presence.is_here(guest.mac, event.address):
+            raise Conflict(f"{IPv4Address(event.address)} is used by that guest here")
+        if not self.running:
+            raise Conflict("this node stops")
+        self.server.hand_over(self._protocol.clock(), event.holder)
+        self._settle()
+        await self._protocol.submit(c.GiveUpLease(event.holder))
+        event.reply.succeed(None)
+        self._protocol.settle()
+
+    def _not_handed_over(self, failure: Any, event: e.HandOverAsked) -> None:
+        error = failure.value
+        if not isinstance(error, IpopError):
+            self._log.failure("handover_failed", failure)
+            error = Conflict("this node met an error of its own")
+        event.reply.fail(error)
+        self._protocol.settle()
 
     def _timed_out(self) -> None:
         self._timer = None

@@ -240,6 +240,16 @@ class Needed(Body, frozen=True, tag=35):
     """I need this link."""
 
 
+class HandOver(Body, frozen=True, tag=38):
+    """The guest to whom you have leased this IPv4 address is behind me now.
+
+    Answered by `Done` once the address is free; by `Failed` when that guest is still with you, or was never.
+    """
+
+    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
+    holder: Annotated[bytes, Meta(min_length=1, max_length=64)]
+
+
 # --- admission ------------------------------------------------------------------------------------
 
 
@@ -291,6 +301,7 @@ Ask = (
     | Broadcast
     | Seek
     | Unneeded
+    | HandOver
     | Read
     | Write
     | WhoKeeps

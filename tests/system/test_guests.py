@@ -174,6 +174,37 @@ class ClientTests(GuestCase):
         self.assertTrue(self.founder.reaches(address))
 
 
+class MovingTests(GuestCase):
+    """Two nodes with bridges, and a machine that goes from one to the other."""
+
+    def test_a_guest_moves(self) -> None:
+        """It keeps its address, and the member that knew it finds it again; the node where it was gives it up as soon as it is asked."""
+        founder = self.found(self.lab.public_host("founder"))
+        left, right = (self.bridged(founder, self.lab.public_host(name)) for name in ("left", "right"))
+        guest = Guest(left.host, "box")
+        guest.udhcpc("-x", "hostname:box")
+        address = self.bound(guest)
+        self.assertTrue(founder.reaches(address))
+        guest.move_to(right.host)
+        count = len(guest.events())
+        guest.send(signal.SIGUSR1)
+        self.assertEqual(guest.wait_for_event("renew", "bound", after=count)[1], address)
+        self.assertEqual((list(self.guests_of(left)), list(self.guests_of(right))), ([], [address]))
+        self.assertTrue(guest.reaches(founder.address), "guest -> member")
+        self.assertTrue(founder.reaches(address, 70), "member -> guest")
+
+    def test_a_guest_that_is_here_is_not_taken(self) -> None:
+        """Another machine with the same identifier elsewhere gets another address, as long as the first answers."""
+        founder = self.found(self.lab.public_host("founder"))
+        left, right = (self.bridged(founder, self.lab.public_host(name)) for name in ("left", "right"))
+        first, second = Guest(left.host, "first"), Guest(right.host, "second")
+        first.udhcpc("-x", "0x3d:00aabbccdd")
+        address = self.bound(first)
+        second.udhcpc("-x", "0x3d:00aabbccdd", "-r", address)
+        self.assertNotEqual(self.bound(second), address)
+        self.assertEqual(list(self.guests_of(left)), [address])
+
+
 class RogueTests(GuestCase):
     """A DHCP server of a guest, on the bridge of one node; clients there and elsewhere."""
 
