@@ -33,6 +33,8 @@ PATIENCE = 60.0
 """Seconds for which a guest that asks no more is waited for: for its address, then for its decision."""
 GRACE = 60.0
 """Seconds that an address stays with a guest which did not renew it."""
+UNTOUCHED = 15 / 16
+"""Share of a guest's time during which it is told what is left, not given more: whoever asks all the time keeps no disk busy."""
 LEAST = 10.0
 """Seconds below which an address is not worth being given."""
 AVOIDED = 3600.0
@@ -241,18 +243,20 @@ class DhcpServer:
     def _seconds(self, now: float, guest: Guest, message: Message) -> int:
         """For how long: as asked, as the terms say, and never longer than the lease in the DHT or what was promised already."""
         wanted = message.options.get(dhcp.LEASE_SECONDS)
-        most = max(self._lease_until(guest.holder), guest.until if guest.state is State.BOUND else now) - now
+        left = guest.until - now if guest.state is State.BOUND else 0.0
+        most = left if left > UNTOUCHED * self.terms.seconds else max(self._lease_until(guest.holder) - now, left)
         asked = max(LEAST, int.from_bytes(wanted, "big")) if wanted else self.terms.seconds
         return int(min(asked, self.terms.seconds, most))
 
     def _bind(self, now: float, guest: Guest, mac: bytes, seconds: int) -> None:
         assert guest.address is not None
         if guest.state is not State.BOUND or guest.mac != mac:
-            guest.mac, guest.state = mac, State.BOUND
+            guest.mac, guest.state, guest.until = mac, State.BOUND, now
             self._out.append(Note("guest_bound", guest))
             self._out.append(Serve(guest.address, mac))
-        guest.until = now + seconds
-        self.changed = True
+        if now + seconds > guest.until:
+            guest.until = now + seconds
+            self.changed = True
 
     def _given_back(self, now: float, message: Message) -> None:
         guest = self.guests.get(message.holder)

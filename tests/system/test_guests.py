@@ -59,7 +59,7 @@ class ClientTests(GuestCase):
 
     def test_udhcpc(self) -> None:
         """Get, reach a member far away and be reached, renew, release; the same address again."""
-        node = self.bridged(self.founder, self.home, dns=["10.128.0.9"], domain="lab.example")
+        node = self.bridged(self.founder, self.home, hours=0.02, dns=["10.128.0.9"], domain="lab.example")
         guest = Guest(self.home, "box")
         guest.udhcpc("-x", "hostname:box")
         event = guest.wait_for_event("bound")
@@ -74,7 +74,7 @@ class ClientTests(GuestCase):
         self.assertTrue(node.reaches(address), "its node -> guest")
         guest.run(["ping", "-n", "-c3", "-i0.2", "-W5", "-M", "do", "-s", str(int(mtu) - 28), self.founder.address])
         self.assertEqual(self.founder.ipop("ping", "box", "-c", "1", "--socket", str(self.founder.socket))[0], 0, "by its name")
-        time.sleep(2)
+        time.sleep(5)  # more than a sixteenth of its time, so that it is given more
         before = self.guests_of(node)[address]["expires_s"]
         count = len(guest.events())
         guest.send(signal.SIGUSR1)
