@@ -101,8 +101,10 @@ class Node(MultiService):
         tap = config.tap
         self.tap = TapService(pump, tap.name, tap_mtu(config), network, core.ident, tap.bridge) if tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
-        terms = terms_of(config, network, credentials.peer.name, self.tap)
-        self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap) if terms else None
+        self.guests: GuestService | None = None
+        if self.tap is not None:
+            terms = terms_of(config, network, credentials.peer.name, self.tap)
+            self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap)
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
@@ -206,10 +208,8 @@ def tap_mtu(config: Config) -> int:
     return config.tap.mtu or inner_mtu(largest_mtu([config.tap.name]), ":" in config.listen.udp.host)
 
 
-def terms_of(config: Config, network: Network, name: str, tap: TapService | None) -> Terms | None:
-    """What guests are told; None without an interface to tell it on."""
-    if tap is None:
-        return None
+def terms_of(config: Config, network: Network, name: str, tap: TapService) -> Terms:
+    """What guests on the TAP are told."""
     dhcp = config.dhcp
     seconds, ttl = dhcp.hours * 3600, config.lease.hours * 3600
     return Terms(network.pool, tap.mac, name, dhcp.guests, seconds, ttl, tap.mtu, dhcp.dns, dhcp.domain or "", dhcp.router, dhcp.routes)

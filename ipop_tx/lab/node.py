@@ -90,8 +90,9 @@ class LabNode:
         return Refusal(process.wait(seconds), process.output)
 
     def address_on_tap(self) -> str | None:
-        """The IPv4 address of the TAP interface, as the kernel has it; None without one."""
-        request = struct.pack("16s16x", str(self.keys["tap"]["name"]).encode())
+        """The IPv4 address of the TAP interface, or of the bridge that it is in, as the kernel has it; None without one."""
+        tap = self.keys["tap"]
+        request = struct.pack("16s16x", str(tap.get("bridge", tap["name"])).encode())
         with self.host.socket() as probe:
             try:
                 return str(IPv4Address(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]))
