@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.core import commands as c
@@ -189,8 +190,19 @@ class GuestServiceTests(SynchronousTestCase):
         self.start()
         self.ask(dhcp.DISCOVER)
         self.protocol.node.leases.guests[HOLDER].problem = f"no address yet: {Unavailable(2, 3, 5)}"
-        self.ask(dhcp.DISCOVER)
-        self.assertEqual(self.written, [])
+        lines: list[str] = []
+
+        def observe(event: Any) -> None:
+            if "guest_waits" in str(event.get("log_format")):
+                lines.append(event["reason"])
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        for _ in range(4):
+            self.reactor.advance(2)
+            self.ask(dhcp.DISCOVER)
+        self.assertEqual((self.written, len(lines)), ([], 1))
+        self.assertIn("2 of 5 replicas reached", lines[0])
         sentence = f"guest {MAC.hex(':')}: no address yet: 2 of 5 replicas reached: 3 are needed; waiting for the others"
         self.assertEqual(self.service.health(), [sentence])
         self.assertEqual(self.service.status()[0]["state"], "waiting")

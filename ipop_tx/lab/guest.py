@@ -62,7 +62,7 @@ class Guest(Host):
 
     def udhcpc(self, *options: str, interface: str = "eth0") -> Process:
         """Start busybox's client."""
-        words = ["udhcpc", "-f", "-i", interface, "-s", str(self.script), "-t", "20", "-T", "1", *options]
+        words = ["udhcpc", "-f", "-i", interface, "-s", str(self.script), "-t", "20", "-T", "1", "-A", "3", *options]
         self.client = self.start(words, "udhcpc.log", {"EVENTS": str(self._events), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         return self.client
 

@@ -30,6 +30,8 @@ from ipop_tx.wire.dhcp import Message
 
 RECENT = 300.0
 """Seconds for which a client that was turned away is worth a sentence."""
+TELL_AFTER = 5.0
+"""Seconds for which a guest has waited for an address when that is worth a line in the log."""
 MOST_SENTENCES = 3
 """About guests in what this node tells of its health."""
 
@@ -63,7 +65,8 @@ class GuestService(Service):
         """The server's: a bridge does not like to hear from itself."""
         self._problem = ""
         self._timer: Any = None
-        self._told: set[bytes] = set()
+        self._waits: dict[bytes, Any] = {}
+        """By holder, the call that tells the log."""
         self._settling = False
         self._port = DhcpPort(reactor, self._receive)
         self._presence = Presence(reactor, plane, tap.writev, self._mac)
@@ -86,9 +89,9 @@ class GuestService(Service):
         """Leave the guests as they are; they come back with us."""
         Service.stopService(self)
         self._port.close()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for call in (*self._waits.values(), *([self._timer] if self._timer is not None else [])):
+            call.cancel()
+        self._timer, self._waits = None, {}
 
     def address_changed(self, address: IPv4Address | None) -> None:
         """This node's address, by which the server is known, is another one now."""
@@ -109,7 +112,6 @@ class GuestService(Service):
         if self.running:
             self.server.receive(self._protocol.clock(), question)
             self._settle()
-            self._tell_why_waiting(question.holder)
 
     def _gained(self, event: e.LeaseGained) -> None:
         if event.holder and self.running:
@@ -179,6 +181,7 @@ class GuestService(Service):
             case Note():
                 self._note(output)
             case c.HoldLease() | c.GiveUpLease():
+                self._watch(output)
                 self._protocol.submit(output).addErrback(self._not_given_up)
 
     def _note(self, note: Note) -> None:
@@ -190,7 +193,6 @@ class GuestService(Service):
             self._log.info(
                 note.event + " address={address} name={name} mac={mac}", address=shown, name=guest.name or "-", mac=guest.mac.hex(":")
             )
-            self._told.discard(guest.holder)
 
     def _not_given_up(self, failure: Any) -> None:
         """The lease ends by itself."""
@@ -221,12 +223,20 @@ class GuestService(Service):
         if due is not None and self.running:
             self._timer = self._reactor.callLater(max(0.0, due - self._protocol.clock()), self._timed_out)
 
+    def _watch(self, output: c.HoldLease | c.GiveUpLease) -> None:
+        """A line in the log about each guest that waits for long."""
+        call = self._waits.pop(output.holder, None)
+        if call is not None:
+            call.cancel()
+        if isinstance(output, c.HoldLease):
+            self._waits[output.holder] = self._reactor.callLater(TELL_AFTER, self._tell_why_waiting, output.holder)
+
     def _tell_why_waiting(self, holder: bytes) -> None:
-        """Once for each guest: it asks again, and there is a reason why it got no answer."""
-        lease = self._protocol.node.leases.guests.get(holder)
-        if lease is not None and lease.address is None and lease.problem and holder not in self._told:
-            self._told.add(holder)
-            self._log.warn("guest_waits mac={mac} reason={reason}", mac=self.server.guests[holder].mac.hex(":"), reason=lease.problem)
+        del self._waits[holder]
+        lease, guest = self._protocol.node.leases.guests.get(holder), self.server.guests.get(holder)
+        if lease is not None and guest is not None and lease.address is None:
+            reason = lease.problem or "the DHT has not answered yet"
+            self._log.warn("guest_waits mac={mac} reason={reason}", mac=guest.mac.hex(":"), reason=reason)
 
     # --- disk --------------------------------------------------------------------------------
 

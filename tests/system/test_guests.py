@@ -143,6 +143,40 @@ class ClientTests(GuestCase):
         wait_for("the end of the lease", 10, lambda: address not in self.guests_of(node), 0.1)
         self.bound(other)
 
+    def test_no_majority(self) -> None:
+        """A network of two whose other node is away: the guest renews, a new one waits, and is served once the other is back."""
+        node = self.bridged(self.founder, self.home, hours=0.02)
+        one, other = Guest(self.home, "one"), Guest(self.home, "other")
+        one.udhcpc()
+        address = self.bound(one)
+        self.settle(self.founder, node)
+        self.founder.kill9()
+        other.udhcpc()
+        wait_for("a word about it", 30, lambda: any("guest 02:6f:74" in line for line in node.status()["health"]), 0.1)
+        assert node.process is not None
+        self.assertIn("guest_waits mac=02:6f:74", node.process.output)
+        self.assertRegex(" ".join(node.status()["health"]), r"guest 02:6f:74\S+: no address yet: ")
+        before = self.guests_of(node)[address]["expires_s"]
+        count = len(one.events())
+        one.send(signal.SIGUSR1)
+        self.assertEqual(one.wait_for_event("renew", "bound", after=count)[:2], ["renew", address])
+        self.assertGreater(self.guests_of(node)[address]["expires_s"], before)
+        self.assertEqual([event for event in other.events() if event[0] == "bound"], [])
+        self.founder.start()
+        self.bound(other)
+        self.assertTrue(self.founder.reaches(address, 30))
+
+    def test_a_squatter(self) -> None:
+        """A machine on the bridge that uses an address without asking: the client that is given it declines, and gets another."""
+        node = self.bridged(self.founder, self.home)
+        squatter, guest = Guest(self.home, "squat"), Guest(self.home, "box")
+        netns.configure(squatter.namespace, "addr add 10.128.5.5/16 dev eth0")
+        guest.udhcpc("-a", "-r", "10.128.5.5")
+        self.assertNotEqual(self.bound(guest), "10.128.5.5")
+        assert node.process is not None
+        self.assertIn("guest_declined address=10.128.5.5", node.process.output)
+        self.assertFalse(squatter.reaches(self.founder.address, 3), "what is not leased goes nowhere")
+
     def test_refused_bridge(self) -> None:
         """A bridge that is not there, and one that is none."""
         node = LabNode(self.home)
