@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
+from ipop_tx.core import commands as c
+from ipop_tx.core.events import LinkDown
 from ipop_tx.core.link import Link
 from ipop_tx.session.plain import PlainSessionFactory
 from ipop_tx.values import Peer
@@ -26,6 +28,21 @@ class RestartTests(NetCase):
                 self.all_done(net, [node.start(founder, other)], 3.0)
                 self.converse(net, [(node, founder)], 3.0)
                 self.converse(net, [(founder, node)], 3.0)
+
+    def test_back_while_it_is_being_given_up(self) -> None:
+        """Whenever it comes back while its old path is under test: the handshake counts as an answer, and the link goes on."""
+        for delay in range(26):
+            net = self.net(delay)
+            founder, node = self.grow(net, 2)
+            node.crash()
+            founder.submit(c.Suspect(node.ident))
+            net.run(0.1 * delay)
+            downs: list[LinkDown] = []
+            net.on_event = lambda machine, event, downs=downs: downs.append(event) if isinstance(event, LinkDown) else None  # type: ignore[misc]
+            self.all_done(net, [node.start(founder)], 3.0)
+            net.run(5)
+            self.converse(net, [(founder, node)], 1.0)
+            self.assertLessEqual(len(downs), 1 if delay > 22 else 0, f"back after {0.1 * delay:.1f} s")
 
 
 class PreferenceTests(NetCase):

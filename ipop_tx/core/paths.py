@@ -166,6 +166,8 @@ class Paths:
             link.direct.setdefault(path, DirectPath(0.0, self._runtime.now))
             if not link.is_direct or link.active not in link.direct:
                 self._activate(link, path)
+        if path == link.active:
+            link.alarm, link.answered = False, self._runtime.now
 
     def _direct_answered(self, link: Link, endpoint: Endpoint, rtt: float) -> None:
         path = link.direct.setdefault(endpoint, DirectPath(rtt, self._runtime.now))
@@ -251,7 +253,7 @@ class Paths:
         self.mtu.doubt(link)  # small challenges pass: perhaps large datagrams do not
 
     async def _answers(self, link: Link, path: PathKey) -> bool:
-        wait = max(PROBE_WAIT, 3 * link.rtt)
+        wait, begun = max(PROBE_WAIT, 3 * link.rtt), self._runtime.now
         for _ in range(PROBE_TRIES):
             if not link.up or path != link.active:
                 return True
@@ -259,6 +261,8 @@ class Paths:
                 await self.challenge(link, path, wait)
                 return True
             except Unreachable:
+                if link.answered > begun:  # another challenge, or the handshake of a peer that has started anew
+                    return True
                 wait *= 1.5
         return False
 

@@ -42,6 +42,11 @@ class Guest(Host):
         if plugged:
             self.plug_into(behind)
 
+    @property
+    def host(self) -> Host:
+        """Itself: where a node's programs run is its host, and a guest is one."""
+        return self
+
     def plug_into(self, host: Host) -> None:
         """Connect eth0 to the bridge of a host."""
         cable = f"link add {self._port} type veth peer name eth0 address {self._mac()} netns {self.namespace}"

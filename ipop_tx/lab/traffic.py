@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from typing import Protocol
 
 from ipop_tx.lab.node import LabNode, environment
 from ipop_tx.lab.process import Process
+from ipop_tx.lab.topology import Host
 from ipop_tx.lab.waiting import wait_for
 
 AT_ONCE = 4
@@ -23,6 +25,16 @@ INTERVAL = 0.2
 """Seconds between two pings of a watch."""
 
 Address = Callable[[LabNode], str]
+
+
+class Machine(Protocol):
+    """A node or a guest."""
+
+    name: str
+
+    @property
+    def host(self) -> Host:
+        """Where its programs run."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Transfer:
         return round(self.megabytes * 8 * 1.048576 / self.seconds, 1) if self.seconds else 0.0
 
 
-def fetch(server: LabNode, client: LabNode, address: str, megabytes: int, port: int = 8080) -> Transfer:
+def fetch(server: Machine, client: Machine, address: str, megabytes: int, port: int = 8080) -> Transfer:
     """Fetch a random file with curl from `server`, who has the overlay's `address`, and compare its SHA-256."""
     source, copy = server.host.directory / "file", client.host.directory / "copy"
     sent = hashlib.sha256()
@@ -112,13 +124,13 @@ def fetch(server: LabNode, client: LabNode, address: str, megabytes: int, port: 
         copy.unlink(missing_ok=True)
 
 
-def _curl(client: LabNode, url: str, target: str) -> float:
+def _curl(client: Machine, url: str, target: str) -> float:
     """Seconds that the transfer itself took, without the wait for the server's start."""
     argv = ["curl", "-sS", "--max-time", "600", "-o", target, "-w", "%{time_total}", url]
     return float(client.host.run(argv, timeout=620).stdout)
 
 
-def _accepts(client: LabNode, address: str, port: int) -> bool:
+def _accepts(client: Machine, address: str, port: int) -> bool:
     with client.host.socket(socket.SOCK_STREAM) as trial:
         trial.settimeout(5)
         return trial.connect_ex((address, port)) == 0

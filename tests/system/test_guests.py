@@ -12,6 +12,7 @@ from typing import Any
 from ipop_tx.lab import Host, Nat, netns, wait_for
 from ipop_tx.lab.guest import Guest, add_bridge
 from ipop_tx.lab.node import LabNode, environment
+from ipop_tx.lab.traffic import fetch
 from tests.system import why_not
 from tests.system.case import LabTestCase
 
@@ -74,6 +75,9 @@ class ClientTests(GuestCase):
         self.assertTrue(node.reaches(address), "its node -> guest")
         guest.run(["ping", "-n", "-c3", "-i0.2", "-W5", "-M", "do", "-s", str(int(mtu) - 28), self.founder.address])
         self.assertEqual(self.founder.ipop("ping", "box", "-c", "1", "--socket", str(self.founder.socket))[0], 0, "by its name")
+        self.assert_reach(self.founder, node)
+        self.assertTrue(fetch(guest, self.founder, address, megabytes=16).good, "a file from the guest")
+        self.assertTrue(fetch(self.founder, guest, self.founder.address, megabytes=16).good, "a file to the guest")
         time.sleep(5)  # more than a sixteenth of its time, so that it is given more
         before = self.guests_of(node)[address]["expires_s"]
         count = len(guest.events())
