@@ -205,7 +205,8 @@ def _text(arguments: dict[str, Any], key: str) -> str:
 
 def tap_mtu(config: Config) -> int:
     """The MTU of the TAP: as configured, else as large as this machine's interfaces make sensible."""
-    return config.tap.mtu or inner_mtu(largest_mtu([config.tap.name]), ":" in config.listen.udp.host)
+    ours = [name for name in (config.tap.name, config.tap.bridge) if name is not None]
+    return config.tap.mtu or inner_mtu(largest_mtu(ours), ":" in config.listen.udp.host)
 
 
 def terms_of(config: Config, network: Network, name: str, tap: TapService) -> Terms:

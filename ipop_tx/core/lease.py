@@ -304,10 +304,11 @@ class Leases:
                 del self._leaving[holder]
 
     async def release(self) -> None:
-        """Give back all that this node holds."""
-        for holder in list(self.guests):
-            await self.give_up(holder)
+        """Give back all that this node holds, as far as the network can be reached."""
+        guests = await all_settled([spawn(self.give_up(holder)) for holder in list(self.guests)])
         await self.own.release()
+        for done in guests:
+            done.result()
 
 
 def _value_of(record: Record | None) -> LeaseValue | None:
