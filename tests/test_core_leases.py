@@ -106,6 +106,11 @@ class LeaseTests(NetCase):
         machines[1].submit(c.HoldLease(b"one", "one", None, DAY))
         self.becomes(net, lambda: leases.guests[b"one"].address is not None, 30, "its address again")
         self.assertEqual(leases.guests[b"one"].address, first)
+        held = [leases.own.address, first, second]
+        net.wait(machines[1].submit(c.ReleaseLease()))
+        self.assertEqual(leases.guests, {})
+        for address in held:
+            self.assertIsNone(net.wait(machines[3].submit(c.Get(lease_key(NETWORK, address or b"")))))
 
     def test_guests_held_and_avoided(self) -> None:
         """The address that a guest is known to have had comes before all others, and those to avoid never."""
