@@ -132,9 +132,9 @@ class RequestTests(PathCase):
             calls.append(1)
             return handler(link, body)
 
-        self.other.running.rpc.serve(m.WhoKeeps, counted)
+        self.other.running.rpc.serve(m.Retire, counted)
         self.sim.loss = loss
-        future = self.one.submit(c.Ask(self.other.ident, m.WhoKeeps(3)))
+        future = self.one.submit(c.Ask(self.other.ident, m.Retire(3, 1, ())))
         self.sim.run(60, lambda: future.done)
         self.sim.loss = 0.0
         return calls, future
@@ -173,7 +173,7 @@ class RequestTests(PathCase):
         """A node that has died is unreachable after a few seconds, and its link is gone soon after."""
         self.other.crash()
         begun = self.sim.now
-        future = self.one.submit(c.Ask(self.other.ident, m.WhoKeeps(3)))
+        future = self.one.submit(c.Ask(self.other.ident, m.Retire(3, 1, ())))
         self.sim.run(60, lambda: future.done)
         self.assertIsInstance(future.error, Unreachable)
         self.assertLess(self.sim.now - begun, 10)
