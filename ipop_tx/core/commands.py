@@ -16,9 +16,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Reachable:
-    """These are the endpoints under which this machine itself knows that it can be reached. Future of None."""
+    """These are the endpoints under which this machine itself knows that it can be reached. Future of None.
+
+    `endpoints` are those of its interfaces, `mapped` those that a router leads here, because it was told so by hand or by protocol.
+    """
 
     endpoints: tuple[Endpoint, ...]
+    mapped: tuple[Endpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,16 @@ class Punch:
     """Try now for a direct path to a linked member. Future of None."""
 
     ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class CheckNat:
+    """Find out with the help of other members what our NAT does. Future of `NatFacts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnLifetime:
+    """Find out with the help of another member for how long our NAT keeps an idle mapping, within some minutes. Future of `Lifetime`."""
 
 
 @dataclass(frozen=True, slots=True)

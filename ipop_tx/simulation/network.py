@@ -14,7 +14,7 @@ from typing import Any
 from zope.interface import implementer
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.events import Fault
+from ipop_tx.core.events import Fault, SideDone, SideSend, SideWanted
 from ipop_tx.core.node import Node
 from ipop_tx.core.replica import genesis
 from ipop_tx.core.tasks import Future
@@ -61,6 +61,8 @@ class SimulatedNode:
         self.store = MemoryReplicaStore()
         self.node: Node | None = None
         self.started = 0
+        self.sides: dict[int, int] = {}
+        """The ports of the sockets that the node has asked for, by number."""
         self._armed: float | None = None
 
     @property
@@ -87,6 +89,7 @@ class SimulatedNode:
     def crash(self) -> None:
         """Power off, without a word. The disk stays."""
         self.node = self._armed = None
+        self.sides.clear()
 
     def submit(self, command: object) -> Future[Any]:
         """Ask the node for something."""
@@ -94,11 +97,16 @@ class SimulatedNode:
         self.settle()
         return future
 
-    def receive(self, source: Endpoint, datagram: bytes) -> None:
-        """A datagram arrives, if the machine is on."""
-        if self.node is not None:
+    def receive(self, source: Endpoint, datagram: bytes, port: int | None = None) -> None:
+        """A datagram arrives at the node's own port or another one, if the machine is on and the port open."""
+        if self.node is None:
+            return
+        if port is None or port == self.endpoint.port:
             self.node.receive_datagram(self.net.now, source, datagram)
-            self.settle()
+        else:
+            for number in [number for number, side in self.sides.items() if side == port]:
+                self.node.receive_aside(self.net.now, number, source, datagram)
+        self.settle()
 
     def wake(self, moment: float) -> None:
         """A timer that was armed for `moment`."""
@@ -115,6 +123,7 @@ class SimulatedNode:
         while (event := node.poll_event()) is not None:
             if isinstance(event, Fault):
                 self.net.faults.append(f"n{self.number} at {self.net.now:.3f}: {event.text}")
+            self._beside(event)
             self.net.on_event(self, event)
         self.store.commit()
         while (sending := node.poll_transmit()) is not None:
@@ -123,6 +132,17 @@ class SimulatedNode:
         if due is not None and (self._armed is None or due < self._armed):
             self._armed = due
             self.net.at(due, lambda: self.wake(due))
+
+
+    def _beside(self, event: object) -> None:
+        """Sockets besides the node's own one."""
+        if isinstance(event, SideWanted):
+            self.sides[event.number] = port = 49152 + event.number % 16384
+            event.port.succeed(port)
+        elif isinstance(event, SideSend) and event.number in self.sides:
+            self.net.carry(self, event.endpoint, event.datagram, self.sides[event.number])
+        elif isinstance(event, SideDone):
+            self.sides.pop(event.number, None)
 
 
 class SimulatedNet:
@@ -136,6 +156,7 @@ class SimulatedNet:
         self.network = network
         self.now = 0.0
         self.machines: dict[Endpoint, SimulatedNode] = {}
+        self._hosts: dict[str, SimulatedNode] = {}
         self.faults: list[str] = []
         self.reachable: Callable[[SimulatedNode, SimulatedNode], bool] = lambda one, other: True
         self.mtu: Callable[[SimulatedNode, SimulatedNode], int] = lambda one, other: LARGEST_DATAGRAM
@@ -150,6 +171,7 @@ class SimulatedNet:
         """One more machine, switched off."""
         machine = SimulatedNode(self, len(self.machines), self.network)
         self.machines[machine.endpoint] = machine
+        self._hosts[machine.endpoint.host] = machine
         return machine
 
     def founder(self) -> SimulatedNode:
@@ -164,27 +186,27 @@ class SimulatedNet:
         """Make `call` at `moment`."""
         heapq.heappush(self._queue, (max(moment, self.now), next(self._order), call))
 
-    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes) -> None:
-        """Put a datagram on its way."""
+    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes, port: int | None = None) -> None:
+        """Put a datagram on its way, from the sender's own port or another one."""
         self.datagrams += 1
         self.bytes += len(datagram) + 28
-        source = self.source(sender, endpoint)
-        receiver = self.receiver(source, endpoint)
+        source = self.source(sender, endpoint, port or sender.endpoint.port)
+        receiver, inner = self.receiver(source, endpoint)
         if receiver is None or not self.reachable(sender, receiver) or (self.loss and self.rng.random() < self.loss):
             return
         if len(datagram) > self.mtu(sender, receiver):
             return
         (x, y), (u, v) = sender.place, receiver.place
         delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)
-        self.at(self.now + delay, lambda: receiver.receive(source, datagram))
+        self.at(self.now + delay, lambda: receiver.receive(source, datagram, inner))
 
-    def source(self, sender: SimulatedNode, endpoint: Endpoint) -> Endpoint:
-        """Under which endpoint a machine is seen at another."""
-        return sender.endpoint
+    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int) -> Endpoint:
+        """Under which endpoint a machine's port is seen at another."""
+        return sender.endpoint._replace(port=port)
 
-    def receiver(self, source: Endpoint, endpoint: Endpoint) -> SimulatedNode | None:
-        """Which machine gets what `source` sends to an endpoint."""
-        return self.machines.get(endpoint)
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int]:
+        """Which machine gets what `source` sends to an endpoint, and at which of its ports."""
+        return self.machines.get(endpoint) or self._hosts.get(endpoint.host), endpoint.port
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass, at most until the condition holds; gives whether it does."""

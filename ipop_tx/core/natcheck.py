@@ -1,0 +1,313 @@
+"""Finds out what this node's NAT does, without any server: members at other addresses help (`core.nathelp`).
+
+All tests use fresh sockets, so that nothing the node has sent before has opened anything.
+
+- *Mapping*: one socket sends to several endpoints: two ports of one member, and one of each other member. At how many different outer
+  endpoints is it seen?
+- *Filtering*: one socket sends to one port of one member only. Then another member knocks there, and the first one from another port.
+  Who gets in?
+- *Hairpin*: two sockets send to each other's outer endpoint.
+
+This is what RFC 5780 does with a STUN server that has two addresses. What does not arrive is asked for three times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ipop_tx.core.events import NatChecked
+from ipop_tx.core.link import Link
+from ipop_tx.core.links import Links
+from ipop_tx.core.natkind import Kind, NatFacts, Reach
+from ipop_tx.core.paths import Facts
+from ipop_tx.core.rpc import Rpc
+from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.sides import Side, Sides
+from ipop_tx.core.tasks import Future, all_settled, spawn
+from ipop_tx.errors import IpopError, LocalMisuse
+from ipop_tx.values import Endpoint
+from ipop_tx.wire import messages as m
+from ipop_tx.wire.datagram import CONTROL
+
+HELPERS = 4
+"""Most members that are asked."""
+TRIES = 3
+WAIT = 0.4
+"""Least seconds to wait for an answer; thrice the round trip, if that is more."""
+PACE = 0.02
+"""Seconds between two first probes, so that they pass the NAT in order."""
+SMALL_STEP = 16
+"""The outer ports of a NAT that numbers its mappings grow by no more than this from one to the next, even if others use it too."""
+TOKEN_BYTES = 16
+_NO_FORM = b"\x00"  # first byte of a token: no datagram of ours begins so
+
+
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A member, and the endpoint of it that we send to."""
+
+    link: Link
+    endpoint: Endpoint
+
+
+@dataclass(slots=True)
+class _Socket:
+    """A fresh socket, what it has heard by nonce: where it was seen and who said so."""
+
+    side: Side
+    heard: dict[int, tuple[Endpoint, str]] = field(default_factory=dict)
+    tokens: set[bytes] = field(default_factory=set)
+
+
+class NatCheck:
+    """Checks, one at a time; `facts` is what the last one found."""
+
+    def __init__(self, links: Links, rpc: Rpc, sides: Sides, own: Facts, runtime: Runtime) -> None:
+        self.facts = NatFacts()
+        self._links = links
+        self._rpc = rpc
+        self._sides = sides
+        self._own = own
+        self._runtime = runtime
+        self._running: Future[NatFacts] | None = None
+
+    def check(self) -> Future[NatFacts]:
+        """Start a check, or join the one that runs."""
+        if self._running is None:
+            running = self._running = spawn(self._check())
+            running.then(self._checked)
+            return running
+        return self._running
+
+    def _checked(self, done: Future[NatFacts]) -> None:
+        self._running = None
+        if done.error is None:
+            self.facts = done.result()
+            self._runtime.emit(NatChecked())
+
+    def helpers(self) -> list[Helper]:
+        """Members with direct paths, of different addresses, those first that see us from outside, then the nearest.
+
+        A member on our own LAN sees us as we are and can tell nothing of the NAT: it counts only if nobody else is there.
+        """
+        found = [Helper(link, link.active) for link in self._links if isinstance(link.active, Endpoint) and link.active.scheme == "udp"]
+        inner = set(self._own.local)
+        outside = [helper for helper in found if self._own.seen_by(helper.link.ident) not in (None, *inner)]
+        version6 = [":" in helper.endpoint.host for helper in outside or found]
+        candidates = [helper for helper, sixth in zip(outside or found, version6, strict=True) if sixth == all(version6)]
+        candidates.sort(key=lambda helper: (not helper.link.placed, helper.link.rtt or 1.0, helper.link.ident))
+        return list({helper.endpoint.host: helper for helper in reversed(candidates)}.values())[::-1][:HELPERS]
+
+    async def _check(self) -> NatFacts:
+        helpers = self.helpers()
+        if not helpers:
+            return NatFacts(at=self._runtime.now)
+        seconds = await self._second_ports(helpers)
+        mapping = await self._mapping(helpers, seconds)
+        # Whoever has a second port tells more: it is the one that the test of the filter sends to.
+        first = next((helper for helper in helpers if helper in seconds), helpers[0])
+        others = [helper for helper in helpers if helper is not first]
+        facts = await self._filtering(mapping, first, others, first in seconds)
+        if facts.reach.mapping not in (Kind.UNKNOWN, Kind.NONE):
+            facts = replace(facts, hairpin=await self._hairpin(first))
+        return replace(facts, helpers=len(helpers), at=self._runtime.now)
+
+    # --- sockets and probes ------------------------------------------------------------------
+
+    async def open(self) -> _Socket:
+        """A fresh socket."""
+        made = _Socket(await self._sides.open())
+
+        def received(endpoint: Endpoint, datagram: bytes) -> None:
+            if datagram[:1] == _NO_FORM:
+                made.tokens.add(datagram)
+                return
+            opened = self._links.open_aside(datagram)
+            if opened is not None and isinstance(opened[1], m.Probed):
+                made.heard.setdefault(opened[1].nonce, (endpoint, opened[1].observed))
+
+        made.side.received = received
+        return made
+
+    def close(self, *sockets: _Socket) -> None:
+        """No more of them."""
+        for made in sockets:
+            self._sides.close(made.side)
+
+    async def probe(self, made: _Socket, targets: Sequence[Helper]) -> list[Endpoint | None]:
+        """Where each of the targets sees a socket; None for one that does not answer."""
+        nonces = [self._runtime.rng.getrandbits(62) for _ in targets]
+        for _ in range(TRIES):
+            missing = [(nonce, target) for nonce, target in zip(nonces, targets, strict=True) if nonce not in made.heard]
+            for nonce, target in missing:
+                if target.link.up:
+                    made.side.send(target.endpoint, target.link.session.protect(CONTROL, m.encode(m.Probe(nonce))))
+                await self._runtime.sleep(PACE)
+            if await self._heard(made, nonces, _patience(targets)):
+                break
+        return [_endpoint(made.heard[nonce][1]) if nonce in made.heard else None for nonce in nonces]
+
+    async def _heard(self, made: _Socket, nonces: Iterable[int], seconds: float) -> bool:
+        """Wait until a socket has heard all of these, `seconds` at most."""
+        end = self._runtime.now + seconds
+        while not (all_there := all(nonce in made.heard for nonce in nonces)) and self._runtime.now < end:
+            await self._runtime.sleep(PACE)
+        return all_there
+
+    async def knock(self, made: _Socket, outer: Endpoint, helper: Helper, second: bool = False) -> bool | None:
+        """Whether a knock of a helper gets in to a socket that is seen at `outer`; None when it could not be asked for.
+
+        One that comes from another place than was asked for does not count.
+        """
+        nonces = [self._runtime.rng.getrandbits(62) for _ in range(TRIES)]
+        asked = False
+        for at in range(TRIES):
+            try:
+                await self._rpc.on_link(helper.link, m.Knock(nonces[at], str(outer), second))
+            except IpopError:
+                continue
+            asked = True
+            end = self._runtime.now + _patience((helper,)) / 2
+            while self._runtime.now < end:
+                if any(_is_from(made.heard[nonce][0], helper, second) for nonce in nonces if nonce in made.heard):
+                    return True
+                await self._runtime.sleep(PACE)
+        return False if asked else None
+
+    # --- mapping -----------------------------------------------------------------------------
+
+    async def _second_ports(self, helpers: Sequence[Helper]) -> dict[Helper, Endpoint]:
+        asked = [self._rpc.on_link(helper.link, m.Assist()) for helper in helpers]
+        await all_settled(asked)
+        ports = [done.result() if done.error is None else None for done in asked]
+        return {
+            helper: helper.endpoint._replace(port=answer.port)
+            for helper, answer in zip(helpers, ports, strict=True)
+            if isinstance(answer, m.Assisting) and answer.port
+        }
+
+    async def _mapping(self, helpers: Sequence[Helper], seconds: dict[Helper, Endpoint]) -> NatFacts:
+        targets: list[Helper] = []
+        for helper in helpers:
+            targets.append(helper)
+            if helper in seconds:
+                targets.append(Helper(helper.link, seconds[helper]))
+        made = await self.open()
+        try:
+            seen = await self.probe(made, targets)
+        finally:
+            self.close(made)
+        inner = {Endpoint("udp", local.host, made.side.port) for local in self._own.local}
+        return mapping_of({target.endpoint: outer for target, outer in zip(targets, seen, strict=True) if outer is not None}, inner)
+
+    # --- filtering ---------------------------------------------------------------------------
+
+    async def _filtering(self, facts: NatFacts, first: Helper, others: Sequence[Helper], second: bool) -> NatFacts:
+        made = await self.open()
+        try:
+            (outer,) = await self.probe(made, [first])
+            if outer is None:
+                return facts
+            asked = [spawn(self.knock(made, outer, helper)) for helper in others]
+            asked += [spawn(self.knock(made, outer, first, second=True))] if second else []
+            # A nonce tells who knocked: each of these waits for its own.
+            await all_settled(asked)
+        finally:
+            self.close(made)
+        came = [done.result() if done.error is None else None for done in asked]
+        filtering, sure = filtering_of(came[: len(others)], came[-1] if second else None)
+        return replace(facts, reach=replace(facts.reach, filtering=filtering), filtering_sure=sure)
+
+    # --- hairpin -----------------------------------------------------------------------------
+
+    async def _hairpin(self, first: Helper) -> bool | None:
+        one, other = await self.open(), await self.open()
+        try:
+            (left,), (right,) = await self.probe(one, [first]), await self.probe(other, [first])
+            if left is None or right is None:
+                return None
+            token = _NO_FORM + self._runtime.rng.randbytes(TOKEN_BYTES)
+            for _ in range(TRIES):
+                one.side.send(right, token)
+                other.side.send(left, token)
+                await self._runtime.sleep(WAIT / 2)
+                if token in one.tokens or token in other.tokens:
+                    return True
+            return False
+        finally:
+            self.close(one, other)
+
+
+def mapping_of(seen: dict[Endpoint, Endpoint], inner: set[Endpoint]) -> NatFacts:
+    """What one socket's outer endpoints, by the endpoints that it sent to in this order, tell of the mapping; `inner` is what it is itself."""
+    seen = _without_odd_one(seen)
+    outer = list(seen.values())
+    distinct = tuple(dict.fromkeys(outer))
+    by_host: dict[str, list[Endpoint]] = {}
+    for target, endpoint in seen.items():
+        by_host.setdefault(target.host, []).append(endpoint)
+    several = len(by_host) > 1
+    twice = any(len(found) > 1 for found in by_host.values())
+    if not outer:
+        return NatFacts()
+    if len(distinct) == 1:
+        kind = Kind.NONE if distinct[0] in inner else Kind.ENDPOINT_INDEPENDENT
+        sure = several or kind is Kind.NONE
+    elif any(len(set(found)) > 1 for found in by_host.values()):
+        kind, sure = Kind.ADDRESS_AND_PORT_DEPENDENT, True
+    elif twice:
+        kind, sure = Kind.ADDRESS_DEPENDENT, True
+    else:  # nobody has a second port: the stricter is the safer guess
+        kind, sure = Kind.ADDRESS_AND_PORT_DEPENDENT, False
+    kept = None if kind is Kind.NONE else outer[0].port in {endpoint.port for endpoint in inner}
+    step = step_of(outer) if len(distinct) > 1 else None
+    return NatFacts(Reach(kind), sure, port_kept=kept, step=step, outer=distinct)
+
+
+def _without_odd_one(seen: dict[Endpoint, Endpoint]) -> dict[Endpoint, Endpoint]:
+    """Of three addresses or more at which the same is seen but for one, that one is wrong or lies."""
+    hosts: dict[str, set[Endpoint]] = {}
+    for target, outer in seen.items():
+        hosts.setdefault(target.host, set()).add(outer)
+    for odd in hosts:
+        rest = [hosts[host] for host in hosts if host != odd]
+        if len(rest) > 1 and all(len(found) == 1 and found == rest[0] for found in rest) and hosts[odd] != rest[0]:
+            return {target: outer for target, outer in seen.items() if target.host != odd}
+    return seen
+
+
+def step_of(outer: Sequence[Endpoint]) -> int | None:
+    """By how much a NAT's ports grow from one mapping to the next, if most do by little: its numbers may have begun anew in between."""
+    ports = list(dict.fromkeys(endpoint.port for endpoint in outer))
+    steps = sorted(step for one, next_ in zip(ports, ports[1:], strict=False) if 0 < (step := next_ - one) <= SMALL_STEP)
+    return steps[len(steps) // 2] if steps and 2 * len(steps) >= len(ports) - 1 else None
+
+
+def filtering_of(others: Sequence[bool | None], second: bool | None) -> tuple[Kind, bool]:
+    """What it tells of the filter whether knocks from other addresses, and from another port of the one sent to, came in."""
+    elsewhere = [came for came in others if came is not None]
+    if any(elsewhere):
+        return Kind.ENDPOINT_INDEPENDENT, True
+    if second is False:  # who keeps out another port of the same address keeps out other addresses too
+        return Kind.ADDRESS_AND_PORT_DEPENDENT, True
+    if second:
+        return Kind.ADDRESS_DEPENDENT, bool(elsewhere)
+    return (Kind.ADDRESS_AND_PORT_DEPENDENT, False) if elsewhere else (Kind.UNKNOWN, False)
+
+
+def _is_from(source: Endpoint, helper: Helper, second: bool) -> bool:
+    return source.host == helper.endpoint.host and (source.port != helper.endpoint.port or not second)
+
+
+def _patience(helpers: Iterable[Helper]) -> float:
+    return max(WAIT, 3 * max(helper.link.rtt for helper in helpers))
+
+
+def _endpoint(text: str) -> Endpoint | None:
+    try:
+        return Endpoint.parse(text)
+    except LocalMisuse:
+        return None
+
+
