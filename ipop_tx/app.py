@@ -30,10 +30,13 @@ from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.services.guests import GuestService
+from ipop_tx.services.natcheck import NATCheckService
 from ipop_tx.services.natpunch import NATPunchService
+from ipop_tx.services.netcheck import netcheck
 from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
+from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.status import Status
@@ -94,6 +97,9 @@ class Node(MultiService):
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
+        self.natcheck = NATCheckService(reactor, self.protocol, transport)
+        mapping = config.nat.port_mapping
+        self.portmap = PortMapService(reactor, transport, [config.tap.name], self.puncher.mapped) if mapping else None
         self.dht = DHTService(self.protocol)
         lease = config.lease
         wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
@@ -115,7 +121,7 @@ class Node(MultiService):
         if self.tap is not None:
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
-        carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher
+        carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.natcheck, self.portmap
         for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, trim):
             if service is not None:
                 service.setServiceParent(self)
@@ -174,6 +180,7 @@ class Node(MultiService):
             "GET /status": lambda arguments: self.status(),
             "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
+            "POST /netcheck": lambda arguments: Deferred.fromCoroutine(netcheck(self.protocol, self.natcheck, self.portmap)),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),

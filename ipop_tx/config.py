@@ -77,6 +77,13 @@ class DhcpSection(msgspec.Struct, frozen=True):
     """Networks, and the address by which each is reached."""
 
 
+class NatSection(msgspec.Struct, frozen=True):
+    """`[nat]`: the router before this node."""
+
+    port_mapping: bool = True
+    """Whether to ask it to lead our UDP port here: PCP, NAT-PMP, UPnP-IGD."""
+
+
 class ControlSection(msgspec.Struct, frozen=True):
     """`[control]`: how `ipop` talks to the daemon."""
 
@@ -104,6 +111,7 @@ class Config(msgspec.Struct, frozen=True):
     tap: TapSection = TapSection()
     lease: LeaseSection = LeaseSection()
     dhcp: DhcpSection = DhcpSection()
+    nat: NatSection = NatSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
@@ -115,6 +123,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "tap": TapSection,
     "lease": LeaseSection,
     "dhcp": DhcpSection,
+    "nat": NatSection,
     "control": ControlSection,
     "log": LogSection,
     "network": NetworkSection,
@@ -286,6 +295,7 @@ _READERS: dict[str, _Reader] = {
     "dhcp.domain": _domain,
     "dhcp.router": _address,
     "dhcp.routes": _routes,
+    "nat.port_mapping": _flag,
     "control.socket": _socket_path,
     "log.level": _level,
     "network.name": _text,

@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach, feasible, why_infeasible
 from ipop_tx.core.nathelp import AT_ONCE
+from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach, feasible, why_infeasible
 from ipop_tx.core.natlife import IDLE
 from ipop_tx.core.paths import KEEPALIVE, MOST_KEEPALIVE
 from ipop_tx.errors import IpopError
@@ -36,7 +36,9 @@ class NatCase(NetCase):
         node = net.add()
         made = None
         if nat:
-            made = net.behind(node, nat.get("mapping", Depends.NOTHING), nat.get("filtering", Depends.ENDPOINT), nat.get("ports", Ports.IN_ORDER))
+            made = net.behind(
+                node, nat.get("mapping", Depends.NOTHING), nat.get("filtering", Depends.ENDPOINT), nat.get("ports", Ports.IN_ORDER)
+            )
             made.lifetime, made.hairpin = nat.get("lifetime", float("inf")), nat.get("hairpin", False)
         net.wait(machines[0].start())
         for machine in (*machines[1:], node):
@@ -262,7 +264,14 @@ class HelpTests(NatCase):
     def test_no_third_party(self) -> None:
         """Nobody but the asker can be knocked at: other addresses, other members, nonsense are refused, and nothing is sent there."""
         other = next(machine for machine in self.sim.machines.values() if machine not in (self.node, self.helper))
-        for endpoint in ("udp:203.0.113.9:53", str(other.endpoint), "udp:[2001:db8::1]:4500", "tls:" + str(self.node.endpoint)[4:], "x", ""):
+        for endpoint in (
+            "udp:203.0.113.9:53",
+            str(other.endpoint),
+            "udp:[2001:db8::1]:4500",
+            "tls:" + str(self.node.endpoint)[4:],
+            "x",
+            "",
+        ):
             self.assertRaises(IpopError, self.ask, m.Knock(1, endpoint, False))
         self.assertNotIn("203.0.113.9", {endpoint.host for endpoint in self.sent})
 

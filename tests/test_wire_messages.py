@@ -34,7 +34,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Close("the node leaves"), "9203af746865206e6f6465206c6561766573"),
     (m.Fragment(9, 1, 2, b"part"), "9504090102c40470617274"),
     (m.Opened(0x80000005, 65536, 65000, 3), "9507ce80000005ce00010000cdfde803"),
-    (m.Request(258, m.Hello(m.ADMITS | m.PLACED, (ENDPOINT,), bytes((10, 128, 0, 9)), 2, 4)), "9305cd0102960a0591{endpoint}c4040a8000090204"),
+    (m.Request(258, m.Hello(m.ADMITS, (ENDPOINT,), bytes((10, 128, 0, 9)), 2, 4)), "9305cd0102960a0191{endpoint}c4040a8000090204"),
     (m.Request(1, m.Offer((ENDPOINT,), 2, 4)), "930501940b91{endpoint}0204"),
     (m.Request(1, m.Renew(A[:8], bytes(range(32)))), "930501930cc4080001020304050607{public}"),
     (m.Reply(1, m.Renewed(bytes(range(32)))), "930601920d{public}"),

@@ -19,7 +19,7 @@ class Facts:
     """Those of this machine's interfaces."""
     mapped: list[Endpoint] = field(default_factory=list)
     """Those that lead here because somebody has told a router so."""
-    reach: Reach = Reach()
+    reach: Reach = field(default_factory=Reach)
     """What our NAT does, as far as known."""
     seen: dict[Ident, tuple[Endpoint, str]] = field(default_factory=dict)
     """Under which endpoint each peer saw us last, and at which address that peer is."""
@@ -42,4 +42,6 @@ class Facts:
     def candidates(self) -> list[Endpoint]:
         """What to offer: our own endpoints, then those that peers saw, most witnesses first."""
         half = CANDIDATES // 2
-        return list(dict.fromkeys([*self.mapped[: half // 2], *self.local[:half], *self.observed(), *self.mapped, *self.local]))[:CANDIDATES]
+        return list(dict.fromkeys([*self.mapped[: half // 2], *self.local[:half], *self.observed(), *self.mapped, *self.local]))[
+            :CANDIDATES
+        ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from ipop_tx.core.events import NatChecked
 from ipop_tx.core.link import Link
@@ -240,7 +241,7 @@ class NatCheck:
 
 
 def mapping_of(seen: dict[Endpoint, Endpoint], inner: set[Endpoint]) -> NatFacts:
-    """What one socket's outer endpoints, by the endpoints that it sent to in this order, tell of the mapping; `inner` is what it is itself."""
+    """What the outer endpoints of one socket tell, by the endpoints that it sent to in this order; `inner` is what it is itself."""
     seen = _without_odd_one(seen)
     outer = list(seen.values())
     distinct = tuple(dict.fromkeys(outer))
@@ -270,9 +271,9 @@ def _without_odd_one(seen: dict[Endpoint, Endpoint]) -> dict[Endpoint, Endpoint]
     hosts: dict[str, set[Endpoint]] = {}
     for target, outer in seen.items():
         hosts.setdefault(target.host, set()).add(outer)
-    for odd in hosts:
+    for odd, seen_there in hosts.items():
         rest = [hosts[host] for host in hosts if host != odd]
-        if len(rest) > 1 and all(len(found) == 1 and found == rest[0] for found in rest) and hosts[odd] != rest[0]:
+        if len(rest) > 1 and all(len(found) == 1 and found == rest[0] for found in rest) and seen_there != rest[0]:
             return {target: outer for target, outer in seen.items() if target.host != odd}
     return seen
 
@@ -280,7 +281,7 @@ def _without_odd_one(seen: dict[Endpoint, Endpoint]) -> dict[Endpoint, Endpoint]
 def step_of(outer: Sequence[Endpoint]) -> int | None:
     """By how much a NAT's ports grow from one mapping to the next, if most do by little: its numbers may have begun anew in between."""
     ports = list(dict.fromkeys(endpoint.port for endpoint in outer))
-    steps = sorted(step for one, next_ in zip(ports, ports[1:], strict=False) if 0 < (step := next_ - one) <= SMALL_STEP)
+    steps = sorted(step for one, next_ in pairwise(ports) if 0 < (step := next_ - one) <= SMALL_STEP)
     return steps[len(steps) // 2] if steps and 2 * len(steps) >= len(ports) - 1 else None
 
 
@@ -309,5 +310,3 @@ def _endpoint(text: str) -> Endpoint | None:
         return Endpoint.parse(text)
     except LocalMisuse:
         return None
-
-

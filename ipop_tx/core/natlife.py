@@ -67,7 +67,9 @@ class NatLife:
                 await self._runtime.sleep(pause)
                 if any(shorter <= idle for shorter in dead):
                     return
-            came = await self._check.knock(made, outer, helper) if outer and helper.link.up and helper.link.active == helper.endpoint else None
+            came = (
+                await self._check.knock(made, outer, helper) if outer and helper.link.up and helper.link.active == helper.endpoint else None
+            )
         except IpopError:
             return
         finally:

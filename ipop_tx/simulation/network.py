@@ -133,7 +133,6 @@ class SimulatedNode:
             self._armed = due
             self.net.at(due, lambda: self.wake(due))
 
-
     def _beside(self, event: object) -> None:
         """Sockets besides the node's own one."""
         if isinstance(event, SideWanted):
