@@ -10,7 +10,7 @@ from __future__ import annotations
 from ipop_tx.core.events import NatChecked
 from ipop_tx.core.natcheck import Helper, NatCheck
 from ipop_tx.core.natkind import Kind, Lifetime
-from ipop_tx.core.paths import MOST_KEEPALIVE, Paths
+from ipop_tx.core.paths import KEEPALIVE, MOST_KEEPALIVE, Paths
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, all_settled, spawn
 from ipop_tx.errors import IpopError
@@ -19,6 +19,8 @@ IDLE = (5.0, 8.0, 12.0, 16.0, 20.0, 25.0, 31.0, 40.0, 50.0, 62.0, 90.0, 125.0, 1
 """Seconds of silence tried, all at the same time; beside usual lifetimes, so that these can be told."""
 CONVERSATION = 3.0
 """Seconds between the two exchanges before the silence: Linux calls it a stream after two."""
+STAGGER = 0.25
+"""Seconds between the beginnings, so that the member is not asked for all in one moment."""
 SHARE = 0.75
 """Part of a lifetime after which to refresh; with the spread of keep-alives at most nine tenths of it."""
 
@@ -45,6 +47,8 @@ class NatLife:
         self._running = None
 
     async def _learn(self) -> Lifetime:
+        self.lifetime = Lifetime()
+        self._paths.keepalive = min(KEEPALIVE, self._paths.keepalive)  # this may be another router than before
         reach = self._check.facts.reach
         if reach.filtering is Kind.ENDPOINT_INDEPENDENT and reach.mapping is Kind.NONE:  # nothing to keep open
             self._found(Lifetime(IDLE[-1]))
@@ -53,10 +57,12 @@ class NatLife:
         if helpers:
             alive: set[float] = set()
             dead: set[float] = set()
-            await all_settled([spawn(self._try(helpers[0], idle, alive, dead)) for idle in IDLE])
+            await all_settled([spawn(self._try(helpers[0], number, alive, dead)) for number in range(len(IDLE))])
         return self.lifetime
 
-    async def _try(self, helper: Helper, idle: float, alive: set[float], dead: set[float]) -> None:
+    async def _try(self, helper: Helper, number: int, alive: set[float], dead: set[float]) -> None:
+        idle = IDLE[number]
+        await self._runtime.sleep(STAGGER * number)
         made = await self._check.open()
         try:
             outer = None

@@ -26,7 +26,9 @@ LOOK_EVERY = 5.0
 CALM = 10.0
 """Seconds for which nothing must have changed before a check."""
 ANEW = 3600.0
-"""Seconds until what was found is checked again."""
+"""Seconds until what was found is checked again ..."""
+DOUBT = 600.0
+"""... and until then, if it is not sure."""
 
 
 class NATCheckService(Service):
@@ -49,6 +51,7 @@ class NATCheckService(Service):
         """When what a check depends on changed last."""
         self._place: object = None
         self._learnt: object = None
+        self._said: object = None
         for kind, listener in (
             (e.SideWanted, self._open),
             (e.SideSend, lambda event: self._sockets.send(event.number, event.endpoint, event.datagram)),
@@ -89,14 +92,20 @@ class NATCheckService(Service):
     def look(self) -> None:
         """Check if it is time to."""
         now = self._protocol.clock()
-        facts, last = self._protocol.node.paths.facts, self._nat.check.facts
-        helpers = len(self._nat.check.helpers())
-        place = tuple(facts.local), frozenset(endpoint.host for endpoint in facts.observed()), min(helpers, HELPERS - 1)
+        facts = self._protocol.node.paths.facts
+        place = tuple(facts.local), frozenset(endpoint.host for endpoint in facts.observed())
         if place != self._place:
             self._place, self._changed = place, now
-        fresh = last.at >= self._changed and now - last.at < ANEW
-        if helpers and now - self._changed >= CALM and not fresh:
+        helpers = len(self._nat.check.helpers())
+        if helpers and now - self._changed >= CALM and not self._fresh(now, helpers):
             self.check().addErrback(self._failed)
+
+    def _fresh(self, now: float, helpers: int) -> bool:
+        """Whether what is known is good enough: of this place, not too old, and no worse for want of members than it need be."""
+        last = self._nat.check.facts
+        sure = last.mapping_sure and last.filtering_sure
+        more = last.helpers < min(helpers, HELPERS - 1)
+        return last.at >= self._changed and now - last.at < (CALM if more else ANEW if sure else DOUBT)
 
     def check(self) -> Deferred[NatFacts]:
         """Check now."""
@@ -108,14 +117,16 @@ class NATCheckService(Service):
 
     def _checked(self, event: e.NatChecked) -> None:
         facts, lifetime = self._nat.check.facts, self._nat.life.lifetime
-        self._log.info(
-            "nat_checked mapping={mapping} filtering={filtering} helpers={helpers} alive_s={alive} dead_s={dead}",
-            mapping=facts.reach.mapping.title,
-            filtering=facts.reach.filtering.title,
-            helpers=facts.helpers,
-            alive=lifetime.alive,
-            dead=lifetime.dead,
-        )
+        if (facts.reach, lifetime.dead) != self._said:
+            self._said = facts.reach, lifetime.dead
+            self._log.info(
+                "nat_checked mapping={mapping} filtering={filtering} helpers={helpers} alive_s={alive} dead_s={dead}",
+                mapping=facts.reach.mapping.title,
+                filtering=facts.reach.filtering.title,
+                helpers=facts.helpers,
+                alive=lifetime.alive,
+                dead=lifetime.dead,
+            )
         router = frozenset(endpoint.host for endpoint in facts.outer)
         if facts.reach.mapping is not Kind.UNKNOWN and router != self._learnt:
             self._learnt = router

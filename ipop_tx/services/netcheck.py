@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
+from ipop_tx.core import commands as c
 from ipop_tx.core.link import Link
 from ipop_tx.core.natkind import Kind, NatFacts, Reach, feasible
 from ipop_tx.services.chord import ChordProtocol
@@ -12,11 +13,14 @@ from ipop_tx.services.natcheck import NATCheckService
 from ipop_tx.services.portmap import PortMapService
 from ipop_tx.values import Endpoint
 
+MEASURED = 8
+"""To so many members the path MTU is measured."""
 _OFF = {"enabled": False, "gateway": None, "protocols": [], "endpoints": [], "problem": ""}
 
 
 async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: PortMapService | None) -> dict[str, Any]:
     """Check anew, and tell all. Takes some seconds. Raises `EnvironmentProblem` when no socket can be opened."""
+    _measure_mtus(protocol)
     mapping = portmap.report() if portmap is not None else None
     facts = await checks.check()
     ports = await mapping if mapping is not None else _OFF
@@ -50,6 +54,13 @@ async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: Po
         ],
         "verdict": verdict(facts, udp=udp, blocked=blocked, mapped=bool(ports["endpoints"])),
     }
+
+
+def _measure_mtus(protocol: ChordProtocol) -> None:
+    """The MTU of a path is found once frames go over it: as if some were about to. Most are known before the check has ended."""
+    direct = sorted((link for link in protocol.node.links if link.is_direct), key=lambda link: (link.rtt or 1e9, link.ident))
+    for link in direct[:MEASURED]:
+        protocol.submit(c.Connect(link.ident)).addErrback(lambda failure: None)
 
 
 def _works(direct: list[Link], version: int) -> bool:
