@@ -291,7 +291,7 @@ class _Port:
         self.open = True
         protocol.transport = self
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, address: object = None) -> None:
         self.written.append(data)
 
     def stopListening(self) -> None:

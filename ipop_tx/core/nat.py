@@ -22,7 +22,7 @@ class Nat:
     """`help` serves other members, `check` and `life` ask them; `sides` are the sockets for that."""
 
     def __init__(self, links: Links, rpc: Rpc, paths: Paths, runtime: Runtime) -> None:
-        self.tell: Callable[[Link], None] = lambda link: None
+        self.tell: Callable[[Link], object] = lambda link: None
         """Tells a peer what we know of ourselves."""
         self.sides = Sides(runtime)
         self.help = NatHelp(links, self.sides, runtime)

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ipop_tx.core.events import NatChecked
+from ipop_tx.core.facts import Facts
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.natkind import Kind, NatFacts, Reach
-from ipop_tx.core.paths import Facts
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.sides import Side, Sides

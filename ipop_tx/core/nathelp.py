@@ -103,10 +103,10 @@ class NatHelp:
     def _received(self, endpoint: Endpoint, datagram: bytes) -> None:
         """Something came in by the second port: only probes are answered."""
         opened = self._links.open_aside(datagram)
-        if opened is None or not isinstance(opened[1], m.Probe) or self._second is None:
+        if opened is None or self._second is None:
             return
         link, message = opened
-        if self._may(link, endpoint):
+        if isinstance(message, m.Probe) and self._may(link, endpoint):
             answer = m.encode(m.Probed(message.nonce, str(endpoint)))
             self._second.send(endpoint, link.session.protect(CONTROL, answer))
 

@@ -15,7 +15,7 @@ from ipop_tx.values import Endpoint
 
 MEASURED = 8
 """To so many members the path MTU is measured."""
-_OFF = {"enabled": False, "gateway": None, "protocols": [], "endpoints": [], "problem": ""}
+_OFF: dict[str, Any] = {"enabled": False, "gateway": None, "protocols": [], "endpoints": [], "problem": ""}
 
 
 async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: PortMapService | None) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class _Conversation(DatagramProtocol):
         """To the gateway; what cannot be sent is lost."""
         if self.transport is not None:
             try:
-                self.transport.write(datagram)
+                self.transport.write(datagram, None)  # connected
             except OSError:
                 return
 
