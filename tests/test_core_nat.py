@@ -221,8 +221,8 @@ class LifetimeTests(NatCase):
         self.assertEqual(node.running.paths.keepalive, KEEPALIVE)
 
     def test_short_lifetimes_are_survived(self) -> None:
-        """Behind a NAT that forgets after 10 s idle direct paths fail again and again, and no more once that is known."""
-        net, node, nat = self.grown(6, mapping=Depends.NOTHING)
+        """Behind a NAT that forgets after 10 s idle direct paths are mapped anew again and again, and no more once that is known."""
+        net, node, nat = self.grown(6, mapping=Depends.ENDPOINT)
         assert nat is not None
         nat.lifetime = 10.0
         for machine in net.running():
