@@ -213,6 +213,17 @@ class MapperTests(MapperCase):
             self.run_for(1.5)
             self.assertEqual(self.gateway.mappings, {PORT: PORT})
 
+    def test_a_gateway_that_begins_to_speak(self) -> None:
+        """One that was silent and announces itself is asked at once."""
+        self.gateway.silent = True
+        self.mapper.start()
+        self.run_for(60)
+        self.gateway.silent = False
+        self.gateway.restart()
+        self.mapper.received(struct.pack("!BBBBII12x", 2, 0x80, 0, 0, 0, 0))
+        self.run_for(1.5)
+        self.assertEqual(self.gateway.mappings, {PORT: PORT})
+
     def test_restart_noticed(self) -> None:
         """Without an announcement the next look at its clock shows it."""
         for pcp in (True, False):

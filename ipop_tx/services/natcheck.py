@@ -6,7 +6,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
@@ -77,8 +76,8 @@ class NATCheckService(Service):
     def _open(self, event: e.SideWanted) -> None:
         try:
             port = self._sockets.open(event.number)
-        except CannotListenError as error:
-            event.port.fail(EnvironmentProblem(f"no second UDP port could be opened ({error.socketError})"))
+        except OSError as error:
+            event.port.fail(EnvironmentProblem(f"no second UDP port could be opened ({error.strerror})"))
         else:
             event.port.succeed(port)
 

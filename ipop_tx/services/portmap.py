@@ -31,32 +31,31 @@ STOPPING = 3.0
 
 
 class _Conversation(DatagramProtocol):
-    """With one gateway."""
+    """With one gateway. The socket is not connected: an error that ICMP brings back would make the reactor close it."""
+
+    noisy = False
 
     def __init__(self, gateway: Gateway, received: Callable[[bytes], object]) -> None:
-        self._gateway = gateway
+        self._server = str(gateway.address), w.SERVER_PORT
         self._received = received
 
-    def startProtocol(self) -> None:
-        self.transport.connect(str(self._gateway.address), w.SERVER_PORT)  # type: ignore[union-attr]
-
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        self._received(datagram)
-
-    def connectionRefused(self) -> None:
-        """Nothing listens there: the same as silence."""
+        if addr == self._server:
+            self._received(datagram)
 
     def send(self, datagram: bytes) -> None:
         """To the gateway; what cannot be sent is lost."""
         if self.transport is not None:
             try:
-                self.transport.write(datagram, None)  # connected
+                self.transport.write(datagram, self._server)
             except OSError:
                 return
 
 
 class _Announcements(DatagramProtocol):
     """What gateways say to everybody when they have restarted."""
+
+    noisy = False
 
     def __init__(self, heard: Callable[[str, bytes], object]) -> None:
         self._heard = heard

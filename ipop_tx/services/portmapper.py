@@ -179,7 +179,9 @@ class PortMapper:
         elif isinstance(answer, w.Mapped):
             self._answered(answer)
             return
-        if not went_on and self._mapped is not None and self._mapped.version == version:
+        if self.phase is Phase.SILENT:  # so it speaks after all
+            self._again(self._rng.random(), lambda: self._begin(Phase.PCP))
+        elif not went_on and self._mapped is not None and self._mapped.version == version:
             self._log.info("gateway_restarted client={client}", client=str(self._client))
             self._again(self._rng.random(), self._renew)
 

@@ -58,6 +58,15 @@ class PortMapTests(LabTestCase):
         self.gateway = self.run_gateway()
         return site
 
+    def test_a_gateway_that_comes_later(self) -> None:
+        """Whoever refuses at first (nothing listens there) and then announces itself is asked again; the socket has survived the refusals."""
+        site = self.mapping_site(upnp=False)
+        self.gateway.stop()
+        left = self.admit(self.founder, site.host("left"))
+        wait_for("silence", 30, lambda: left.process is not None and left.status()["self"]["uptime_s"] > 10)
+        self.run_gateway()
+        wait_for("the mapping", 20, self.mapped)
+
     def run_gateway(self) -> Process:
         """Start miniupnpd."""
         pid = self.site.router.directory / "miniupnpd.pid"
