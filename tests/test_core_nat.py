@@ -139,7 +139,7 @@ class FewMembersTests(NatCase):
         own = {machine.endpoint for machine in net.machines.values()}
         receiver = net.receiver
 
-        def firewalled(source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int]:
+        def firewalled(source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
             return (None, 0) if endpoint.host.startswith("192.0.") and endpoint not in own else receiver(source, endpoint)
 
         self.patch(net, "receiver", firewalled)
@@ -317,9 +317,9 @@ class HelpTests(NatCase):
         link = link_of(self.node, self.helper)
         direct = dict(link_of(self.helper, self.node).direct)
         for payload in (m.encode(m.PathChallenge(1)), m.encode(m.Close("x")), b"", b"\xc1", m.encode(m.Request(1, m.Leaving(None, ())))):
-            self.helper.receive(self.node.endpoint._replace(port=5), link.session.protect(1, payload), port)
+            self.helper.receive_aside(self.node.endpoint._replace(port=5), link.session.protect(1, payload), port)
         for datagram in (b"", b"\x80", bytes(2000), bytes([150]) * 60, bytes([22]) * 60):
-            self.helper.receive(self.node.endpoint, datagram, port)
+            self.helper.receive_aside(self.node.endpoint, datagram, port)
         self.sim.run(2)
         self.assertEqual([endpoint for endpoint in self.sent if endpoint.port == 5], [])
         self.assertIsNotNone(self.helper.running.link(self.node.ident))

@@ -109,7 +109,7 @@ class NattedNet(SimulatedNet):
         self._inside[nat.host] = machine
         return nat
 
-    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int]:
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
         """Through the NAT that has the endpoint; a machine behind one has no other way in."""
         inside = self._inside.get(endpoint.host)
         if inside is None:
@@ -117,9 +117,9 @@ class NattedNet(SimulatedNet):
             return (None if machine in self._nats else machine), port
         nat = self._nats[inside]
         inner = nat.admits(source, endpoint.port, self.now) if source.host != nat.host or nat.hairpin else None
-        return (inside if inner is not None else None), inner or 0
+        return (inside if inner is not None else None), inner if inner != inside.endpoint.port else None
 
-    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int) -> Endpoint:
+    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
         """As the sender's NAT maps it."""
         nat = self._nats.get(sender)
-        return nat.outward(endpoint, port, self.now) if nat is not None else super().source(sender, endpoint, port)
+        return nat.outward(endpoint, port or sender.endpoint.port, self.now) if nat is not None else super().source(sender, endpoint, port)

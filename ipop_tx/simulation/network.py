@@ -97,16 +97,17 @@ class SimulatedNode:
         self.settle()
         return future
 
-    def receive(self, source: Endpoint, datagram: bytes, port: int | None = None) -> None:
-        """A datagram arrives at the node's own port or another one, if the machine is on and the port open."""
-        if self.node is None:
-            return
-        if port is None or port == self.endpoint.port:
+    def receive(self, source: Endpoint, datagram: bytes) -> None:
+        """A datagram arrives, if the machine is on."""
+        if self.node is not None:
             self.node.receive_datagram(self.net.now, source, datagram)
-        else:
-            for number in [number for number, side in self.sides.items() if side == port]:
-                self.node.receive_aside(self.net.now, number, source, datagram)
-        self.settle()
+            self.settle()
+
+    def receive_aside(self, source: Endpoint, datagram: bytes, port: int) -> None:
+        """A datagram arrives at another port than the node's own one."""
+        for number in [number for number, side in self.sides.items() if side == port]:
+            self.running.receive_aside(self.net.now, number, source, datagram)
+            self.settle()
 
     def wake(self, moment: float) -> None:
         """A timer that was armed for `moment`."""
@@ -189,7 +190,7 @@ class SimulatedNet:
         """Put a datagram on its way, from the sender's own port or another one."""
         self.datagrams += 1
         self.bytes += len(datagram) + 28
-        source = self.source(sender, endpoint, port or sender.endpoint.port)
+        source = self.source(sender, endpoint, port)
         receiver, inner = self.receiver(source, endpoint)
         if receiver is None or not self.reachable(sender, receiver) or (self.loss and self.rng.random() < self.loss):
             return
@@ -197,15 +198,17 @@ class SimulatedNet:
             return
         (x, y), (u, v) = sender.place, receiver.place
         delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)
-        self.at(self.now + delay, lambda: receiver.receive(source, datagram, inner))
+        arrive = (lambda: receiver.receive(source, datagram)) if inner is None else lambda: receiver.receive_aside(source, datagram, inner)
+        self.at(self.now + delay, arrive)
 
-    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int) -> Endpoint:
-        """Under which endpoint a machine's port is seen at another."""
-        return sender.endpoint._replace(port=port)
+    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
+        """Under which endpoint a machine's own port, or another one of it, is seen at another."""
+        return sender.endpoint if port is None else sender.endpoint._replace(port=port)
 
-    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int]:
-        """Which machine gets what `source` sends to an endpoint, and at which of its ports."""
-        return self.machines.get(endpoint) or self._hosts.get(endpoint.host), endpoint.port
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
+        """Which machine gets what `source` sends to an endpoint, and at which port if not at its own one."""
+        machine = self.machines.get(endpoint)
+        return (machine, None) if machine is not None else (self._hosts.get(endpoint.host), endpoint.port)
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass, at most until the condition holds; gives whether it does."""

@@ -176,7 +176,7 @@ class AgreementTests(NetcheckCase):
         stun.run(["ip", "addr", "add", f"{second}/32", "dev", "eth0"])
         self.lab.route(second, stun)
         self.stun = stun.address
-        options = ["-n", "--no-cli", "--no-tls", "--no-dtls", "--no-auth", "--stun-only", "--rfc5780"]
+        options = ["-n", "--no-cli", "--no-tls", "--no-dtls", "--no-auth", "--stun-only"]
         database = f"--userdb={stun.directory / 'turn.db'}"
         stun.start(["turnserver", *options, database, "-L", stun.address, "-L", second, "--pidfile", str(stun.directory / "turn.pid")])
 

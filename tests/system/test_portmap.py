@@ -59,7 +59,7 @@ class PortMapTests(LabTestCase):
         return site
 
     def test_a_gateway_that_comes_later(self) -> None:
-        """Whoever refuses at first (nothing listens there) and then announces itself is asked again; the socket has survived the refusals."""
+        """One that refuses at first (nothing listens there) and then announces itself is asked again: the socket has survived that."""
         site = self.mapping_site(upnp=False)
         self.gateway.stop()
         left = self.admit(self.founder, site.host("left"))
