@@ -48,6 +48,7 @@ from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.address import ipv6_of
+from ipop_tx.wire.portmap import NONCE_BYTES
 
 INVITATION_SECONDS = 3600.0
 
@@ -98,8 +99,9 @@ class Node(MultiService):
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
         self.natcheck = NATCheckService(reactor, self.protocol, transport)
-        mapping = config.nat.port_mapping
-        self.portmap = PortMapService(reactor, transport, [config.tap.name], self.puncher.mapped) if mapping else None
+        nonce = credentials.derive(b"port mapping")[:NONCE_BYTES]
+        portmap = PortMapService(reactor, transport, [config.tap.name], self.puncher.mapped, nonce)
+        self.portmap = portmap if config.nat.port_mapping else None
         self.dht = DHTService(self.protocol)
         lease = config.lease
         wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address

@@ -20,6 +20,7 @@ from ipop_tx.transport.gateway import Gateway
 from ipop_tx.values import Endpoint
 from ipop_tx.wire import portmap as w
 
+NONCE = bytes(range(12))
 CLIENT, OUTER, PORT = IPv4Address("192.168.1.10"), IPv4Address("203.0.113.7"), 4500
 
 
@@ -94,7 +95,7 @@ class MapperCase(TestCase):
         self.clock = Clock()
         self.gateway = FakeGateway(self.clock)
         self.changes: list[tuple[str, int] | None] = []
-        self.mapper = PortMapper(self.clock, Random(1), CLIENT, PORT, self.send, lambda: self.changes.append(self.mapper.outer))
+        self.mapper = PortMapper(self.clock, Random(1), NONCE, CLIENT, PORT, self.send, lambda: self.changes.append(self.mapper.outer))
 
     def send(self, data: bytes) -> None:
         """To the gateway, whose answers come a moment later."""
@@ -362,7 +363,7 @@ class ServiceTests(TestCase):
         self.told: list[tuple[Endpoint, ...]] = []
         self.gateway: Gateway | None = Gateway("eth0", IPv4Address("192.168.1.1"), CLIENT)
         self.patch(portmap, "Upnp", _Upnp)
-        self.service = PortMapService(self.reactor, _Transport(), ["ipop0"], self.told.append, lambda ignore: self.gateway)  # type: ignore[arg-type]
+        self.service = PortMapService(self.reactor, _Transport(), ["ipop0"], self.told.append, NONCE, lambda ignore: self.gateway)  # type: ignore[arg-type]
         self.reactor.connect = None  # type: ignore[attr-defined]
 
     def test_upnp_where_nothing_better_is_spoken(self) -> None:

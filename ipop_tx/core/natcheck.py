@@ -54,11 +54,13 @@ class Helper:
 
 @dataclass(slots=True)
 class _Socket:
-    """A fresh socket, what it has heard by nonce: where it was seen and who said so."""
+    """A fresh socket, what it waits for, and what of that it has heard: from where it came, and where the socket was seen."""
 
     side: Side
+    awaited: set[int] = field(default_factory=set)
     heard: dict[int, tuple[Endpoint, str]] = field(default_factory=dict)
-    tokens: set[bytes] = field(default_factory=set)
+    token: bytes = b""
+    token_came: bool = False
 
 
 class NatCheck:
@@ -121,12 +123,13 @@ class NatCheck:
         made = _Socket(await self._sides.open())
 
         def received(endpoint: Endpoint, datagram: bytes) -> None:
-            if datagram[:1] == _NO_FORM:
-                made.tokens.add(datagram)
+            if made.token and datagram == made.token:
+                made.token_came = True
                 return
             opened = self._links.open_aside(datagram)
-            if opened is not None and isinstance(opened[1], m.Probed):
-                made.heard.setdefault(opened[1].nonce, (endpoint, opened[1].observed))
+            message = opened[1] if opened is not None else None
+            if isinstance(message, m.Probed) and message.nonce in made.awaited:
+                made.heard.setdefault(message.nonce, (endpoint, message.observed))
 
         made.side.received = received
         return made
@@ -138,7 +141,7 @@ class NatCheck:
 
     async def probe(self, made: _Socket, targets: Sequence[Helper]) -> list[Endpoint | None]:
         """Where each of the targets sees a socket; None for one that does not answer."""
-        nonces = [self._runtime.rng.getrandbits(62) for _ in targets]
+        nonces = self._nonces(made, len(targets))
         for _ in range(TRIES):
             missing = [(nonce, target) for nonce, target in zip(nonces, targets, strict=True) if nonce not in made.heard]
             for nonce, target in missing:
@@ -148,6 +151,11 @@ class NatCheck:
             if await self._heard(made, nonces, _patience(targets)):
                 break
         return [_endpoint(made.heard[nonce][1]) if nonce in made.heard else None for nonce in nonces]
+
+    def _nonces(self, made: _Socket, count: int) -> list[int]:
+        nonces = [self._runtime.rng.getrandbits(62) for _ in range(count)]
+        made.awaited.update(nonces)
+        return nonces
 
     async def _heard(self, made: _Socket, nonces: Iterable[int], seconds: float) -> bool:
         """Wait until a socket has heard all of these, `seconds` at most."""
@@ -161,7 +169,7 @@ class NatCheck:
 
         One that comes from another place than was asked for does not count.
         """
-        nonces = [self._runtime.rng.getrandbits(62) for _ in range(TRIES)]
+        nonces = self._nonces(made, TRIES)
         asked = False
         for at in range(TRIES):
             try:
@@ -228,12 +236,12 @@ class NatCheck:
             (left,), (right,) = await self.probe(one, [first]), await self.probe(other, [first])
             if left is None or right is None:
                 return None
-            token = _NO_FORM + self._runtime.rng.randbytes(TOKEN_BYTES)
+            token = one.token = other.token = _NO_FORM + self._runtime.rng.randbytes(TOKEN_BYTES)
             for _ in range(TRIES):
                 one.side.send(right, token)
                 other.side.send(left, token)
                 await self._runtime.sleep(WAIT / 2)
-                if token in one.tokens or token in other.tokens:
+                if one.token_came or other.token_came:
                     return True
             return False
         finally:

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.natcheck import HELPERS
-from ipop_tx.core.natkind import Kind, NatFacts
+from ipop_tx.core.natkind import Kind, Lifetime, NatFacts
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.interfaces import ITransport
 from ipop_tx.log import Logger
@@ -127,6 +127,6 @@ class NATCheckService(Service):
                 dead=lifetime.dead,
             )
         router = frozenset(endpoint.host for endpoint in facts.outer)
-        if facts.reach.mapping is not Kind.UNKNOWN and router != self._learnt:
+        if facts.reach.mapping is not Kind.UNKNOWN and (router != self._learnt or lifetime == Lifetime()):
             self._learnt = router
             self._protocol.submit(c.LearnLifetime()).addErrback(self._failed)

@@ -65,7 +65,10 @@ class _Announcements(DatagramProtocol):
 
 
 class PortMapService(Service):
-    """One mapping for the port of `transport`, for as long as the service runs. `changed` is told the endpoints that lead here by it."""
+    """One mapping for the port of `transport`, for as long as the service runs. `changed` is told the endpoints that lead here by it.
+
+    `nonce` (12 bytes) is nobody else's, and the same after a restart, so that what is left after a `kill -9` can be taken up again.
+    """
 
     _log = Logger()
     name = "portmap"
@@ -76,12 +79,14 @@ class PortMapService(Service):
         transport: ITransport,
         ignore: list[str],
         changed: Callable[[tuple[Endpoint, ...]], object],
+        nonce: bytes,
         gateway: Callable[[list[str]], Gateway | None] = default_gateway,
     ) -> None:
         self._reactor = reactor
         self._transport = transport
         self._ignore = ignore
         self._changed = changed
+        self._nonce = nonce
         self._find = gateway
         self._look = LoopingCall(self.look)
         self._look.clock = reactor
@@ -144,7 +149,7 @@ class PortMapService(Service):
             self._log.debug("portmap_deaf port={port}", port=w.CLIENT_PORT)
         rng = Random(secrets.randbits(64))
         self._upnp, self._upnp_due = Upnp(self._reactor, gateway.client), 0.0
-        self._mapper = PortMapper(self._reactor, rng, gateway.client, port, conversation.send, self._tell)
+        self._mapper = PortMapper(self._reactor, rng, self._nonce, gateway.client, port, conversation.send, self._tell)
         self._mapper.start()
 
     def _leave(self) -> Deferred[Any]:

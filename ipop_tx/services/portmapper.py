@@ -61,8 +61,16 @@ class PortMapper:
     _log = Logger()
 
     def __init__(
-        self, clock: Any, rng: Random, client: IPv4Address, port: int, send: Callable[[bytes], object], changed: Callable[[], object]
+        self,
+        clock: Any,
+        rng: Random,
+        nonce: bytes,
+        client: IPv4Address,
+        port: int,
+        send: Callable[[bytes], object],
+        changed: Callable[[], object],
     ) -> None:
+        """`nonce` is that of PCP, 12 bytes: whoever had the mapping before must have had the same, or it is refused until that one ends."""
         self.phase = Phase.STOPPED
         self.outer: tuple[str, int] | None = None
         """Address and port under which the gateway leads here; None without a mapping."""
@@ -76,7 +84,7 @@ class PortMapper:
         self._port = port
         self._send = send
         self._changed = changed
-        self._nonce = rng.randbytes(w.NONCE_BYTES)
+        self._nonce = nonce
         self._epochs = {w.PMP: Epoch(), w.PCP: Epoch()}
         self._address: IPv4Address | IPv6Address | None = None
         self._mapped: w.Mapped | None = None

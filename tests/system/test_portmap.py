@@ -58,6 +58,18 @@ class PortMapTests(LabTestCase):
         self.gateway = self.run_gateway()
         return site
 
+    def test_killed_and_started_again(self) -> None:
+        """What a killed daemon left behind is its own when it comes back."""
+        left = self.admit(self.founder, self.mapping_site(upnp=False).host("left"))
+        endpoint = f"udp:{OUTER}:4500"
+        wait_for("the mapping among the endpoints", 20, lambda: endpoint in left.status()["self"]["endpoints"])
+        left.kill9()
+        self.assertTrue(self.mapped())
+        left.start()
+        left.wait_until_up()
+        wait_for("the mapping among the endpoints", 20, lambda: endpoint in left.status()["self"]["endpoints"])
+        self.assertEqual(self.report(left)["problem"], "")
+
     def test_a_gateway_that_comes_later(self) -> None:
         """One that refuses at first (nothing listens there) and then announces itself is asked again: the socket has survived that."""
         site = self.mapping_site(upnp=False)
