@@ -214,6 +214,15 @@ class MapperTests(MapperCase):
             self.run_for(1.5)
             self.assertEqual(self.gateway.mappings, {PORT: PORT})
 
+    def test_restart_at_once(self) -> None:
+        """A gateway that restarts a moment after it has made the mapping has a clock that tells nothing: its announcement does."""
+        self.mapper.start()
+        self.run_for(1)
+        self.gateway.restart()
+        self.mapper.received(struct.pack("!BBBBII12x", 2, 0x80, 0, 0, 0, 0), announced=True)
+        self.run_for(1.5)
+        self.assertEqual(self.gateway.mappings, {PORT: PORT})
+
     def test_a_gateway_that_begins_to_speak(self) -> None:
         """One that was silent and announces itself is asked at once."""
         self.gateway.silent = True
@@ -406,7 +415,7 @@ class ServiceTests(TestCase):
         announcements = self.reactor.ports[1].protocol
         heard: list[bytes] = []
         assert self.service._mapper is not None
-        self.patch(self.service._mapper, "received", heard.append)
+        self.patch(self.service._mapper, "received", lambda data, announced: heard.append(data))
         announcements.datagramReceived(b"x", ("192.168.1.66", 5351))
         announcements.datagramReceived(b"y", ("192.168.1.1", 5351))
         self.assertEqual(heard, [b"y"])

@@ -168,7 +168,7 @@ class PortMapService(Service):
 
     def _announced(self, host: str, data: bytes) -> None:
         if self._mapper is not None and self._place is not None and host == str(self._place[0].address):
-            self._mapper.received(data)
+            self._mapper.received(data, announced=True)
 
     # --- UPnP --------------------------------------------------------------------------------
 

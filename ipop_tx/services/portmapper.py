@@ -165,8 +165,11 @@ class PortMapper:
 
     # --- answers -----------------------------------------------------------------------------
 
-    def received(self, data: bytes) -> None:
-        """A datagram of the gateway: an answer or an announcement."""
+    def received(self, data: bytes, announced: bool = False) -> None:
+        """A datagram of the gateway: an answer, or what it has `announced` to everybody.
+
+        That it does when it has restarted: also one whose clock has not run long enough to tell is asked again then.
+        """
         if self.phase is Phase.STOPPED:
             return
         try:
@@ -189,7 +192,7 @@ class PortMapper:
             return
         if self.phase is Phase.SILENT:  # so it speaks after all
             self._again(self._rng.random(), lambda: self._begin(Phase.PCP))
-        elif not went_on and self._mapped is not None and self._mapped.version == version:
+        elif (announced or not went_on) and self.phase is Phase.MAPPED and self._mapped is not None and self._mapped.version == version:
             self._log.info("gateway_restarted client={client}", client=str(self._client))
             self._again(self._rng.random(), self._renew)
 

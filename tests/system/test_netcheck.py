@@ -122,6 +122,16 @@ class WordsTests(NetcheckCase):
         for words in ("mapping       address-and-port-dependent", "founder", "path MTU", "Direct paths are possible"):
             self.assertIn(words, text)
 
+    def test_udp_blocked(self) -> None:
+        """Where the router begins to let no UDP out, that is what is said, and soon."""
+        node = self.inner(Nat.PORT_RESTRICTED)
+        self.checked(node)
+        self.site.set_nat(Nat.UDP_BLOCKED)
+        wait_for("the end of all links", 60, lambda: not node.status()["peers"], every=0.5)
+        text = self.netcheck(node)
+        self.assertIn("UDP           no answer from any member", text)
+        self.assertIn("it is blocked here, or the members are down", " ".join(text.split()))
+
     def test_no_daemon(self) -> None:
         """One sentence."""
         self.founder.stop()
