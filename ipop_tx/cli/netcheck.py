@@ -39,8 +39,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _list("seen at", [f"{bare(one['endpoint'])} by {_count(one['peers'], 'address')}" for one in found["observed"]])
     yield from _row("mapping", _mapping(found))
     yield from _row("filtering", found["filtering"] + ("" if found["filtering_sure"] or found["filtering"] == "unknown" else ", perhaps"))
-    yield from _row("mapping lives", _lifetime(found["lifetime_s"], found["keepalive_s"]))
-    yield from _row("hairpin", {True: "yes", False: "no", None: "no NAT, or not known"}[found["hairpin"]])
+    yield from _row("mapping lives", _lifetime(found))
+    yield from _row("hairpin", "no NAT" if found["mapping"] == "none" else {True: "yes", False: "no", None: "not known"}[found["hairpin"]])
     yield from _row("port mapping", _port_mapping(found["port_mapping"]))
     yield from _list("path MTU", [f"{one['name']} {one['mtu']}" for one in found["peers"]])
     yield from _list("relays", [f"{one['name']} {_ms(one['rtt_ms'])}" for one in found["relays"]])
@@ -68,15 +68,17 @@ def _mapping(found: Mapping[str, Any]) -> str:
     return text + ("" if found["mapping_sure"] or found["mapping"] == "unknown" else ", perhaps")
 
 
-def _lifetime(found: Mapping[str, Any], keepalive: float) -> str:
-    alive, dead = found["at_least"], found["less_than"]
-    if alive is None and dead is None:
+def _lifetime(found: Mapping[str, Any]) -> str:
+    alive, dead = found["lifetime_s"]["at_least"], found["lifetime_s"]["less_than"]
+    if (found["mapping"], found["filtering"]) == ("none", "endpoint-independent"):
+        known = "nothing to keep open"
+    elif alive is None and dead is None:
         known = "not known yet"
     elif dead is None:
         known = f"at least {alive:g} s"
     else:
         known = f"between {alive or 0:g} and {dead:g} s"
-    return f"{known}; idle links are refreshed every {keepalive:g} s"
+    return f"{known}; idle links are refreshed every {found['keepalive_s']:g} s"
 
 
 def _port_mapping(found: Mapping[str, Any]) -> str:

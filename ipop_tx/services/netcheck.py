@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from ipop_tx.core import commands as c
 from ipop_tx.core.link import Link
 from ipop_tx.core.natkind import Kind, NatFacts, Reach, feasible
@@ -21,7 +23,7 @@ _OFF: dict[str, Any] = {"enabled": False, "gateway": None, "protocols": [], "end
 async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: PortMapService | None) -> dict[str, Any]:
     """Check anew, and tell all. Takes some seconds. Raises `EnvironmentProblem` when no socket can be opened."""
     _measure_mtus(protocol)
-    mapping = portmap.report() if portmap is not None else None
+    mapping = Deferred.fromCoroutine(portmap.report()) if portmap is not None else None  # begins now
     facts = await checks.check()
     ports = await mapping if mapping is not None else _OFF
     node = protocol.node

@@ -13,8 +13,8 @@ from ipop_tx.errors import EnvironmentProblem
 
 LIFETIME = 3600
 """Seconds for which a mapping is asked for; some routers grant only permanent ones, which then end with the daemon."""
-SEARCH_MS = 1500
-"""Milliseconds that devices have to answer."""
+SEARCH_MS = 1000
+"""Milliseconds that devices have to answer; the library asks for four kinds of them in turn until one does."""
 TRIES = 4
 """So many outer ports are tried where somebody has the first."""
 DESCRIPTION = "ipop_tx"
