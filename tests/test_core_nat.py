@@ -133,6 +133,16 @@ class FewMembersTests(NatCase):
         found = self.check(net, alone)
         self.assertEqual((found.reach, found.helpers), (Reach(), 0))
 
+    def test_other_transports_only(self) -> None:
+        """Members that are reached by other transports, and by UDP none: UDP is blocked, and peers hear that."""
+        net, node, _ = self.grown(mapping=Depends.NOTHING)
+        for link in node.running.links:
+            link.active = Endpoint("tls", "203.0.113.9", 443)
+        future = node.running.nat.check_now()
+        self.assertEqual(future.result().reach, Reach(Kind.BLOCKED, Kind.BLOCKED))
+        self.assertEqual(node.running.hello().mapping, Kind.BLOCKED)
+        self.assertEqual(net.faults, [])
+
     def test_members_without_a_second_port(self) -> None:
         """Where no member can be reached at a second port, a mapping that differs is taken for the stricter, and doubted."""
         net, node, _ = self.grown(mapping=Depends.ADDRESS, filtering=Depends.NOTHING)

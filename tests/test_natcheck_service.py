@@ -39,7 +39,7 @@ class FakeProtocol:
         self.commands: list[type] = []
         self.listeners: dict[type, Callable[[Any], object]] = {}
         self.facts = Facts([Endpoint("udp", "192.168.1.10", 4500)])
-        check = _Named(facts=NatFacts(at=-1e9), helpers=lambda: [None] * self.helpers)
+        check = _Named(facts=NatFacts(at=-1e9), helpers=lambda: [None] * self.helpers, without_udp=lambda: False)
         self.nat = _Named(check=check, life=_Named(lifetime=Lifetime()))
         self.node = _Named(nat=self.nat, paths=_Named(facts=self.facts))
 

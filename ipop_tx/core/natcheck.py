@@ -102,10 +102,16 @@ class NatCheck:
         candidates.sort(key=lambda helper: (not helper.link.placed, helper.link.rtt or 1.0, helper.link.ident))
         return list({helper.endpoint.host: helper for helper in reversed(candidates)}.values())[::-1][:HELPERS]
 
+    def without_udp(self) -> bool:
+        """Whether members are reached directly, but none by UDP: then that is blocked here."""
+        schemes = {link.active.scheme for link in self._links if isinstance(link.active, Endpoint)}
+        return bool(schemes) and "udp" not in schemes
+
     async def _check(self) -> NatFacts:
         helpers = self.helpers()
         if not helpers:
-            return NatFacts(at=self._runtime.now)
+            blocked = Reach(Kind.BLOCKED, Kind.BLOCKED) if self.without_udp() else Reach()
+            return NatFacts(blocked, mapping_sure=blocked.blocked, filtering_sure=blocked.blocked, at=self._runtime.now)
         seconds = await self._second_ports(helpers)
         mapping = await self._mapping(helpers, seconds)
         # Whoever has a second port tells more: it is the one that the test of the filter sends to.

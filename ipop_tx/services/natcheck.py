@@ -96,7 +96,7 @@ class NATCheckService(Service):
         if place != self._place:
             self._place, self._changed = place, now
         helpers = len(self._nat.check.helpers())
-        if helpers and now - self._changed >= CALM and not self._fresh(now, helpers):
+        if (helpers or self._nat.check.without_udp()) and now - self._changed >= CALM and not self._fresh(now, helpers):
             self.check().addErrback(self._failed)
 
     def _fresh(self, now: float, helpers: int) -> bool:

@@ -29,7 +29,7 @@ async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: Po
     node = protocol.node
     direct = [link for link in node.links if isinstance(link.active, Endpoint)]
     udp = any(endpoint.scheme == "udp" for link in direct for endpoint in link.direct)
-    blocked = not udp and bool(node.paths.tried or node.bootstrap.problem)
+    blocked = not udp and bool(node.bootstrap.endpoints)  # nobody answers where members were
     lifetime = node.nat.life.lifetime
     return {
         "udp": udp,
