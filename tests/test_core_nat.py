@@ -6,6 +6,8 @@ from itertools import product
 from typing import Any
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.link import Link
+from ipop_tx.core.links import Links
 from ipop_tx.core.nathelp import AT_ONCE
 from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach, feasible, why_infeasible
 from ipop_tx.core.natlife import IDLE
@@ -165,6 +167,19 @@ class FewMembersTests(NatCase):
             link, m.Probed(message.nonce, "udp:203.0.113.66:6666"), path
         )
         self.assertEqual(self.check(net, node).reach.mapping, Kind.ENDPOINT_INDEPENDENT)
+
+    def test_knocks_from_the_wrong_place(self) -> None:
+        """Members that knock from the port that was sent to, when asked for another one, do not make the filter look milder."""
+        net, node, _ = self.grown(mapping=Depends.NOTHING, filtering=Depends.ENDPOINT)
+        for machine in net.running():
+            links = machine.running.links
+
+            def lie(link: Link, body: m.Knock, links: Links = links) -> m.Done:
+                links.send_message(link, m.Probed(body.nonce, body.endpoint), Endpoint.parse(body.endpoint))
+                return m.Done()
+
+            machine.running.rpc.serve(m.Knock, lie)
+        self.assertEqual(self.check(net, node).reach, Reach(Kind.ENDPOINT_INDEPENDENT, Kind.ADDRESS_AND_PORT_DEPENDENT))
 
     def test_helpers_that_vanish(self) -> None:
         """All members crash in the middle: the check ends, and says little."""
@@ -326,7 +341,8 @@ class HelpTests(NatCase):
         (number,) = self.helper.sides
         link = link_of(self.node, self.helper)
         direct = dict(link_of(self.helper, self.node).direct)
-        for payload in (m.encode(m.PathChallenge(1)), m.encode(m.Close("x")), b"", b"\xc1", m.encode(m.Request(1, m.Leaving(None, ())))):
+        messages = m.PathChallenge(1), m.Close("x"), m.Probed(1, "x"), m.PathResponse(1, "x"), m.Request(1, m.Leaving(None, ()))
+        for payload in (*map(m.encode, messages), b"", b"\xc1"):
             self.helper.receive_aside(self.node.endpoint._replace(port=5), link.session.protect(1, payload), port)
         for datagram in (b"", b"\x80", bytes(2000), bytes([150]) * 60, bytes([22]) * 60):
             self.helper.receive_aside(self.node.endpoint, datagram, port)
