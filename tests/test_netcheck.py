@@ -123,8 +123,8 @@ class VerdictTests(TestCase):
             (Reach(Kind.ADDRESS_AND_PORT_DEPENDENT, Kind.ADDRESS_AND_PORT_DEPENDENT), "let in anybody"),
         ):
             self.assertIn(words, verdict(NatFacts(reach, True, True, helpers=3), udp=True, blocked=False, mapped=False), reach)
-        self.assertIn("blocked", verdict(NatFacts(), udp=False, blocked=True, mapped=False))
-        self.assertIn("no other member", verdict(NatFacts(), udp=False, blocked=False, mapped=False))
+        self.assertIn("blocked here", verdict(NatFacts(), udp=False, blocked=True, mapped=False))
+        self.assertIn("No other member", verdict(NatFacts(), udp=False, blocked=False, mapped=False))
 
 
 class WhyTests(PathCase):

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
@@ -15,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from ipop_tx.services import portmap
 from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.portmapper import AGAIN, HEARTBEAT, LIFETIME, WAITS, Epoch, Phase, PortMapper
-from ipop_tx.services.upnp import UpnpMapping
+from ipop_tx.services.upnp import Upnp, UpnpMapping
 from ipop_tx.transport.gateway import Gateway
 from ipop_tx.values import Endpoint
 from ipop_tx.wire import portmap as w
@@ -420,3 +421,47 @@ class ServiceTests(TestCase):
         announcements.datagramReceived(b"y", ("192.168.1.1", 5351))
         self.assertEqual(heard, [b"y"])
         self.service.stopService()
+
+
+class UpnpTests(TestCase):
+    """The thread around the library that blocks."""
+
+    def setUp(self) -> None:
+        self.calls: list[str] = []
+
+    async def test_one_at_a_time_and_errors(self) -> None:
+        """Calls follow each other; an error of the library is a sentence; a search is not repeated within a minute."""
+        upnp = Upnp(reactor, CLIENT)
+
+        class Device:
+            lanaddr = str(CLIENT)
+
+            def addportmapping(device, *arguments: Any) -> bool:
+                self.calls.append(f"add {arguments[0]} for {arguments[-1]}")
+                if arguments[0] == PORT:
+                    raise Exception("ConflictInMappingEntry")
+                if arguments[-1]:
+                    raise Exception("OnlyPermanentLeasesSupported")
+                return True
+
+            def externalipaddress(device) -> str:
+                return str(OUTER)
+
+            def deleteportmapping(device, *arguments: Any) -> None:
+                raise Exception("NoSuchEntryInArray")
+
+        upnp._device, upnp._searched = Device(), reactor.seconds()  # type: ignore[attr-defined]
+        mapped, searched, unmapped = upnp.map(PORT), upnp.search(), upnp.unmap(PORT)
+        mapping = await mapped
+        self.assertEqual((mapping.host, mapping.lifetime), (str(OUTER), 0))
+        self.assertNotEqual(mapping.port, PORT)
+        self.assertEqual(self.calls, [f"add {PORT} for 3600", f"add {mapping.port} for 3600", f"add {mapping.port} for 0"])
+        self.assertTrue(await searched)
+        await unmapped
+        self.assertFalse(await upnp.search(), "the device that failed is forgotten")
+
+        def refuse() -> bool:
+            raise OSError("no route")
+
+        self.patch(upnp, "_search", refuse)
+        await self.assertFailure(upnp.map(PORT), OSError)

@@ -82,7 +82,7 @@ def verdict(facts: NatFacts, udp: bool, blocked: bool, mapped: bool) -> str:
     """What it means for direct paths, in one sentence."""
     reach = facts.reach
     if not udp:
-        why = "no member answers by UDP: it is blocked here, or the members are down" if blocked else "no other member is known yet"
+        why = "No member answers by UDP: it is blocked here, or the members are down" if blocked else "No other member is known yet"
         return f"{why}, so there are no direct paths."
     if not facts.helpers or not reach.known:
         return "Too few members answer to tell what stands before this node; direct paths are found by trying."

@@ -189,8 +189,8 @@ class PortMapService(Service):
 
         def refused(failure: Failure) -> None:
             failure.trap(EnvironmentProblem)
-            if self._upnp is upnp:
-                self._upnp_mapping = None
+            if self._upnp is upnp and self._upnp_mapping is not None:  # the router may have restarted: search for it anew, soon
+                self._upnp_mapping, self._upnp_due = None, self._reactor.seconds() + LOOK_EVERY
                 self._tell()
             self._log.debug("upnp_failed reason={reason}", reason=str(failure.value))
 

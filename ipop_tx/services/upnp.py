@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 
 from ipop_tx.errors import EnvironmentProblem
 
@@ -15,6 +17,8 @@ LIFETIME = 3600
 """Seconds for which a mapping is asked for; some routers grant only permanent ones, which then end with the daemon."""
 SEARCH_MS = 1000
 """Milliseconds that devices have to answer; the library asks for four kinds of them in turn until one does."""
+FRESH = 60.0
+"""Seconds for which what a search has found is believed."""
 TRIES = 4
 """So many outer ports are tried where somebody has the first."""
 DESCRIPTION = "ipop_tx"
@@ -38,10 +42,12 @@ class Upnp:
         self._client = str(client)
         self._lock = DeferredLock()
         self._device: Any = None
+        self._searched = float("-inf")
+        """When the last search began."""
 
     def search(self) -> Deferred[bool]:
-        """Whether there is a router that speaks it."""
-        return self._run(self._search)
+        """Whether there is a router that speaks it. What was found less than a minute ago is good enough."""
+        return self._run(self._search_anew)
 
     def map(self, port: int) -> Deferred[UpnpMapping]:
         """Map a UDP port, or renew that."""
@@ -51,14 +57,33 @@ class Upnp:
         """Take a mapping away; whether that worked is nobody's concern any more."""
         return self._run(self._unmap, outer)
 
-    def _run(self, work: Any, *arguments: Any) -> Deferred[Any]:
-        return self._lock.run(deferToThreadPool, self._reactor, self._reactor.getThreadPool(), work, *arguments)
+    def _run(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return self._lock.run(self._in_thread, work, *arguments)
+
+    def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Not one of the reactor's threads: these would be waited for when the daemon stops, for seconds."""
+        done: Deferred[Any] = Deferred()
+
+        def run() -> None:
+            try:
+                result = work(*arguments)
+            except Exception:  # noqa: BLE001 - it belongs to whoever waits
+                self._reactor.callFromThread(done.errback, Failure())
+            else:
+                self._reactor.callFromThread(done.callback, result)
+
+        Thread(target=run, daemon=True).start()
+        return done
 
     # --- in the thread -----------------------------------------------------------------------
+
+    def _search_anew(self) -> bool:
+        return self._search() if self._reactor.seconds() - self._searched > FRESH else self._device is not None
 
     def _search(self) -> bool:
         import miniupnpc
 
+        self._searched = self._reactor.seconds()
         device = miniupnpc.UPnP(self._client, None, SEARCH_MS)
         try:
             found = device.discover() and device.selectigd()
