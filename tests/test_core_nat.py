@@ -5,12 +5,16 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from twisted.trial.unittest import TestCase
+
 from ipop_tx.core import commands as c
+from ipop_tx.core.facts import Facts
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.nathelp import AT_ONCE
 from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach, feasible, why_infeasible
 from ipop_tx.core.natlife import IDLE
+from ipop_tx.core.natrules import filtering_of, mapping_of, step_of
 from ipop_tx.core.paths import KEEPALIVE, MOST_KEEPALIVE
 from ipop_tx.errors import IpopError
 from ipop_tx.simulation.nat import Depends, Nat, NattedNet, Ports
@@ -361,6 +365,67 @@ class HelpTests(NatCase):
             if link is not None:
                 self.assertEqual({endpoint.port for endpoint in link.direct}, {4500})
         self.assertEqual({link.ident: set(link.direct) for link in self.node.running.links}, before)
+
+
+class RulesTests(TestCase):
+    """What observations tell, one by one."""
+
+    A, A2, B, C = (Endpoint("udp", host, port) for host, port in (("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.2", 1), ("192.0.2.3", 1)))
+
+    def kind(self, **seen: int) -> tuple[Kind, bool]:
+        """Mapping, and whether that is sure, of what is seen at the ports of one outer address."""
+        found = mapping_of({getattr(self, name): Endpoint("udp", "198.51.100.1", port) for name, port in seen.items()}, set())
+        return found.reach.mapping, found.mapping_sure
+
+    def test_mapping(self) -> None:
+        """Each way in which four far endpoints can see a socket."""
+        self.assertEqual(self.kind(), (Kind.UNKNOWN, False))
+        self.assertEqual(self.kind(A=7), (Kind.ENDPOINT_INDEPENDENT, False))
+        self.assertEqual(self.kind(A=7, A2=7), (Kind.ENDPOINT_INDEPENDENT, False))
+        self.assertEqual(self.kind(A=7, B=7), (Kind.ENDPOINT_INDEPENDENT, True))
+        self.assertEqual(self.kind(A=7, A2=7, B=8), (Kind.ADDRESS_DEPENDENT, True))
+        self.assertEqual(self.kind(A=7, A2=8), (Kind.ADDRESS_AND_PORT_DEPENDENT, True))
+        self.assertEqual(self.kind(A=7, B=8), (Kind.ADDRESS_AND_PORT_DEPENDENT, False))
+        self.assertEqual(self.kind(A=7, A2=7, B=7, C=9), (Kind.ENDPOINT_INDEPENDENT, True))
+
+    def test_steps(self) -> None:
+        """Ports that grow by little are numbered, also past the end of the range; others are not."""
+        for ports, step in (
+            ([5, 6, 7], 1),
+            ([5, 7, 9, 11], 2),
+            ([40062, 40063, 40000, 40001], 1),
+            ([5, 6, 9, 10], 1),
+            ([5, 4, 3], None),
+            ([5, 500, 9000], None),
+            ([5, 5, 5], None),
+            ([5], None),
+            ([], None),
+        ):
+            self.assertEqual(step_of([Endpoint("udp", "198.51.100.1", port) for port in ports]), step, ports)
+
+    def test_filtering(self) -> None:
+        """Knocks from elsewhere, and from another port of the one sent to: let in, kept out, or not to be had."""
+        for others, second, expected in (
+            ([True, False], None, (Kind.ENDPOINT_INDEPENDENT, True)),
+            ([False], True, (Kind.ADDRESS_DEPENDENT, True)),
+            ([], True, (Kind.ADDRESS_DEPENDENT, False)),
+            ([None], True, (Kind.ADDRESS_DEPENDENT, False)),
+            ([False], False, (Kind.ADDRESS_AND_PORT_DEPENDENT, True)),
+            ([], False, (Kind.ADDRESS_AND_PORT_DEPENDENT, True)),
+            ([False], None, (Kind.ADDRESS_AND_PORT_DEPENDENT, False)),
+            ([None], None, (Kind.UNKNOWN, False)),
+        ):
+            self.assertEqual(filtering_of(others, second), expected, (others, second))
+
+    def test_witnesses(self) -> None:
+        """Peers at one address are one witness, however many."""
+        one, other = Endpoint("udp", "198.51.100.1", 7), Endpoint("udp", "198.51.100.2", 7)
+        facts = Facts(seen={bytes([n]): (one, "192.0.2.1") for n in range(9)} | {bytes([n]): (other, f"192.0.2.{n}") for n in (20, 21)})
+        self.assertEqual(facts.observed(), {other: 2, one: 1})
+        self.assertEqual(facts.candidates(), [other, one])
+        self.assertEqual(facts.seen_by(bytes([20])), other)
+        facts.forget(bytes([20]))
+        self.assertEqual(facts.observed(), {one: 1, other: 1})
 
 
 class PredicateTests(NatCase):
