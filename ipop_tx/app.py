@@ -100,7 +100,7 @@ class Node(MultiService):
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
         self.natcheck = NATCheckService(reactor, self.protocol, transport)
         nonce = credentials.derive(b"port mapping")[:NONCE_BYTES]
-        portmap = PortMapService(reactor, transport, [config.tap.name], self.puncher.mapped, nonce)
+        portmap = PortMapService(reactor, transport, [config.tap.name], self.puncher.mapped, nonce, network.pool)
         self.portmap = portmap if config.nat.port_mapping else None
         self.dht = DHTService(self.protocol)
         lease = config.lease

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from itertools import product
 from random import Random
 from typing import Any
@@ -214,3 +215,4 @@ class SideTests(TestCase):
         found = default_gateway()
         self.assertTrue(found is None or (found.interface and found.client != found.address))
         self.assertIsNone(default_gateway([found.interface]) if found else None)
+        self.assertIsNone(default_gateway((), IPv4Network("0.0.0.0/0")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from random import Random
 from typing import Any
 
@@ -22,6 +22,7 @@ from ipop_tx.values import Endpoint
 from ipop_tx.wire import portmap as w
 
 NONCE = bytes(range(12))
+POOL = IPv4Network("10.128.0.0/16")
 CLIENT, OUTER, PORT = IPv4Address("192.168.1.10"), IPv4Address("203.0.113.7"), 4500
 
 
@@ -373,8 +374,11 @@ class ServiceTests(TestCase):
         self.told: list[tuple[Endpoint, ...]] = []
         self.gateway: Gateway | None = Gateway("eth0", IPv4Address("192.168.1.1"), CLIENT)
         self.patch(portmap, "Upnp", _Upnp)
-        self.service = PortMapService(self.reactor, _Transport(), ["ipop0"], self.told.append, NONCE, lambda ignore: self.gateway)  # type: ignore[arg-type]
-        self.reactor.connect = None  # type: ignore[attr-defined]
+        self.service = PortMapService(self.reactor, _Transport(), ["ipop0"], self.told.append, NONCE, POOL, self.find)  # type: ignore[arg-type]
+
+    def find(self, ignore: list[str], pool: IPv4Network) -> Gateway | None:
+        """The default route."""
+        return self.gateway
 
     def test_upnp_where_nothing_better_is_spoken(self) -> None:
         """A silent gateway is asked by UPnP; at the end that mapping is taken away."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from random import Random
 from typing import Any
 
@@ -67,7 +67,8 @@ class _Announcements(DatagramProtocol):
 class PortMapService(Service):
     """One mapping for the port of `transport`, for as long as the service runs. `changed` is told the endpoints that lead here by it.
 
-    `nonce` (12 bytes) is nobody else's, and the same after a restart, so that what is left after a `kill -9` can be taken up again.
+    Gateways over interfaces in `ignore`, and those inside of the overlay's own `pool`, are not asked. `nonce` (12 bytes) is nobody else's,
+    and the same after a restart, so that what is left after a `kill -9` can be taken up again.
     """
 
     _log = Logger()
@@ -80,13 +81,15 @@ class PortMapService(Service):
         ignore: list[str],
         changed: Callable[[tuple[Endpoint, ...]], object],
         nonce: bytes,
-        gateway: Callable[[list[str]], Gateway | None] = default_gateway,
+        pool: IPv4Network,
+        gateway: Callable[[list[str], IPv4Network], Gateway | None] = default_gateway,
     ) -> None:
         self._reactor = reactor
         self._transport = transport
         self._ignore = ignore
         self._changed = changed
         self._nonce = nonce
+        self._pool = pool
         self._find = gateway
         self._look = LoopingCall(self.look)
         self._look.clock = reactor
@@ -115,7 +118,7 @@ class PortMapService(Service):
 
     def look(self) -> None:
         """See whether there is another gateway, and whether it is time to ask by UPnP."""
-        gateway = self._find(self._ignore)
+        gateway = self._find(self._ignore, self._pool)
         port = getattr(self._transport, "port", 0)
         place = (gateway, port) if gateway is not None and port and _wants_mapping(gateway.client) and self._is_ours(gateway) else None
         if place != self._place:

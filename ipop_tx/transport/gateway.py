@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Container
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import NamedTuple
 
 from ipop_tx.transport import rtnetlink
@@ -23,8 +23,8 @@ class Gateway(NamedTuple):
     client: IPv4Address
 
 
-def default_gateway(ignore: Container[str] = ()) -> Gateway | None:
-    """The gateway of the best IPv4 default route that does not lead into an overlay, nor over an interface in `ignore`.
+def default_gateway(ignore: Container[str] = (), inner: IPv4Network | None = None) -> Gateway | None:
+    """The gateway of the best IPv4 default route that does not lead into an overlay, over an interface in `ignore`, or to one in `inner`.
 
     Raises `OSError` when the kernel refuses, which Linux does not do.
     """
@@ -32,6 +32,8 @@ def default_gateway(ignore: Container[str] = ()) -> Gateway | None:
     names = _outward_names() if routes else {}
     for _, index, address in routes:
         name = names.get(index)
+        if inner is not None and address in inner:
+            continue
         client = _client(name, address) if name is not None and name not in ignore else None
         if name is not None and client is not None:
             return Gateway(name, address, client)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from ipaddress import IPv4Address
 from typing import Any
 
-from ipop_tx.lab import Nat, Site, wait_for
+from ipop_tx.lab import Nat, Site, netns, wait_for
 from ipop_tx.lab.node import LabNode
 from ipop_tx.lab.process import Process
+from ipop_tx.transport.gateway import Gateway, default_gateway
 from tests.system import why_not
 from tests.system.case import LabTestCase
 
@@ -35,6 +37,31 @@ upnp_nat_postrouting_chain=postrouting
 lease_file=
 allow 1024-65535 0.0.0.0/0 1024-65535
 """
+
+
+class GatewayTests(LabTestCase):
+    """Whom a node would ask."""
+
+    def test_never_through_an_overlay(self) -> None:
+        """A better default route over a tun device, or to a gateway of the network itself, is left out; without another there is none."""
+        site = self.lab.site("home", Nat.PORT_RESTRICTED)
+        host = site.host("inner")
+        for command in (
+            "route replace default via {0} dev eth0 metric 100",
+            "route del default metric 0",
+            "tuntap add dev over mode tun",
+            "addr add 10.9.0.2/24 dev over",
+            "link set over up",
+            "route add default via 10.9.0.1 dev over metric 1",
+        ):
+            host.run(["ip", *command.format(site.gateway).split()])
+        with netns.inside(host.namespace):
+            self.assertEqual(default_gateway(), Gateway("eth0", IPv4Address(site.gateway), IPv4Address(host.address)))
+            self.assertIsNone(default_gateway(["eth0"]))
+            self.assertIsNone(default_gateway((), site.subnet))
+        host.run(["ip", "route", "del", "default", "via", site.gateway])
+        with netns.inside(host.namespace):
+            self.assertIsNone(default_gateway())
 
 
 class PortMapTests(LabTestCase):
