@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from ipop_tx.errors import ConfigError, LocalMisuse
-from ipop_tx.values import Endpoint, Network
+from ipop_tx.values import Endpoint, Network, Proxy
 
 DEFAULT_PATH = Path("/etc/ipop/node.toml")
 DEFAULT_SOCKET = Path("/run/ipop/control.sock")
@@ -36,12 +36,27 @@ class NodeSection(msgspec.Struct, frozen=True):
     bootstrap: tuple[Endpoint, ...] = ()
 
 
+class TlsSection(msgspec.Struct, frozen=True):
+    """`[listen.tls]`: TLS over TCP, for peers to whom no UDP passes."""
+
+    host: str = "0.0.0.0"
+    port: int | None = None
+    """Where to listen, 0 for any free port; None, which is how it is without the key, not to listen."""
+    proxy: Proxy | None | bool = None
+    """For connections that this node makes. None for the one that the environment names, False for none at all."""
+    rate_mbit: float = 0.0
+    """Mbit/s that are taken from each member; 0: as many as come."""
+    connections: int = 256
+    """Most connections of others at a time."""
+
+
 class ListenSection(msgspec.Struct, frozen=True):
     """`[listen]`: where other nodes reach this one."""
 
     udp: Endpoint = Endpoint("udp", "0.0.0.0", 4500)
     """Host and port to bind; port 0 lets the system choose."""
     advertise: tuple[Endpoint, ...] = ()
+    tls: TlsSection = TlsSection()
 
 
 class TapSection(msgspec.Struct, frozen=True):
@@ -107,11 +122,14 @@ class Config(msgspec.Struct, frozen=True):
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
+    transports: dict[str, dict[str, Any]] = {}
+    """The tables `[transports.NAME]`, for the transports of other packages: what they mean, only these know."""
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeSection,
     "listen": ListenSection,
+    "listen.tls": TlsSection,
     "tap": TapSection,
     "lease": LeaseSection,
     "dhcp": DhcpSection,
@@ -191,6 +209,42 @@ def _bind_address(value: Any, base: Path) -> Endpoint:
     if int(port) > 65535:
         raise _Wrong(f"has the port {port}", "choose one from 0 (any) to 65535")
     return Endpoint("udp", host, int(port))
+
+
+def _host(value: Any, base: Path) -> str:
+    try:
+        return str(ipaddress.ip_address(_text(value, base)))
+    except ValueError:
+        raise _Wrong("is not an IP address", 'write "0.0.0.0" or "::" for all addresses of this machine') from None
+
+
+def _whole(least: int, most: int) -> _Reader:
+    def read(value: Any, _: Path) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _Wrong(f"is {_kind(value)}, not a whole number", "write a number, without quotes")
+        if not least <= value <= most:
+            raise _Wrong("is out of range", f"choose {least} to {most}")
+        return value
+
+    return read
+
+
+def _proxy(value: Any, base: Path) -> Proxy | bool:
+    text = _text(value, base)
+    if text == "none":
+        return False
+    try:
+        return Proxy.parse(text)
+    except LocalMisuse as error:
+        raise _Wrong(f"cannot be used: {error.sentence}", error.mend) from None
+
+
+def _rate(value: Any, _: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _Wrong(f"is {_kind(value)}, not a number", "write a number of Mbit/s, without quotes")
+    if value and not 0.1 <= value <= 1e6:
+        raise _Wrong("is out of range", "choose 0.1 to 1000000 Mbit/s, or 0 for no limit")
+    return float(value)
 
 
 def _interface_name(value: Any, base: Path) -> str:
@@ -274,6 +328,11 @@ _READERS: dict[str, _Reader] = {
     "node.bootstrap": _endpoints,
     "listen.udp": _bind_address,
     "listen.advertise": _endpoints,
+    "listen.tls.host": _host,
+    "listen.tls.port": _whole(0, 65535),
+    "listen.tls.proxy": _proxy,
+    "listen.tls.rate_mbit": _rate,
+    "listen.tls.connections": _whole(1, 10000),
     "tap.enabled": _flag,
     "tap.name": _interface_name,
     "tap.mtu": _mtu,
@@ -315,21 +374,40 @@ def parse_config(text: str, path: Path) -> Config:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}", "correct that line") from None
+    foreign = tree.pop("transports", {})
     for name, value in tree.items():
-        if name not in _SECTIONS:
-            _unknown(path, name, value, _SECTIONS)
-        if not isinstance(value, dict):
-            _refuse(path, name, value, "is no section", f"write [{name}] on a line of its own and its keys below")
+        if name not in _SECTIONS or "." in name:
+            _unknown(path, name, value, [*_SECTIONS, "transports"])
     base = path.absolute().parent
     sections = {name: _section(path, base, name, tree[name]) for name in _SECTIONS if name in tree and name != "node"}
-    return Config(path=path, node=_section(path, base, "node", tree.get("node", {})), **sections)
+    transports = _transports(path, foreign)
+    return Config(path=path, node=_section(path, base, "node", tree.get("node", {})), transports=transports, **sections)
+
+
+def _transports(path: Path, tables: Any) -> dict[str, dict[str, Any]]:
+    """The tables of foreign transports: that they are tables, and not of our own transports, is all that can be said here."""
+    if not isinstance(tables, dict):
+        _refuse(path, "transports", tables, "is no section", "write [transports.NAME] on a line of its own and its keys below")
+    for name, table in tables.items():
+        if name in ("udp", "tls"):
+            _refuse(path, f"transports.{name}", table, "is no foreign transport", f"configure it as listen.{name}")
+        if not (name.isascii() and name.isalnum() and name.islower()):
+            _refuse(path, f"transports.{name}", table, "cannot be the scheme of endpoints", "use lower-case letters and digits")
+        if not isinstance(table, dict):
+            _refuse(path, f"transports.{name}", table, "is no section", f"write [transports.{name}] on a line of its own")
+    return tables
 
 
 def _section(path: Path, base: Path, name: str, table: Mapping[str, Any]) -> Any:
+    if not isinstance(table, dict):
+        _refuse(path, name, table, "is no section", f"write [{name}] on a line of its own and its keys below")
     kind = _SECTIONS[name]
     values: dict[str, Any] = {}
     for key, value in table.items():
         full = f"{name}.{key}"
+        if full in _SECTIONS:
+            values[key] = _section(path, base, full, value)
+            continue
         if key not in kind.__struct_fields__:
             _unknown(path, full, value, [f"{name}.{known}" for known in kind.__struct_fields__])
         try:

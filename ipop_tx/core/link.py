@@ -35,6 +35,14 @@ class Route(NamedTuple):
 
 PathKey = Endpoint | Route
 
+PREFERRED = ("udp", "tls")
+"""Schemes of paths, the best first. All others come after these."""
+
+
+def detour(endpoint: Endpoint) -> int:
+    """How much of a makeshift a direct path is: 0 for UDP. One of less makeshift is always preferred, whatever the round trips."""
+    return PREFERRED.index(endpoint.carrier) if endpoint.carrier in PREFERRED else len(PREFERRED)
+
 
 @dataclass(slots=True, eq=False)
 class Keyed:
@@ -148,6 +156,15 @@ class Link:
     def is_direct(self) -> bool:
         """Whether the active path is direct."""
         return not isinstance(self.active, Route)
+
+    def improves(self, endpoint: Endpoint) -> bool:
+        """Whether a path to `endpoint` would be better in kind than the active one."""
+        return isinstance(self.active, Route) or detour(endpoint) < detour(self.active)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no path would be better in kind than the active one."""
+        return not isinstance(self.active, Route) and not detour(self.active)
 
     @property
     def mtu(self) -> int:

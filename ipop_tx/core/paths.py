@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ipop_tx.core.events import LinkChanged, Observed
-from ipop_tx.core.link import DirectPath, Link, PathKey, Route
+from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route, detour
 from ipop_tx.core.links import Links
 from ipop_tx.core.mtu import PathMtu, padded
 from ipop_tx.core.runtime import Runtime, Timer
@@ -39,6 +39,12 @@ CANDIDATES = 8
 """Most endpoints offered to a peer, and most that we challenge for one peer at once."""
 RETRY_DIRECT = 60.0
 """Seconds between attempts to turn a relayed link into a direct one."""
+RETRY_BETTER = 25.0
+"""The same to bring a link back to UDP, give or take a fifth: a minute after UDP passes again, no link is on a makeshift any more."""
+MAKESHIFT_AFTER = 1.0
+"""Seconds for which a peer's best endpoints have been challenged before the others are."""
+MAKESHIFTS = 2
+"""So many of the endpoints offered are kept for other transports than UDP."""
 
 
 @dataclass(slots=True)
@@ -56,6 +62,8 @@ class Facts:
     """What this node knows of its own reachability."""
 
     local: list[Endpoint] = field(default_factory=list)
+    carries: dict[str, int] = field(default_factory=lambda: {"udp": 0})
+    """The schemes that our transports reach, and the largest datagram of each; 0: it depends on the path."""
     seen: dict[Ident, Endpoint] = field(default_factory=dict)
     """Under which endpoint each peer saw us last."""
 
@@ -69,7 +77,14 @@ class Facts:
         for endpoint in self.seen.values():
             witnesses[endpoint] = witnesses.get(endpoint, 0) + 1
         observed = sorted(witnesses, key=lambda endpoint: (-witnesses[endpoint], endpoint))
-        return list(dict.fromkeys([*self.local[: CANDIDATES // 2], *observed, *self.local]))[:CANDIDATES]
+        makeshifts = [endpoint for endpoint in self.local if detour(endpoint)][:MAKESHIFTS]
+        best = [endpoint for endpoint in self.local if not detour(endpoint)]
+        ordered = list(dict.fromkeys([*best[: CANDIDATES // 2], *observed, *best]))
+        return [*ordered[: CANDIDATES - len(makeshifts)], *makeshifts]
+
+    def fresh(self, endpoint: Endpoint, rtt: float, now: float) -> DirectPath:
+        """What is known at first of a path that has answered."""
+        return DirectPath(rtt, now, self.carries.get(endpoint.carrier, 0) or BASE)
 
 
 class Paths:
@@ -81,11 +96,17 @@ class Paths:
         """Whether a member is a ring neighbour, whose death must be noticed soon."""
         self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
         """Sends a request on a link: `Rpc.on_link`."""
+        self.offered: Callable[[Ident], Iterable[str]] = lambda ident: ()
+        """The endpoints that a linked peer has offered last."""
+        self.unanswered: set[Ident] = set()
+        """Peers whose UDP endpoints did not answer when we last tried them."""
         self.mtu = PathMtu(runtime, self.challenge)
         self._links = links
         self._runtime = runtime
         self._network = network
         self._pending: dict[int, _Pending] = {}
+        self._makeshift: set[Ident] = set()
+        """Peers whose link `_leave_makeshift` looks after."""
         self._strangers: dict[Ident, tuple[float, int]] = {}
         """For each peer since when we count, and how many unknown endpoints of it we have challenged back."""
         links.on_path = self.proven
@@ -114,7 +135,8 @@ class Paths:
 
     def challenged(self, link: Link, path: PathKey, message: m.PathChallenge) -> None:
         """Answer on the path it came by; an endpoint that we do not know yet is challenged back."""
-        observed = "" if isinstance(path, Route) else str(path)
+        # Where a connection comes from is of no use to anybody.
+        observed = "" if isinstance(path, Route) or path.inward else str(path)
         self._links.send_message(link, m.PathResponse(message.token, observed), path)
         if isinstance(path, Route):
             # Not when the way has just been found good from here: two ends that made each other doubt would never stop.
@@ -163,24 +185,24 @@ class Paths:
     def proven(self, link: Link, path: PathKey) -> None:
         """A handshake went through on `path`, which proves it as an answered challenge does."""
         if isinstance(path, Endpoint):
-            link.direct.setdefault(path, DirectPath(0.0, self._runtime.now))
+            link.direct.setdefault(path, self.facts.fresh(path, 0.0, self._runtime.now))
             if not link.is_direct or link.active not in link.direct:
                 self._activate(link, path)
         if path == link.active:
             link.alarm, link.answered = False, self._runtime.now
 
     def _direct_answered(self, link: Link, endpoint: Endpoint, rtt: float) -> None:
-        path = link.direct.setdefault(endpoint, DirectPath(rtt, self._runtime.now))
+        path = link.direct.setdefault(endpoint, self.facts.fresh(endpoint, rtt, self._runtime.now))
         path.rtt = rtt if path.rtt == 0.0 else 0.875 * path.rtt + 0.125 * rtt
         path.answered = self._runtime.now
         if len(link.direct) > CANDIDATES:
             del link.direct[min((known for known in link.direct if known != link.active), key=lambda known: link.direct[known].answered)]
-        if not link.is_direct:
+        if isinstance(link.active, Route):
             self._activate(link, endpoint)
         elif self._links.ident > link.ident:
-            best = min(link.direct, key=lambda candidate: link.direct[candidate].rtt)
-            active = link.direct.get(link.active) if isinstance(link.active, Endpoint) else None
-            if active is None or link.direct[best].rtt < 0.8 * active.rtt:
+            best = _by_worth(link)[0]
+            active = link.direct.get(link.active)
+            if active is None or link.improves(best) or (detour(best) == detour(link.active) and link.direct[best].rtt < 0.8 * active.rtt):
                 self._activate(link, best)
         self.mtu.tend(link)
 
@@ -192,6 +214,9 @@ class Paths:
         link.alarm = False
         self._runtime.emit(LinkChanged(link.ident))
         self.mtu.tend(link)
+        if link.settled:
+            self.unanswered.discard(link.ident)
+        self._watch_makeshift(link)
 
     def heard(self, link: Link, path: PathKey) -> None:
         """Something authentic came by `path`. Never a reason to trust it, often one to test it."""
@@ -216,10 +241,12 @@ class Paths:
     def _link_up(self, link: Link) -> None:
         self._runtime.background(self._keep(link))
         self._runtime.background(self._keep_upgrading(link))
+        self._watch_makeshift(link)
 
     def _link_down(self, link: Link) -> None:
         self.facts.forget(link.ident)
         self._strangers.pop(link.ident, None)
+        self.unanswered.discard(link.ident)
 
     async def _keep(self, link: Link) -> None:
         """Challenge now and then. One end's challenge serves both: who has just heard the other need not ask."""
@@ -277,11 +304,28 @@ class Paths:
             link.first_hop = None
             return
         link.direct.pop(dead, None)
-        others = sorted(link.direct, key=lambda endpoint: link.direct[endpoint].rtt)
+        if not detour(dead):
+            self.unanswered.add(link.ident)
+        others = _by_worth(link)
         self._activate(link, others[0] if others else link.route)
         if not others:
             self._forget_agent(link.ident)
             self._runtime.background(self.punch(link))
+            # If no UDP passes any more, the ring is gone for us too, and with it the way to ask.
+            makeshifts = [text for text in self.offered(link.ident) if (known := self.admissible(text)) and detour(known)]
+            self.try_candidates(link, makeshifts)
+
+    def lost(self, endpoint: Endpoint) -> None:
+        """The connection behind a path has ended. If the peer made it, it will come by another one, which is then the better."""
+        for link in list(self._links):
+            if endpoint not in link.direct:
+                continue
+            if link.active == endpoint:
+                if endpoint.inward:
+                    link.direct[endpoint].rtt = float("inf")
+                self.suspect(link.ident)
+            elif endpoint.inward:
+                del link.direct[endpoint]
 
     def _forget_agent(self, ident: Ident) -> None:
         """Nobody is reached through a member that does not answer."""
@@ -298,6 +342,19 @@ class Paths:
             if link.up and not link.is_direct:
                 await self.punch(link)
 
+    def _watch_makeshift(self, link: Link) -> None:
+        """See to it that a link does not stay on a makeshift for longer than it must."""
+        if link.up and link.is_direct and not link.settled and not link.peer.guest and link.ident not in self._makeshift:
+            self._makeshift.add(link.ident)
+            self._runtime.background(self._leave_makeshift(link))
+
+    async def _leave_makeshift(self, link: Link) -> None:
+        while link.up and link.is_direct and not link.settled:
+            await self._runtime.sleep(self._runtime.spread(RETRY_BETTER))
+            if link.up and link.is_direct and not link.settled:
+                await self.punch(link)
+        self._makeshift.discard(link.ident)
+
     async def punch(self, link: Link) -> None:
         """Tell the peer our candidates; its answer makes both ends challenge each other at the same time."""
         try:
@@ -312,19 +369,24 @@ class Paths:
         return tuple(str(endpoint) for endpoint in self.facts.candidates())
 
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
-        """Challenge a peer's endpoints, paced, until one answers."""
+        """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""
         endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))]
-        if endpoints and not link.is_direct:
-            self._runtime.background(self._challenge_all(link, endpoints))
+        better = [endpoint for endpoint in endpoints if link.improves(endpoint)]
+        if better:
+            self._runtime.background(self._challenge_all(link, better))
 
     async def _challenge_all(self, link: Link, endpoints: list[Endpoint]) -> None:
-        begun = self._runtime.now
+        begun, least = self._runtime.now, min(map(detour, endpoints))
         for moment in ROUNDS:
             await self._runtime.sleep(max(0.0, begun + moment - self._runtime.now))
-            if not link.up or link.is_direct:
+            wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
+            if not link.up or not wanted:
                 return
-            for endpoint in endpoints:
-                self.challenge(link, endpoint, 3.0)
+            for endpoint in wanted:
+                if moment >= MAKESHIFT_AFTER or detour(endpoint) == least:
+                    self.challenge(link, endpoint, 3.0)
+        if not least and not link.settled:
+            self.unanswered.add(link.ident)
 
     def admissible(self, text: str) -> Endpoint | None:
         """The endpoint, if it is one that a datagram of ours may go to."""
@@ -333,10 +395,21 @@ class Paths:
             address = ipaddress.ip_address(endpoint.host)
         except (LocalMisuse, ValueError):
             return None
-        schemes = {local.scheme for local in self.facts.local}
-        loopback = any(ipaddress.ip_address(local.host).is_loopback for local in self.facts.local)
+        loopback = any(_is_loopback(local.host) for local in self.facts.local)
         inner = address in (self._network.pool if address.version == 4 else self._network.prefix)
         silly = address.is_multicast or address.is_unspecified or address.is_link_local or (address.is_loopback and not loopback)
-        if endpoint.scheme not in schemes or inner or silly or endpoint in self.facts.local:
+        if endpoint.scheme not in self.facts.carries or inner or silly or endpoint in self.facts.local:
             return None
         return endpoint
+
+
+def _by_worth(link: Link) -> list[Endpoint]:
+    """The direct paths of a link, the best first."""
+    return sorted(link.direct, key=lambda endpoint: (detour(endpoint), link.direct[endpoint].rtt))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

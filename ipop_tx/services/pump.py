@@ -1,9 +1,9 @@
 """A small loop inside the reactor's: descriptors with much traffic, served many times for each turn of the reactor.
 
 A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon, and several times that when it has slept. So
-the TAP and the UDP socket are registered with an epoll of their own, and only that with the reactor. Once the reactor finds it ready,
-the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else to do: that it sees by having
-the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep the reactor for `LONGEST` at most.
+the TAP, the UDP socket and TLS connections are registered with an epoll of their own, and only that with the reactor. Once the reactor
+finds it ready, the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else to do: that it
+sees by having the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep the reactor for `LONGEST` at most.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ LINGER = 0.001
 
 @implementer(IReadDescriptor)
 class Pump:
-    """To its descriptors it is a reactor: it has `addReader`, `removeReader`, `addWriter`, `removeWriter` and `callLater`."""
+    """To its descriptors, Twisted's TCP ones among them, it is a reactor: it has what these ask of one, and no more."""
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self.callLater = reactor.callLater
+        self.seconds = reactor.seconds
         self._epoll: select.epoll | None = None
         self._all: select.epoll | None = None
         """Our descriptors and the reactor's epoll."""
@@ -46,6 +47,10 @@ class Pump:
         """Call `reader.doRead` when it is readable."""
         self._readers[reader.fileno()] = reader
         self._update(reader.fileno())
+
+    def resolve(self, name: str, *patience: float) -> Any:
+        """The address of a host, in a Deferred."""
+        return self._reactor.resolve(name, *patience)
 
     def addWriter(self, writer: Any) -> None:
         """Call `writer.doWrite` when it is writable."""
@@ -61,6 +66,11 @@ class Pump:
         self._remove(self._writers, writer)
 
     def _remove(self, table: dict[int, Any], descriptor: Any) -> None:
+        number = descriptor.fileno()
+        if table.get(number) is descriptor:
+            del table[number]
+            self._update(number)
+            return
         for number in [number for number, known in table.items() if known is descriptor]:
             del table[number]
             self._update(number)
@@ -138,9 +148,14 @@ class Pump:
         reader, writer = self._readers.get(number), self._writers.get(number)
         try:
             if writer is not None and events & ~select.EPOLLIN:
-                writer.doWrite()
-            if reader is not None and events & ~select.EPOLLOUT:
-                reader.doRead()
+                end = writer.doWrite()
+                if end is not None:
+                    self._lost(writer, end)
+                    return
+            if reader is not None and events & ~select.EPOLLOUT and self._readers.get(number) is reader:
+                end = reader.doRead()
+                if end is not None:
+                    self._lost(reader, end)
         except Exception:  # noqa: BLE001 - as a reactor would: the descriptor is given up, the process is not
             self._log.failure("descriptor_failed fd={fd}", fd=number)
             for descriptor in (reader, writer):
@@ -148,6 +163,12 @@ class Pump:
                     self.removeReader(descriptor)
                     self.removeWriter(descriptor)
                     descriptor.connectionLost(Failure())
+
+    def _lost(self, descriptor: Any, end: Any) -> None:
+        """A descriptor says that it has ended, as Twisted's own do for a connection."""
+        self.removeReader(descriptor)
+        self.removeWriter(descriptor)
+        descriptor.connectionLost(Failure(end))
 
     def fileno(self) -> int:
         """The epoll itself, which is readable when one of its descriptors is ready."""

@@ -1,0 +1,74 @@
+"""Runs of datagrams on a stream of bytes, and off it.
+
+```
+ 0        2       4
+ +--------+-------+-----------------------------------------------
+ | total  | size  |  `total` bytes: datagrams of `size` bytes each, of which the last may be shorter
+ +--------+-------+-----------------------------------------------
+```
+
+Both numbers are big-endian. A single datagram is a run of one: both numbers are its length. A run is what the data plane seals with one call and
+hands over with one call, so it also crosses the stream as one: a header for each datagram would be work for each segment.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+from ipop_tx.errors import BadDatagram
+from ipop_tx.interfaces import IDatagramReceiver
+from ipop_tx.values import Endpoint
+from ipop_tx.wire.datagram import HEADER_BYTES, MAX_PIECES, RUN_BYTES
+
+HEAD = struct.Struct("!HH")
+LARGEST = HEAD.size + RUN_BYTES
+"""Bytes of the longest frame."""
+
+
+def framed(buffers: Sequence[bytes | memoryview], size: int, total: int) -> bytes:
+    """The frame of a run; see `ITransport.write_run`."""
+    parts: list[bytes | memoryview] = [HEAD.pack(total, min(size, total))]
+    left = total
+    for buffer in buffers:  # a layout is as long as the longest run
+        if len(buffer) >= left:
+            parts.append(buffer[:left])
+            break
+        parts.append(buffer)
+        left -= len(buffer)
+    return b"".join(parts)
+
+
+class Unframer:
+    """Finds the frames in what arrives. It never holds more than one unfinished frame beside what it was just fed."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """The runs that `data` finishes, each with the size of its datagrams. Raises `BadDatagram` at what is no frame: then all is over."""
+        buffer = self._buffer
+        buffer += data
+        at, end = 0, len(buffer)
+        while end - at >= HEAD.size:
+            total, size = HEAD.unpack_from(buffer, at)
+            if not 0 < size <= total <= RUN_BYTES or -(-total // size) > MAX_PIECES:
+                raise BadDatagram("a frame of a stream makes no sense")
+            stop = at + HEAD.size + total
+            if stop > end:
+                break
+            yield size, bytes(memoryview(buffer)[at + HEAD.size : stop])
+            at = stop
+        del buffer[:at]
+
+
+def deliver(receiver: IDatagramReceiver, endpoint: Endpoint, size: int, run: bytes) -> None:
+    """Hand a run to a receiver: heads side by side, bodies side by side."""
+    total = len(run)
+    if size == total or size <= HEADER_BYTES:
+        for at in range(0, total, size):
+            receiver.datagram_received(endpoint, run[at : at + size])
+        return
+    heads = bytearray().join([run[at : at + HEADER_BYTES] for at in range(0, total, size)])
+    bodies = bytearray().join([run[at + HEADER_BYTES : at + size] for at in range(0, total, size)])
+    receiver.run_received(endpoint, heads, memoryview(bodies), size, total)
