@@ -42,7 +42,7 @@ class TlsSection(msgspec.Struct, frozen=True):
     host: str = "0.0.0.0"
     port: int | None = None
     """Where to listen, 0 for any free port; None, which is how it is without the key, not to listen."""
-    proxy: Proxy | None | bool = None
+    proxy: Proxy | bool | None = None
     """For connections that this node makes. None for the one that the environment names, False for none at all."""
     rate_mbit: float = 0.0
     """Mbit/s that are taken from each member; 0: as many as come."""
@@ -489,6 +489,7 @@ def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     if not text.isprintable():  # U+2028 and the like would break the line
         text = json.dumps(value, default=str)
+    text = re.sub(r"://[^/\s]*@", "://...@", text)  # a password
     return text if len(text) <= 80 else text[:77] + "..."
 
 

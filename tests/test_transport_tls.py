@@ -139,7 +139,15 @@ class CarryTests(TlsCase):
         _, inbox, endpoint = self.listening()
         client, _ = self.dialling(self.members.member("client"))
         expected: list[bytes] = []
-        for size, total in ((1472, 44 * 1472), (1472, 1472), (1472, 20), (1200, 20 * 1200 + 17), (100, 6400), (8973, 50000), (65000, 65000)):
+        for size, total in (
+            (1472, 44 * 1472),
+            (1472, 1472),
+            (1472, 20),
+            (1200, 20 * 1200 + 17),
+            (100, 6400),
+            (8973, 50000),
+            (65000, 65000),
+        ):
             run = os.urandom(total)
             for buffers in (laid_out(client, run, size) if size < 9000 else [run], [run[: total // 2], memoryview(run)[total // 2 :]]):
                 self.assertTrue(client.write_run(endpoint, buffers, size, total))

@@ -130,7 +130,9 @@ class SmallProxy(protocol.Protocol):
             self.transport.loseConnection()
             return
         host, _, port = head.split(b" ")[1].decode().rpartition(":")
-        self._connect(host.strip("[]"), int(port), b"HTTP/1.1 200 Connection established\r\nVia: a test\r\n\r\n", b"HTTP/1.1 502 No\r\n\r\n")
+        self._connect(
+            host.strip("[]"), int(port), b"HTTP/1.1 200 Connection established\r\nVia: a test\r\n\r\n", b"HTTP/1.1 502 No\r\n\r\n"
+        )
 
     def _socks(self) -> None:
         if not self._greeted:

@@ -43,6 +43,8 @@ RETRY_BETTER = 25.0
 """The same to bring a link back to UDP, give or take a fifth: a minute after UDP passes again, no link is on a makeshift any more."""
 MAKESHIFT_AFTER = 1.0
 """Seconds for which a peer's best endpoints have been challenged before the others are."""
+LOST = float("inf")
+"""Round trip of a path whose connection has ended: any other one is better."""
 MAKESHIFTS = 2
 """So many of the endpoints offered are kept for other transports than UDP."""
 
@@ -199,7 +201,7 @@ class Paths:
             del link.direct[min((known for known in link.direct if known != link.active), key=lambda known: link.direct[known].answered)]
         if isinstance(link.active, Route):
             self._activate(link, endpoint)
-        elif self._links.ident > link.ident:
+        elif self._links.ident > link.ident or (link.active in link.direct and link.direct[link.active].rtt == LOST):
             best = _by_worth(link)[0]
             active = link.direct.get(link.active)
             if active is None or link.improves(best) or (detour(best) == detour(link.active) and link.direct[best].rtt < 0.8 * active.rtt):
@@ -209,6 +211,8 @@ class Paths:
     def _activate(self, link: Link, path: PathKey) -> None:
         if link.active == path:
             return
+        if isinstance(link.active, Endpoint) and link.active in link.direct and link.direct[link.active].rtt == LOST:
+            del link.direct[link.active]
         link.active = path
         link.rtt = link.direct[path].rtt if isinstance(path, Endpoint) else 0.0
         link.alarm = False
@@ -322,7 +326,7 @@ class Paths:
                 continue
             if link.active == endpoint:
                 if endpoint.inward:
-                    link.direct[endpoint].rtt = float("inf")
+                    link.direct[endpoint].rtt = LOST
                 self.suspect(link.ident)
             elif endpoint.inward:
                 del link.direct[endpoint]

@@ -47,9 +47,7 @@ class Joined:
     """Endpoints of members, as text."""
 
 
-def join(
-    invitation_text: str, state_dir: Path, name: str | None, proxy_of: Callable[[str], Proxy | None] = lambda host: None
-) -> Joined:
+def join(invitation_text: str, state_dir: Path, name: str | None, proxy_of: Callable[[str], Proxy | None] = lambda host: None) -> Joined:
     """Become a member by an invitation; keys and certificates go into `state_dir`. `proxy_of` says by which proxy a host is reached by TCP.
 
     Raises `InvitationRefused`, `Unreachable` when no member of the invitation answers, `StateError`, `LocalMisuse` for a bad name.

@@ -1,9 +1,10 @@
 """A small loop inside the reactor's: descriptors with much traffic, served many times for each turn of the reactor.
 
 A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon, and several times that when it has slept. So
-the TAP, the UDP socket and TLS connections are registered with an epoll of their own, and only that with the reactor. Once the reactor
-finds it ready, the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else to do: that it
-sees by having the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep the reactor for `LONGEST` at most.
+the TAP, the UDP socket and TLS connections are registered with an epoll of their own, and only that with the reactor. Once the
+reactor finds it ready, the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else
+to do: that it sees by having the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep
+the reactor for `LONGEST` at most.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Pump:
                 if end is not None:
                     self._lost(writer, end)
                     return
-            if reader is not None and events & ~select.EPOLLOUT and self._readers.get(number) is reader:
+            if reader is not None and events & ~select.EPOLLOUT and number in self._readers:
                 end = reader.doRead()
                 if end is not None:
                     self._lost(reader, end)

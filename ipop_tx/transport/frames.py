@@ -7,8 +7,8 @@
  +--------+-------+-----------------------------------------------
 ```
 
-Both numbers are big-endian. A single datagram is a run of one: both numbers are its length. A run is what the data plane seals with one call and
-hands over with one call, so it also crosses the stream as one: a header for each datagram would be work for each segment.
+Both numbers are big-endian. A single datagram is a run of one: both numbers are its length. A run is what the data plane seals with
+one call and hands over with one call, so it also crosses the stream as one: a header for each datagram would be work for each segment.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Unframer:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """The runs that `data` finishes, each with the size of its datagrams. Raises `BadDatagram` at what is no frame: then all is over."""
+        """The runs that `data` finishes, each with the size of its datagrams. Raises `BadDatagram` at what is no frame."""
         buffer = self._buffer
         buffer += data
         at, end = 0, len(buffer)

@@ -33,11 +33,13 @@ def _made(reactor: Any, name: str, table: Mapping[str, Any], found: Mapping[str,
     point = found.get(name)
     if point is None:
         known = f"installed are {', '.join(sorted(found))}" if found else "none is installed"
-        raise EnvironmentProblem(f"[transports.{name}]: no installed package has a transport {name!r}", f"install the one that has it; {known}")
+        raise EnvironmentProblem(
+            f"[transports.{name}]: no installed package has a transport {name!r}", f"install the one that has it; {known}"
+        )
     whose = f"[transports.{name}]: {point.value}"
     try:
         factory: TransportFactory = point.load()
-    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+    except Exception as error:
         raise EnvironmentProblem(f"{whose} cannot be loaded ({error})", "install its package anew") from error
     try:
         transport = factory(reactor, table)
@@ -45,8 +47,10 @@ def _made(reactor: Any, name: str, table: Mapping[str, Any], found: Mapping[str,
     except IpopError:
         raise
     except Invalid as error:
-        raise EnvironmentProblem(f"{whose} is no transport ({_one_line(error)})", "ask its author for one that fits this version") from error
-    except Exception as error:  # noqa: BLE001 - as above
+        raise EnvironmentProblem(
+            f"{whose} is no transport ({_one_line(error)})", "ask its author for one that fits this version"
+        ) from error
+    except Exception as error:
         raise EnvironmentProblem(f"{whose} cannot be made ({_one_line(error)})", "compare the table with its documentation") from error
     if transport.scheme != name:
         raise EnvironmentProblem(f"{whose} is for endpoints {transport.scheme}:...", f"name its table [transports.{transport.scheme}]")

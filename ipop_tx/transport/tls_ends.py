@@ -90,10 +90,10 @@ class Door(ServerFactory):
         """How many of these there are from an address."""
         self._known: dict[Ident, list[TlsConnection]] = {}
 
-    def buildProtocol(self, addr: IAddress) -> TlsConnection | None:
+    def buildProtocol(self, addr: IAddress | None) -> TlsConnection | None:
         """Somebody connects; None hangs up on it."""
-        host: str = addr.host.removeprefix(_MAPPED)  # type: ignore[attr-defined]  # of IPv4Address and IPv6Address
-        endpoint = Endpoint("tls" + INWARD, host, addr.port)  # type: ignore[attr-defined]
+        host: str = addr.host.removeprefix(_MAPPED)  # type: ignore[union-attr]  # of IPv4Address and IPv6Address
+        endpoint = Endpoint("tls" + INWARD, host, addr.port)  # type: ignore[union-attr]
         if len(self._unknown) >= STRANGERS or self._from[host] >= STRANGERS_EACH or len(self) >= self._most:
             self.turned_away += 1
             return None
@@ -233,8 +233,10 @@ class _Dial(ClientFactory):
     def __init__(self, connection: TlsConnection) -> None:
         self._connection = connection
 
-    def buildProtocol(self, addr: IAddress) -> TlsConnection | None:
+    def buildProtocol(self, addr: IAddress | None) -> TlsConnection | None:
+        """TCP is there."""
         return None if self._connection.over else self._connection
 
     def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
+        """TCP did not come about."""
         self._connection.fail(Unreachable(f"no connection ({reason.getErrorMessage().rstrip('.')})"))
