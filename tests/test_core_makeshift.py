@@ -255,5 +255,5 @@ class OfferTests(MakeshiftCase):
         self.assertIsNotNone(paths.admissible("tls:203.0.113.9:443"))
 
     def test_order_of_preference(self) -> None:
-        ranks = [detour(Endpoint(scheme, "192.0.2.1", 1)) for scheme in ("udp", "tls", "tls-in", "mem", "udp-in")]
+        ranks = [detour(Endpoint(scheme, "192.0.2.1", 1)) for scheme in ("udp", "tls", "tls-in", "web", "udp-in")]
         self.assertEqual(ranks, [0, 1, 1, 2, 0])

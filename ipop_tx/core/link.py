@@ -35,13 +35,13 @@ class Route(NamedTuple):
 
 PathKey = Endpoint | Route
 
-PREFERRED = ("udp", "tls")
-"""Schemes of paths, the best first. All others come after these."""
+DETOURS = {"udp": 0, "mem": 0, "tls": 1}
+OTHER_DETOURS = 2
 
 
 def detour(endpoint: Endpoint) -> int:
-    """How much of a makeshift a direct path is: 0 for UDP. One of less makeshift is always preferred, whatever the round trips."""
-    return PREFERRED.index(endpoint.carrier) if endpoint.carrier in PREFERRED else len(PREFERRED)
+    """How much of a makeshift a direct path is: 0 for UDP. One that is less of it is always preferred, whatever the round trips."""
+    return DETOURS.get(endpoint.carrier, OTHER_DETOURS)
 
 
 @dataclass(slots=True, eq=False)

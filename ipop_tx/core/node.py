@@ -269,7 +269,7 @@ class Node:
     def _reachable(self, command: c.Reachable) -> Future[None]:
         changed = self.paths.facts.local != list(command.endpoints)
         self.paths.facts.local = list(command.endpoints)
-        self.paths.facts.carries.update(command.carries)
+        self.paths.facts.carries.update(command.carries or {endpoint.scheme: 0 for endpoint in command.endpoints})
         if changed:
             for link in self.links:
                 self.runtime.background(self.paths.punch(link))

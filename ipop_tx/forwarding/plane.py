@@ -126,7 +126,6 @@ class ForwardingPlane:
         self.frames_waiting = self.outbound.frames_waiting
         self.run_received = self.inbound.run
         self.drained = self.outbound.drained
-        self.path_lost = control_plane.path_lost
 
     def configure(self, ipv4: IPv4Address | None) -> None:
         """Our own IPv4 address, None while there is none. Frames for any other are dropped, but for those of guests."""
@@ -159,6 +158,10 @@ class ForwardingPlane:
         if not self.outbound.held:
             self.outbound.frames_waiting()
         self._control_plane.burst_ended()
+
+    def path_lost(self, endpoint: Endpoint) -> None:
+        """A connection of the transport has ended: the control plane decides what follows."""
+        self._control_plane.path_lost(endpoint)
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """A datagram that did not come in a run."""
