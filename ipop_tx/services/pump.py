@@ -81,10 +81,7 @@ class Pump:
         if self._epoll is None:
             self._begin()
         for epoll in self._epolls():
-            with suppress(OSError):  # when it was not registered, or is closed
-                epoll.unregister(number)
-            if wanted:
-                epoll.register(number, wanted)
+            _watch(epoll, number, wanted)
         if not self._readers and not self._writers:
             self.stop()
 
@@ -184,3 +181,15 @@ class Pump:
         for descriptor in [*self._readers.values(), *self._writers.values()]:
             descriptor.connectionLost(reason)
         self.stop()
+
+
+def _watch(epoll: select.epoll, number: int, wanted: int) -> None:
+    """Have an epoll tell of these events of a descriptor, which it may know already, or of none."""
+    if not wanted:
+        with suppress(OSError):  # it was not registered, or is closed
+            epoll.unregister(number)
+        return
+    try:
+        epoll.modify(number, wanted)
+    except OSError:
+        epoll.register(number, wanted)

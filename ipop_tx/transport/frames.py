@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from ipop_tx.errors import BadDatagram
 from ipop_tx.interfaces import IDatagramReceiver
+from ipop_tx.transport.native import Layout
 from ipop_tx.values import Endpoint
 from ipop_tx.wire.datagram import HEADER_BYTES, MAX_PIECES, RUN_BYTES
 
@@ -28,15 +29,14 @@ LARGEST = HEAD.size + RUN_BYTES
 
 def framed(buffers: Sequence[bytes | memoryview], size: int, total: int) -> bytes:
     """The frame of a run; see `ITransport.write_run`."""
-    parts: list[bytes | memoryview] = [HEAD.pack(total, min(size, total))]
-    left = total
-    for buffer in buffers:  # a layout is as long as the longest run
-        if len(buffer) >= left:
-            parts.append(buffer[:left])
-            break
-        parts.append(buffer)
-        left -= len(buffer)
-    return b"".join(parts)
+    head = HEAD.pack(total, min(size, total))
+    if len(buffers) == 1:
+        return b"".join((head, buffers[0][:total]))
+    if isinstance(buffers, Layout):  # it is as long as the longest run, and knows what a shorter one fills
+        count, left = buffers.filled(size, total)
+        if left > 0:
+            return b"".join([head, *buffers[: count - 1], buffers[count - 1][:left]])
+    return b"".join([head, b"".join(buffers)[:total]])
 
 
 class Unframer:

@@ -23,7 +23,7 @@ from ipop_tx.interfaces import IDatagramReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.transport.frames import framed
 from ipop_tx.transport.interfaces import own_hosts
-from ipop_tx.transport.tls_connection import TlsConnection
+from ipop_tx.transport.tls_connection import HOLD_BYTES, QUEUE_BYTES, URGENT_BYTES, TlsConnection
 from ipop_tx.transport.tls_context import TlsContexts, TlsCredentials
 from ipop_tx.transport.tls_ends import Dialler, Door, listening
 from ipop_tx.transport.tls_shares import Shares
@@ -31,8 +31,9 @@ from ipop_tx.values import Endpoint, Proxy
 
 DATAGRAM_BYTES = 1472
 """Of the largest datagram: as on Ethernet, so that what a relay passes on to a UDP path is cut alike on both sides."""
-HOLD_SECONDS = 0.01
-"""For so long one full connection may keep everything that this node sends waiting; then it loses what does not fit ..."""
+HOLD_SECONDS = 0.1
+"""For so long one full connection may keep others waiting: what this node sends, and the connections whose frames are to be passed on by
+it. Then it loses what does not fit ..."""
 SLOW_SECONDS = 10.0
 """... and nobody waits for it for so long."""
 LOOK_EVERY = 15.0
@@ -97,6 +98,8 @@ class TlsTransport:
         self._door = Door(reactor, self, settings.connections)
         self._shares = Shares(reactor, settings.rate)
         self._port: Port | None = None
+        self.delivering: TlsConnection | None = None
+        """The connection whose datagrams are being handled just now."""
         self._held: set[TlsConnection] = set()
         self._holding: Any = None
         self._looking: Any = None
@@ -135,7 +138,7 @@ class TlsTransport:
         """Send one datagram, before runs that wait."""
         connection = self._connections.get(endpoint) or self._reach(endpoint)
         if connection is not None and datagram:
-            self._sent(connection, framed((datagram,), len(datagram), len(datagram)), urgent=True)
+            self._sent(connection, framed((datagram,), len(datagram), len(datagram)), QUEUE_BYTES + URGENT_BYTES, urgent=True)
 
     def layout(self, buffers: Sequence[memoryview]) -> Sequence[memoryview]:
         """Nothing has to be prepared."""
@@ -144,18 +147,21 @@ class TlsTransport:
     def write_run(self, endpoint: Endpoint, buffers: Sequence[bytes | memoryview], size: int, total: int) -> bool:
         """Send a run. False asks to wait, for `HOLD_SECONDS` at most, and never for a connection that is known to be slow."""
         connection = self._connections.get(endpoint) or self._reach(endpoint)
-        if connection is None or self._sent(connection, framed(buffers, size, total)) or connection.peer is None:
+        if connection is None:
             return True
-        if self._reactor.seconds() < connection.slow_until:
+        slow = self._reactor.seconds() < connection.slow_until
+        if self._sent(connection, framed(buffers, size, total), HOLD_BYTES if slow else QUEUE_BYTES) or slow or connection.peer is None:
             return True
         self._held.add(connection)
+        if self.delivering is not None:
+            self.delivering.pause(self)
         if self._holding is None:
             self._holding = self._reactor.callLater(HOLD_SECONDS, self._held_long_enough)
         return False
 
-    def _sent(self, connection: TlsConnection, frame: bytes, urgent: bool = False) -> bool:
+    def _sent(self, connection: TlsConnection, frame: bytes, most: int, urgent: bool = False) -> bool:
         before = connection.dropped
-        more = connection.send(frame, urgent)
+        more = connection.send(frame, most, urgent)
         self.counters.dropped += connection.dropped - before
         return more
 
@@ -174,7 +180,13 @@ class TlsTransport:
         held, self._held = self._held, set()
         for connection in held:
             connection.slow_until = self._reactor.seconds() + SLOW_SECONDS
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Nobody has to wait any more."""
         self.receiver.drained()
+        for connection in list(self._connections.values()):
+            connection.resume(self)
 
     def drained(self, connection: TlsConnection) -> None:
         """See `tls_connection.Owner`."""
@@ -183,7 +195,7 @@ class TlsTransport:
             if not self._held and self._holding is not None:
                 self._holding.cancel()
                 self._holding = None
-                self.receiver.drained()
+                self._go_on()
 
     # --- connections come and go -------------------------------------------------------------
 

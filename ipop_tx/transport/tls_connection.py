@@ -27,12 +27,12 @@ from ipop_tx.transport.proxy import Tunnel
 from ipop_tx.transport.tls_context import TlsContexts, reason_of
 from ipop_tx.values import Endpoint, Peer
 
-QUEUE_BYTES = 256 << 10
-"""What waits in us for a connection at most; more is dropped."""
+QUEUE_BYTES = 512 << 10
+"""What waits in us for a connection at most; more is dropped. Room for all that comes by one reading after `HOLD_BYTES` were passed."""
 URGENT_BYTES = 64 << 10
 """So much of the control plane's waits beside it, and goes first."""
 HOLD_BYTES = 128 << 10
-"""From so much on whoever writes is asked to wait ..."""
+"""From so much on whoever writes is asked to wait, and it is all that waits for a connection that is known to be slow ..."""
 LOW_BYTES = 64 << 10
 """... until so little is left."""
 CHUNK_BYTES = 128 << 10
@@ -49,6 +49,9 @@ _TCP_USER_TIMEOUT, _TCP_NOTSENT_LOWAT = 18, 25
 
 class Owner(Protocol):
     """The transport that a connection belongs to."""
+
+    delivering: TlsConnection | None
+    """The connection whose datagrams are being handled."""
 
     @property
     def receiver(self) -> IDatagramReceiver:
@@ -96,6 +99,8 @@ class TlsConnection(protocol.Protocol):
         self._queue: deque[bytes] = deque()
         self._urgent: deque[bytes] = deque()
         self._full = False
+        self._pauses: set[object] = set()
+        """Those who want that nothing is read."""
 
     # --- begin -------------------------------------------------------------------------------
 
@@ -200,7 +205,13 @@ class TlsConnection(protocol.Protocol):
             self.close()
 
     def _deliver(self, plain: bytes) -> None:
-        receiver = self._owner.receiver
+        receiver, self._owner.delivering = self._owner.receiver, self
+        try:
+            self._hand_over(receiver, plain)
+        finally:
+            self._owner.delivering = None
+
+    def _hand_over(self, receiver: IDatagramReceiver, plain: bytes) -> None:
         for size, run in self._unframer.feed(plain):
             if self.over:  # the receiver has stopped us
                 return
@@ -213,15 +224,28 @@ class TlsConnection(protocol.Protocol):
         except Exception:  # noqa: BLE001 - as above
             self._log.failure("burst_failed endpoint={endpoint}", endpoint=self.endpoint)
 
+    def pause(self, why: object) -> None:
+        """Read nothing more, so that TCP slows the other end down, until each who has a reason has said `resume`."""
+        if not self._pauses and not self.over:
+            self.transport.pauseProducing()  # type: ignore[union-attr]  # bytes came by it
+        self._pauses.add(why)
+
+    def resume(self, why: object) -> None:
+        """See `pause`."""
+        if why in self._pauses:
+            self._pauses.discard(why)
+            if not self._pauses and not self.over:
+                self.transport.resumeProducing()  # type: ignore[union-attr]  # as in `pause`
+
     # --- out ---------------------------------------------------------------------------------
 
-    def send(self, frame: bytes, urgent: bool = False) -> bool:
-        """Send a frame, or keep it until there is room; False when whoever writes had better wait. Beyond the bound it is lost."""
+    def send(self, frame: bytes, most: int = QUEUE_BYTES, urgent: bool = False) -> bool:
+        """Send a frame, or keep it until there is room; False when whoever writes had better wait. Beyond `most` bytes it is lost."""
         self.quiet = 0
         if self.peer is not None and not self._full and not self.queued:
             self._write(frame)
             return True
-        if self.queued + len(frame) > QUEUE_BYTES + (URGENT_BYTES if urgent else 0) or self.over:
+        if self.queued + len(frame) > most or self.over:
             self.dropped += 1
         else:
             (self._urgent if urgent else self._queue).append(frame)

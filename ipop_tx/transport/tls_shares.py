@@ -36,12 +36,12 @@ class Shares:
             self._left.clear()
         self._left[ident] = (left, now)
         if left < 0 and connection not in self._waiting:
-            connection.transport.pauseProducing()  # type: ignore[union-attr]  # bytes came by it
+            connection.pause(self)
             self._waiting[connection] = self._reactor.callLater(-left / self._rate, self._read_again, connection)
 
     def _read_again(self, connection: TlsConnection) -> None:
         del self._waiting[connection]
-        connection.transport.resumeProducing()  # type: ignore[union-attr]  # it has not ended: see `forget`
+        connection.resume(self)
 
     def forget(self, connection: TlsConnection) -> None:
         """A connection has ended."""

@@ -60,8 +60,8 @@ class TlsCase(LabTestCase):
         self.relay.wait_until_up()
 
     def tearDown(self) -> None:
-        for log in self.lab.scratch.glob("*/*.log"):
-            self.assertNotIn("Traceback", log.read_text(errors="replace"), log.name)
+        for path in self.lab.scratch.glob("*/*.log"):
+            self.assertNotIn("Traceback", path.read_text(errors="replace"), path.name)
 
     def blocked(self, name: str) -> LabNode:
         """A member at a site that lets out TCP to port 443 and nothing else; it has joined from there."""
