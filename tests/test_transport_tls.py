@@ -20,7 +20,7 @@ from ipop_tx.identity.keys import generate_key
 from ipop_tx.interfaces import ITransport, ITransports
 from ipop_tx.transport import tls as tls_module
 from ipop_tx.transport import tls_ends
-from ipop_tx.transport.frames import HEAD, LARGEST, Unframer, deliver, framed
+from ipop_tx.transport.frames import HEAD, deliver, framed, unframed
 from ipop_tx.transport.memory import MemoryNet
 from ipop_tx.transport.several import Transports
 from ipop_tx.transport.tls_connection import QUEUE_BYTES
@@ -44,34 +44,34 @@ class FrameTests(SynchronousTestCase):
     def test_whatever_is_framed_comes_out_however_it_is_cut(self, runs: list[tuple[int, int]], cuts: list[int]) -> None:
         wanted = [(min(size, total), os.urandom(total)) for size, total in runs if -(-total // size) <= 64]
         stream = b"".join(framed((run[:7], run[7:]), size, len(run)) for size, run in wanted)
-        unframer, found, at = Unframer(), [], 0
+        rest, found, at = b"", [], 0
         for length in [*cuts, len(stream)]:
-            found += unframer.feed(stream[at : at + length])
-            at += length
-        self.assertEqual(found, wanted)
+            rest += stream[at : at + length]
+            runs, taken = unframed(memoryview(rest))
+            found += [(size, bytes(run)) for size, run in runs]
+            rest, at = rest[taken:], at + length
+        self.assertEqual((found, rest), (wanted, b""))
 
     @settings(deadline=None)
     @given(st.binary(max_size=200))
     def test_garbage_is_refused_or_waited_for(self, garbage: bytes) -> None:
-        """Never anything else, and what is kept is bounded."""
-        unframer = Unframer()
+        """Never anything else."""
         try:
-            for _, run in unframer.feed(garbage):
-                self.assertLessEqual(len(run), len(garbage))
+            runs, taken = unframed(memoryview(garbage))
         except BadDatagram:
             return
-        self.assertLessEqual(len(unframer._buffer), LARGEST)
+        self.assertEqual(taken, sum(HEAD.size + len(run) for _, run in runs))
 
     def test_senseless_heads(self) -> None:
         for total, size in ((0, 0), (0, 1), (1, 0), (1, 2), (65001, 1472), (65, 1)):
             with self.assertRaises(BadDatagram):
-                list(Unframer().feed(HEAD.pack(total, size)))
+                unframed(memoryview(HEAD.pack(total, size)))
 
     def test_delivered_as_it_was(self) -> None:
         """Sizes around that of a header, last datagrams shorter than one."""
         for size, total in ((1, 5), (16, 40), (17, 40), (100, 305), (1472, 3 * 1472), (1472, 1472 + 3), (50, 50)):
             inbox, run = Inbox(), os.urandom(total)
-            deliver(inbox, SOMEWHERE, size, run)
+            deliver(inbox, SOMEWHERE, size, memoryview(run))
             self.assertEqual([datagram for _, datagram in inbox.items], cut(run, size))
 
 

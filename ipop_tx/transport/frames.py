@@ -14,7 +14,7 @@ one call and hands over with one call, so it also crosses the stream as one: a h
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ipop_tx.errors import BadDatagram
 from ipop_tx.interfaces import IDatagramReceiver
@@ -39,30 +39,25 @@ def framed(buffers: Sequence[bytes | memoryview], size: int, total: int) -> byte
     return b"".join([head, b"".join(buffers)[:total]])
 
 
-class Unframer:
-    """Finds the frames in what arrives. It never holds more than one unfinished frame beside what it was just fed."""
+def unframed(data: memoryview) -> tuple[list[tuple[int, memoryview]], int]:
+    """The runs at the beginning of `data`, each with the size of its datagrams, and how many bytes they take; an unfinished frame may follow.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """The runs that `data` finishes, each with the size of its datagrams. Raises `BadDatagram` at what is no frame."""
-        buffer = self._buffer
-        buffer += data
-        at, end = 0, len(buffer)
-        while end - at >= HEAD.size:
-            total, size = HEAD.unpack_from(buffer, at)
-            if not 0 < size <= total <= RUN_BYTES or -(-total // size) > MAX_PIECES:
-                raise BadDatagram("a frame of a stream makes no sense")
-            stop = at + HEAD.size + total
-            if stop > end:
-                break
-            yield size, bytes(memoryview(buffer)[at + HEAD.size : stop])
-            at = stop
-        del buffer[:at]
+    The runs are views of `data`. Raises `BadDatagram` at what is no frame.
+    """
+    found, at, end = [], 0, len(data)
+    while end - at >= HEAD.size:
+        total, size = HEAD.unpack_from(data, at)
+        if not 0 < size <= total <= RUN_BYTES or -(-total // size) > MAX_PIECES:
+            raise BadDatagram("a frame of a stream makes no sense")
+        stop = at + HEAD.size + total
+        if stop > end:
+            break
+        found.append((size, data[at + HEAD.size : stop]))
+        at = stop
+    return found, at
 
 
-def deliver(receiver: IDatagramReceiver, endpoint: Endpoint, size: int, run: bytes) -> None:
+def deliver(receiver: IDatagramReceiver, endpoint: Endpoint, size: int, run: memoryview) -> None:
     """Hand a run to a receiver: heads side by side, bodies side by side."""
     total = len(run)
     if size == total or size <= HEADER_BYTES:

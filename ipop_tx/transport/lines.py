@@ -12,7 +12,7 @@ from typing import Protocol
 from OpenSSL import SSL
 
 from ipop_tx.errors import Unreachable
-from ipop_tx.transport.frames import Unframer, framed
+from ipop_tx.transport.frames import framed, unframed
 from ipop_tx.transport.proxy import tunnel
 from ipop_tx.transport.tls_context import TlsContexts, TlsCredentials, reason_of
 from ipop_tx.values import Endpoint, Proxy
@@ -71,7 +71,7 @@ class TlsLine:
         self._deadline = time.monotonic() + seconds
         self._socket = socket.create_connection(where, seconds)
         self._tls = contexts.client()
-        self._unframer = Unframer()
+        self._rest = b""
         try:
             if proxy is not None:
                 self._tunnel(endpoint, proxy)
@@ -131,8 +131,11 @@ class TlsLine:
                 raise Unreachable("the member has closed the connection")
             self._tls.bio_write(data)
             while True:
-                for size, run in self._unframer.feed(self._tls.recv(_CHUNK)):
-                    yield from (run[at : at + size] for at in range(0, len(run), size))
+                self._rest += self._tls.recv(_CHUNK)
+                runs, taken = unframed(memoryview(self._rest))
+                self._rest = self._rest[taken:]
+                for size, run in runs:
+                    yield from (bytes(run[at : at + size]) for at in range(0, len(run), size))
         except SSL.WantReadError:
             return
         except (SSL.Error, OSError) as problem:

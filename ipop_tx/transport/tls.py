@@ -23,7 +23,7 @@ from ipop_tx.interfaces import IDatagramReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.transport.frames import framed
 from ipop_tx.transport.interfaces import own_hosts
-from ipop_tx.transport.tls_connection import HOLD_BYTES, QUEUE_BYTES, URGENT_BYTES, TlsConnection
+from ipop_tx.transport.tls_connection import HOLD_BYTES, PLAIN_BYTES, QUEUE_BYTES, URGENT_BYTES, TlsConnection
 from ipop_tx.transport.tls_context import TlsContexts, TlsCredentials
 from ipop_tx.transport.tls_ends import Dialler, Door, listening
 from ipop_tx.transport.tls_shares import Shares
@@ -98,6 +98,7 @@ class TlsTransport:
         self._door = Door(reactor, self, settings.connections)
         self._shares = Shares(reactor, settings.rate)
         self._port: Port | None = None
+        self.plain = memoryview(bytearray(PLAIN_BYTES))
         self.delivering: TlsConnection | None = None
         """The connection whose datagrams are being handled just now."""
         self._held: set[TlsConnection] = set()

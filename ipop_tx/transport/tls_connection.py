@@ -22,7 +22,7 @@ from zope.interface import implementer
 from ipop_tx.errors import IpopError, PeerRefused, Unreachable
 from ipop_tx.interfaces import IDatagramReceiver
 from ipop_tx.log import Logger
-from ipop_tx.transport.frames import Unframer, deliver
+from ipop_tx.transport.frames import LARGEST, deliver, unframed
 from ipop_tx.transport.proxy import Tunnel
 from ipop_tx.transport.tls_context import TlsContexts, reason_of
 from ipop_tx.values import Endpoint, Peer
@@ -39,6 +39,7 @@ CHUNK_BYTES = 128 << 10
 """Read at once, and lying in Twisted's buffer before it asks us to wait."""
 RECORD_BYTES = 16 << 10
 """What one TLS record carries at most (RFC 8446, 5.1)."""
+PLAIN_BYTES = LARGEST + CHUNK_BYTES + RECORD_BYTES
 UNSENT_BYTES = 128 << 10
 """What the kernel takes beyond what is on its way: the rest of a queue belongs here, where it is bounded and in order of urgency."""
 SILENT_MS = 20000
@@ -50,6 +51,8 @@ _TCP_USER_TIMEOUT, _TCP_NOTSENT_LOWAT = 18, 25
 class Owner(Protocol):
     """The transport that a connection belongs to."""
 
+    plain: memoryview
+    """`PLAIN_BYTES` to decrypt into; nobody keeps anything there from one call to the next."""
     delivering: TlsConnection | None
     """The connection whose datagrams are being handled."""
 
@@ -95,7 +98,7 @@ class TlsConnection(protocol.Protocol):
         self._tunnel = tunnel
         self._tls: SSL.Connection | None = None
         self._first = bytearray()
-        self._unframer = Unframer()
+        self._rest = b""
         self._queue: deque[bytes] = deque()
         self._urgent: deque[bytes] = deque()
         self._full = False
@@ -188,41 +191,46 @@ class TlsConnection(protocol.Protocol):
         self.resumeProducing()
 
     def _read(self) -> None:
-        plain = []
-        ended = False
-        while self._tls is not None:
+        """Decrypt what there is and deliver the frames in it. The buffer is for all connections; what is unfinished at its end, each keeps."""
+        plain = self._owner.plain
+        end, more = len(self._rest), True
+        plain[:end] = self._rest
+        while more and self._tls is not None:
+            begin = end
             try:
-                plain.append(self._tls.recv(RECORD_BYTES))
+                while end + RECORD_BYTES <= PLAIN_BYTES:
+                    end += self._tls.recv_into(plain[end : end + RECORD_BYTES])
             except SSL.WantReadError:
-                break
+                more = False
             except SSL.ZeroReturnError:
-                ended = True
-                break
-        if plain:
-            self.quiet = 0
-            self._deliver(b"".join(plain))
-        if ended:
-            self.close()
+                self.close()
+                return
+            if end > begin:
+                self.quiet = 0
+                end = self._deliver(plain, end)
+        self._rest = bytes(plain[:end])
 
-    def _deliver(self, plain: bytes) -> None:
+    def _deliver(self, plain: memoryview, end: int) -> int:
+        """Deliver the frames in `plain[:end]`; gives how much of an unfinished one is left at its beginning."""
+        runs, taken = unframed(plain[:end])
         receiver, self._owner.delivering = self._owner.receiver, self
         try:
-            self._hand_over(receiver, plain)
+            for size, run in runs:
+                if not self.over:  # the receiver may have stopped us
+                    self._hand_over(receiver, size, run)
+            receiver.burst_ended()
+        except Exception:  # noqa: BLE001 - one fault must not cost the connection
+            self._log.failure("burst_failed endpoint={endpoint}", endpoint=self.endpoint)
         finally:
             self._owner.delivering = None
+        plain[: end - taken] = bytes(plain[taken:end])
+        return end - taken
 
-    def _hand_over(self, receiver: IDatagramReceiver, plain: bytes) -> None:
-        for size, run in self._unframer.feed(plain):
-            if self.over:  # the receiver has stopped us
-                return
-            try:
-                deliver(receiver, self.endpoint, size, run)
-            except Exception:  # noqa: BLE001 - one fault must not cost the connection
-                self._log.failure("datagram_failed endpoint={endpoint}", endpoint=self.endpoint)
+    def _hand_over(self, receiver: IDatagramReceiver, size: int, run: memoryview) -> None:
         try:
-            receiver.burst_ended()
+            deliver(receiver, self.endpoint, size, run)
         except Exception:  # noqa: BLE001 - as above
-            self._log.failure("burst_failed endpoint={endpoint}", endpoint=self.endpoint)
+            self._log.failure("datagram_failed endpoint={endpoint}", endpoint=self.endpoint)
 
     def pause(self, why: object) -> None:
         """Read nothing more, so that TCP slows the other end down, until each who has a reason has said `resume`."""
