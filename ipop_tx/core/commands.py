@@ -18,7 +18,8 @@ class Start:
 class Reachable:
     """These are the endpoints under which this machine itself knows that it can be reached. Future of None.
 
-    `carries` names the schemes of its transports and the largest datagram of each, 0 where that depends on the path; without it, the schemes are those of the endpoints.
+    `carries` names the schemes of its transports and the largest datagram of each, 0 where that depends on the path; without it, the
+    schemes are those of the endpoints.
     """
 
     endpoints: tuple[Endpoint, ...]

@@ -40,9 +40,9 @@ def framed(buffers: Sequence[bytes | memoryview], size: int, total: int) -> byte
 
 
 def unframed(data: memoryview) -> tuple[list[tuple[int, memoryview]], int]:
-    """The runs at the beginning of `data`, each with the size of its datagrams, and how many bytes they take; an unfinished frame may follow.
+    """The runs at the beginning of `data`, each with the size of its datagrams, and how many bytes they take.
 
-    The runs are views of `data`. Raises `BadDatagram` at what is no frame.
+    An unfinished frame may follow. The runs are views of `data`. Raises `BadDatagram` at what is no frame.
     """
     found, at, end = [], 0, len(data)
     while end - at >= HEAD.size:

@@ -191,7 +191,7 @@ class TlsConnection(protocol.Protocol):
         self.resumeProducing()
 
     def _read(self) -> None:
-        """Decrypt what there is and deliver the frames in it. The buffer is for all connections; what is unfinished at its end, each keeps."""
+        """Decrypt what there is and deliver the frames in it. The buffer is for all connections; what is unfinished, each keeps."""
         plain = self._owner.plain
         end, more = len(self._rest), True
         plain[:end] = self._rest
