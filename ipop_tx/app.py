@@ -224,9 +224,8 @@ def terms_of(config: Config, network: Network, name: str, tap: TapService) -> Te
 
 
 def tls_settings(section: TlsSection) -> TlsSettings:
-    """What the configuration says of TLS. Raises `LocalMisuse` when it leaves the proxy to the environment, and that names a bad one."""
-    proxy_of = chooser(section.proxy, os.environ)
-    return TlsSettings(section.host, section.port, proxy_of, section.rate_mbit * 125000, section.connections)
+    """What the configuration says of TLS."""
+    return TlsSettings(section.host, section.port, chooser(section.proxy, os.environ), section.rate_mbit * 125000, section.connections)
 
 
 def flags_of(admitter: Admitter | None) -> int:

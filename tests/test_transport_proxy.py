@@ -7,12 +7,14 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse, RemoteMisbehaviour, Unreachable
 from ipop_tx.identity.credentials import GuestCredentials
 from ipop_tx.identity.keys import generate_key
+from ipop_tx.services.pump import Pump
 from ipop_tx.transport.lines import TlsLine
 from ipop_tx.transport.proxy import ANSWER_BYTES, bypassed, chooser, proxy_from, tunnel
 from ipop_tx.values import Endpoint, Proxy
@@ -73,6 +75,7 @@ class ParseTests(SynchronousTestCase):
             (None, "203.0.113.9", HTTP),
         ):
             self.assertEqual(chooser(wanted, environment)(host), chosen)
+        self.assertRaises(LocalMisuse, chooser(None, {"https_proxy": "nonsense://"}), "203.0.113.9")
         self.assertIsNone(chooser(False, {"https_proxy": "nonsense://"})("203.0.113.9"), "a bad one does no harm to those who want none")
 
 
@@ -192,6 +195,23 @@ class ThroughTests(TlsCase):
         client.write(Endpoint("tls", "127.0.0.1", 9), b"x")
         await self.becomes(lambda: client.health())
         self.assertIn("connection refused", client.health()[0])
+
+    async def test_a_bad_one_in_the_environment(self) -> None:
+        """UDP does not care; whoever looks at the status learns why there is no TLS."""
+        client, _ = self.dialling(self.members.member("client"), proxy_of=chooser(None, {"https_proxy": "nonsense://"}))
+        client.write(Endpoint("tls", "127.0.0.1", 9), b"x")
+        self.assertEqual(list(client), [])
+        self.assertIn("https_proxy", client.health()[0])
+
+    async def test_by_name(self) -> None:
+        """Under the loop of the daemon, too."""
+        _, inbox, endpoint = self.listening()
+        for number, loop in enumerate((reactor, Pump(reactor))):
+            proxy = SmallProxyFactory("http").listen(self)._replace(host="localhost")
+            self.loop = loop
+            client, _ = self.dialling(self.members.member(f"client{number}"), proxy_of=lambda host, proxy=proxy: proxy)
+            client.write(endpoint, b"x")
+            await inbox.have(number + 1)
 
     def line(self, endpoint: Endpoint, credentials: Any, proxy: Proxy | None = None) -> Any:
         """A line, made and used in a thread, since it blocks: one datagram there, one back."""

@@ -18,6 +18,7 @@ from ipop_tx.errors import BadDatagram, EnvironmentProblem, LocalMisuse
 from ipop_tx.identity.credentials import GuestCredentials
 from ipop_tx.identity.keys import generate_key
 from ipop_tx.interfaces import ITransport, ITransports
+from ipop_tx.services.pump import Pump
 from ipop_tx.transport import tls as tls_module
 from ipop_tx.transport import tls_ends
 from ipop_tx.transport.frames import HEAD, deliver, framed, unframed
@@ -234,6 +235,14 @@ class CarryTests(TlsCase):
         client.stop()
         client.stop()
         self.assertEqual(list(client), [])
+
+
+class PumpedTests(CarryTests):
+    """The same under the loop of the daemon."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.loop = Pump(reactor)
 
 
 class StrangerTests(TlsCase):
@@ -460,3 +469,24 @@ class ContextTests(SynchronousTestCase):
         connection = contexts.server()
         self.assertRaises(SSL.WantReadError, connection.do_handshake)
         self.assertRaises(SSL.WantReadError, connection.bio_read, 100)
+
+    def test_a_client_shows_nothing_to_strangers(self) -> None:
+        """A server of another network that knows our knock learns only that somebody does: we hang up before our certificate is due."""
+        ours, other = Members(Path(self.mktemp())).founder, Members(Path(self.mktemp()), "other").founder
+        client, server = TlsContexts(ours).client(), TlsContexts(other).server()
+        ended = []
+        for _ in range(4):
+            for end, far in ((client, server), (server, client)):
+                try:
+                    end.do_handshake()
+                except SSL.WantReadError:
+                    pass
+                except SSL.Error:
+                    ended.append(end)
+                try:
+                    far.bio_write(end.bio_read(65536))
+                except SSL.Error:
+                    continue
+        self.assertIs(ended[0], client)
+        self.assertEqual(server.get_app_data().chain, {})
+        self.assertEqual(len(client.get_app_data().chain), 3)

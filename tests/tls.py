@@ -42,7 +42,8 @@ class Members:
 class TlsCase(TestCase):
     """Transports on loopback under the real reactor."""
 
-    timeout = 8
+    timeout = 10
+    loop: Any = reactor
 
     def setUp(self) -> None:
         self.members = Members(Path(self.mktemp()))
@@ -54,7 +55,7 @@ class TlsCase(TestCase):
 
     def dialling(self, credentials: Any, **settings: Any) -> tuple[TlsTransport, Inbox]:
         """A transport, by default one that does not listen."""
-        transport, inbox = TlsTransport(reactor, credentials, TlsSettings(**settings)), Inbox()
+        transport, inbox = TlsTransport(self.loop, credentials, TlsSettings(**settings)), Inbox()
         transport.start(inbox)
         self.addCleanup(self.stopped, transport)
         return transport, inbox

@@ -14,7 +14,7 @@ from OpenSSL import SSL
 from ipop_tx.errors import Unreachable
 from ipop_tx.transport.frames import framed, unframed
 from ipop_tx.transport.proxy import tunnel
-from ipop_tx.transport.tls_context import TlsContexts, TlsCredentials, reason_of
+from ipop_tx.transport.tls_context import TlsContexts, TlsCredentials, peer_of, reason_of
 from ipop_tx.values import Endpoint, Proxy
 
 _CHUNK = 65536
@@ -76,10 +76,10 @@ class TlsLine:
             if proxy is not None:
                 self._tunnel(endpoint, proxy)
             self._handshake()
-            contexts.peer_of(self._tls, inward=False)
+            peer_of(self._tls)
         except SSL.Error as problem:
             self._socket.close()
-            raise reason_of(problem) from problem
+            raise reason_of(problem, self._tls) from problem
         except BaseException:
             self._socket.close()
             raise

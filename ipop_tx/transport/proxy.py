@@ -56,14 +56,13 @@ def bypassed(host: str, environment: Mapping[str, str]) -> bool:
 def chooser(wanted: Proxy | bool | None, environment: Mapping[str, str]) -> Callable[[str], Proxy | None]:
     """By which proxy a host is reached: by `wanted`, or by none when that is False; None leaves it to the environment.
 
-    Raises `LocalMisuse` when the environment names a bad one.
+    What it gives raises `LocalMisuse` when the environment names a bad one.
     """
-    named = proxy_from(environment) if wanted is None else None
 
     def proxy_of(host: str) -> Proxy | None:
         if isinstance(wanted, Proxy):
             return wanted
-        return named if named is not None and not bypassed(host, environment) else None
+        return proxy_from(environment) if wanted is None and not bypassed(host, environment) else None
 
     return proxy_of
 

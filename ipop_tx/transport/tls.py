@@ -23,11 +23,12 @@ from ipop_tx.interfaces import IDatagramReceiver, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.transport.frames import framed
 from ipop_tx.transport.interfaces import own_hosts
-from ipop_tx.transport.tls_connection import HOLD_BYTES, PLAIN_BYTES, QUEUE_BYTES, URGENT_BYTES, TlsConnection
+from ipop_tx.transport.tls_connection import CHUNK_BYTES, HOLD_BYTES, PLAIN_BYTES, QUEUE_BYTES, URGENT_BYTES, TlsConnection
 from ipop_tx.transport.tls_context import TlsContexts, TlsCredentials
 from ipop_tx.transport.tls_ends import Dialler, Door, listening
-from ipop_tx.transport.tls_shares import Shares
+from ipop_tx.transport.tls_shares import BURST_SECONDS, Shares
 from ipop_tx.values import Endpoint, Proxy
+from ipop_tx.wire.datagram import RUN_BYTES
 
 DATAGRAM_BYTES = 1472
 """Of the largest datagram: as on Ethernet, so that what a relay passes on to a UDP path is cut alike on both sides."""
@@ -36,6 +37,7 @@ HOLD_SECONDS = 0.1
 it. Then it loses what does not fit ..."""
 SLOW_SECONDS = 10.0
 """... and nobody waits for it for so long."""
+LEAST_CHUNK = 4096
 LOOK_EVERY = 15.0
 OURS_IDLE, THEIRS_IDLE = 4, 20
 """Looks after which a connection that carried nothing is closed: first by the end that can make it anew."""
@@ -98,6 +100,7 @@ class TlsTransport:
         self._door = Door(reactor, self, settings.connections)
         self._shares = Shares(reactor, settings.rate)
         self._port: Port | None = None
+        self.chunk = min(CHUNK_BYTES, max(LEAST_CHUNK, int(settings.rate * BURST_SECONDS))) if settings.rate else CHUNK_BYTES
         self.plain = memoryview(bytearray(PLAIN_BYTES))
         self.delivering: TlsConnection | None = None
         """The connection whose datagrams are being handled just now."""
@@ -138,7 +141,7 @@ class TlsTransport:
     def write(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """Send one datagram, before runs that wait."""
         connection = self._connections.get(endpoint) or self._reach(endpoint)
-        if connection is not None and datagram:
+        if connection is not None and 0 < len(datagram) <= RUN_BYTES:
             self._sent(connection, framed((datagram,), len(datagram), len(datagram)), QUEUE_BYTES + URGENT_BYTES, urgent=True)
 
     def layout(self, buffers: Sequence[memoryview]) -> Sequence[memoryview]:
@@ -258,7 +261,8 @@ class TlsTransport:
 
     def health(self) -> list[str]:
         """Why connections do not come about, when the reason is one that this machine's owner can mend."""
-        return [str(self._dialler.problem)] if self._dialler.problem is not None else []
+        problem = self._dialler.problem
+        return [str(problem)] if problem is not None else []
 
     def counts(self) -> dict[str, int]:
         """The counters, by name."""

@@ -24,7 +24,7 @@ from ipop_tx.interfaces import IDatagramReceiver
 from ipop_tx.log import Logger
 from ipop_tx.transport.frames import LARGEST, deliver, unframed
 from ipop_tx.transport.proxy import Tunnel
-from ipop_tx.transport.tls_context import TlsContexts, reason_of
+from ipop_tx.transport.tls_context import TlsContexts, peer_of, reason_of
 from ipop_tx.values import Endpoint, Peer
 
 QUEUE_BYTES = 512 << 10
@@ -51,6 +51,8 @@ _TCP_USER_TIMEOUT, _TCP_NOTSENT_LOWAT = 18, 25
 class Owner(Protocol):
     """The transport that a connection belongs to."""
 
+    chunk: int
+    """Bytes to read at once, `CHUNK_BYTES` at most."""
     plain: memoryview
     """`PLAIN_BYTES` to decrypt into; nobody keeps anything there from one call to the next."""
     delivering: TlsConnection | None
@@ -110,7 +112,7 @@ class TlsConnection(protocol.Protocol):
     def connectionMade(self) -> None:
         """TCP is there."""
         transport: Any = self.transport
-        transport.bufferSize = CHUNK_BYTES
+        transport.bufferSize = self._owner.chunk
         transport.setTcpNoDelay(True)
         for option, value in ((_TCP_NOTSENT_LOWAT, UNSENT_BYTES), (_TCP_USER_TIMEOUT, SILENT_MS)):
             with suppress(OSError):  # older kernels do without
@@ -164,7 +166,7 @@ class TlsConnection(protocol.Protocol):
                 self._tls.bio_write(data)
                 self._advance()
         except SSL.Error as problem:
-            self.fail(reason_of(problem))
+            self.fail(reason_of(problem, self._tls))
         except IpopError as problem:
             self.fail(problem)
 
@@ -186,7 +188,7 @@ class TlsConnection(protocol.Protocol):
 
     def _opened(self, connection: SSL.Connection) -> None:
         self._flush()
-        self.peer = self._contexts.peer_of(connection, self.endpoint.inward)
+        self.peer = peer_of(connection)
         self._owner.opened(self)
         self.resumeProducing()
 

@@ -15,11 +15,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from OpenSSL import SSL
+from OpenSSL.crypto import X509
 
 from ipop_tx.errors import IpopError, PeerRefused, RemoteMisbehaviour
 from ipop_tx.values import Peer
@@ -71,37 +74,67 @@ class TlsContexts:
         self._context.use_certificate(leaf)
         for certificate in above:
             self._context.add_extra_chain_cert(certificate)
-        # OpenSSL proves that the peer has the key of the certificate that it shows; whether that is good is judged by `peer_of`.
-        self._context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *found: True)
+        self._context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._shown)
 
     def client(self) -> SSL.Connection:
         """Our end of a connection that we make."""
-        connection = SSL.Connection(self._context, None)
+        connection = self._connection(inward=False)
         connection.set_alpn_protos([knock(self._credentials.fingerprint)])
         connection.set_connect_state()
         return connection
 
     def server(self) -> SSL.Connection:
         """Our end of a connection that somebody makes to us."""
-        connection = SSL.Connection(self._context, None)
+        connection = self._connection(inward=True)
         connection.set_accept_state()
         return connection
+
+    def _connection(self, inward: bool) -> SSL.Connection:
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(_Shown(inward))
+        return connection
+
+    def _shown(self, connection: SSL.Connection, certificate: X509, problem: int, depth: int, good: int) -> bool:
+        """OpenSSL goes through the peer's chain, root first and leaf last; its own findings are left to the credentials.
+
+        They decide here, while a client has not shown its own certificate yet.
+        """
+        shown: _Shown = connection.get_app_data()
+        try:
+            shown.chain[depth] = certificate.to_cryptography()
+            if good and depth == 0:
+                shown.peer = self._credentials.verify([shown.chain[level] for level in sorted(shown.chain)])
+                if shown.peer.guest and not shown.inward:
+                    raise PeerRefused("whoever answers there is no member")
+        except PeerRefused as refusal:
+            shown.refusal = refusal
+        except (ValueError, TypeError, LookupError, UnsupportedAlgorithm, x509.InvalidVersion):
+            shown.refusal = PeerRefused("the peer's certificate is malformed")
+        return shown.refusal is None
 
     def may_enter(self, received: bytes | bytearray) -> bool | None:
         """Whether what a client has sent so far begins with a ClientHello that knocks; None while that cannot be said yet."""
         return knocked(self._credentials.fingerprint, received)
 
-    def peer_of(self, connection: SSL.Connection, inward: bool) -> Peer:
-        """Who stands at the other end after the handshake. Raises `PeerRefused`."""
-        leaf = connection.get_peer_certificate(as_cryptography=True)
-        shown = connection.get_peer_cert_chain(as_cryptography=True) or []
-        if leaf is None:
-            raise PeerRefused("the peer showed no certificate")
-        # What `get_peer_cert_chain` gives has the leaf in it at the client's end only.
-        peer = self._credentials.verify([leaf, *(one for one in shown if one != leaf)])
-        if peer.guest and not inward:
-            raise PeerRefused("whoever answers there is no member")
-        return peer
+
+@dataclass(slots=True)
+class _Shown:
+    """What the peer of one connection has shown."""
+
+    inward: bool
+    """Whether it came to us, so that it may be a guest."""
+    chain: dict[int, x509.Certificate] = field(default_factory=dict)
+    peer: Peer | None = None
+    refusal: PeerRefused | None = None
+
+
+def peer_of(connection: SSL.Connection) -> Peer:
+    """Who stands at the other end, after the handshake. Raises `PeerRefused`."""
+    shown: _Shown = connection.get_app_data()
+    shown.chain.clear()
+    if shown.peer is None:
+        raise shown.refusal or PeerRefused("the peer showed no certificate that could be checked")
+    return shown.peer
 
 
 def knock(fingerprint: bytes) -> bytes:
@@ -131,8 +164,11 @@ def _mac(fingerprint: bytes, nonce: bytes) -> bytes:
     return hmac.new(fingerprint, b"ipop-tx tls 1" + nonce, hashlib.sha256).digest()[:_MAC_BYTES]
 
 
-def reason_of(problem: SSL.Error) -> IpopError:
+def reason_of(problem: SSL.Error, connection: SSL.Connection | None = None) -> IpopError:
     """Why OpenSSL ended a connection, as an error of ours."""
+    if connection is not None and connection.get_app_data().refusal is not None:
+        refusal: PeerRefused = connection.get_app_data().refusal
+        return refusal
     entries = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
     said = ", ".join(str(entry[-1]) for entry in entries) or "the connection was cut"
     return RemoteMisbehaviour(f"TLS failed ({said})")

@@ -14,7 +14,7 @@ from twisted.internet.protocol import ClientFactory, ServerFactory
 from twisted.internet.tcp import Connector, Port
 from twisted.python.failure import Failure
 
-from ipop_tx.errors import EnvironmentProblem, PeerRefused, PermissionProblem, Unreachable
+from ipop_tx.errors import EnvironmentProblem, IpopError, PeerRefused, PermissionProblem, Unreachable
 from ipop_tx.transport.proxy import tunnel
 from ipop_tx.transport.tls_connection import Owner, TlsConnection
 from ipop_tx.transport.tls_context import TlsContexts
@@ -32,6 +32,10 @@ KNOCKING_SECONDS = 5.0
 """Until a client must have finished its handshake."""
 DIALLING = 16
 """Connections that we are making at a time."""
+DIALS = 2.0
+"""Connections that we begin in a second, in the long run."""
+COMPLAIN_SECONDS = 120.0
+"""For so long after the last attempt it is told why connections do not come about."""
 DIALLED = 64
 """Connections that we have made, at a time."""
 PATIENCE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -153,8 +157,8 @@ class Dialler:
     """Makes connections, each to one endpoint, by a proxy where there is one."""
 
     def __init__(self, reactor: Any, owner: TlsOwner, proxy_of: Callable[[str], Proxy | None]) -> None:
-        self.problem: EnvironmentProblem | None = None
-        """What a proxy said when it last refused; None once a connection was made."""
+        self._problem: IpopError | None = None
+        self._problem_until = 0.0
         self._reactor = reactor
         self._owner = owner
         self._proxy_of = proxy_of
@@ -162,6 +166,7 @@ class Dialler:
         self._making: dict[TlsConnection, tuple[Any, Any]] = {}
         """The connector of each connection that is not open yet, and the call that ends our patience."""
         self._made: set[TlsConnection] = set()
+        self._allowance, self._allowed_at = float(DIALLING), reactor.seconds()
 
     def dial(self, endpoint: Endpoint) -> TlsConnection | None:
         """A connection that is being made; None when it is not time to try again, or when there are too many."""
@@ -170,7 +175,13 @@ class Dialler:
             return None
         if len(self._making) >= DIALLING or len(self._making) + len(self._made) >= DIALLED:
             return None
-        proxy = self._proxy_of(endpoint.host)
+        if not self._may_dial():
+            return None
+        try:
+            proxy = self._proxy_of(endpoint.host)
+        except IpopError as error:
+            self._complain(error)
+            return None
         connection = TlsConnection(self._owner.contexts, endpoint, self._owner, tunnel(proxy, endpoint) if proxy else None)
         host, port = (proxy.host, proxy.port) if proxy else (endpoint.host, endpoint.port)
         patience = self._reactor.callLater(OPENING_SECONDS, self._too_slow, connection)
@@ -179,6 +190,24 @@ class Dialler:
         connector.connect()
         return connection if connection in self._making else None
 
+    def _may_dial(self) -> bool:
+        """Members name endpoints to us; what these cost others is bounded by this."""
+        now = self._reactor.seconds()
+        self._allowance = min(DIALLING, self._allowance + (now - self._allowed_at) * DIALS)
+        self._allowed_at = now
+        if self._allowance < 1.0:
+            return False
+        self._allowance -= 1.0
+        return True
+
+    def _complain(self, problem: IpopError) -> None:
+        self._problem, self._problem_until = problem, self._reactor.seconds() + COMPLAIN_SECONDS
+
+    @property
+    def problem(self) -> IpopError | None:
+        """What a proxy said when it refused lately, or why we have none; None once a connection was made."""
+        return self._problem if self._reactor.seconds() < self._problem_until else None
+
     def _too_slow(self, connection: TlsConnection) -> None:
         connection.fail(Unreachable("no answer in time"))
 
@@ -186,7 +215,7 @@ class Dialler:
         """It is open."""
         self._no_more_making(connection)
         self._made.add(connection)
-        self.problem = None
+        self._problem = None
         if connection.endpoint not in self._known:
             if len(self._known) >= MOST_REMEMBERED:
                 self._known.clear()
@@ -217,7 +246,7 @@ class Dialler:
             known.failures = min(known.failures + 1, len(PATIENCE) - 1)
         known.not_before = now + PATIENCE[known.failures]
         if isinstance(connection.failure, EnvironmentProblem) and not isinstance(connection.failure, Unreachable):
-            self.problem = connection.failure
+            self._complain(connection.failure)
 
     def stop(self) -> None:
         """Make no more."""
