@@ -123,18 +123,6 @@ def _measure(found: Line, kind: str, parted: Parted, target: str, seconds: int) 
     path = parted.a.path_to(parted.b)
     if (kind == "tls") != _is_tls(parted) or (kind == "direct" and not path.startswith("direct udp:")):
         raise EnvironmentProblem(f"the path from A to B is {path!r}")
-    import os
-
-    if os.environ.get("DBG"):
-        for n in (parted.a, parted.r, parted.b):
-            st = n.status()
-            print(
-                kind,
-                n.name,
-                {k: v for k, v in st["counters"].items() if "tls" in k or "lost" in k or "incompl" in k or "out_" in k or "relay" in k},
-                [(p["name"], p["width"], p["lost_records"], p["mtu"], p["path"][:14]) for p in st["peers"]],
-                file=sys.stderr,
-            )
     found.mbps[kind].append(stream.gbps * 1000)
     found.cpu[kind].append(stream.cpu_s_per_gb)
 
