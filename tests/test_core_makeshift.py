@@ -34,7 +34,7 @@ class TwoWayNet(SimulatedNet):
     def told(self, machine: SimulatedNode) -> None:
         """A machine learns what it has."""
         own = (machine.endpoint, self.tls(machine)) if machine.number in self.listening else (machine.endpoint,)
-        machine.submit(c.Reachable(own, (("udp", 0), ("tls", DATAGRAM))))
+        machine.submit(c.Reachable(own, carries=(("udp", 0), ("tls", DATAGRAM))))
 
     def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes) -> None:
         other = self.receiver(endpoint, endpoint)
@@ -107,7 +107,7 @@ class ChoiceTests(MakeshiftCase):
         self.assertGreaterEqual(net.dialled[0][0], MAKESHIFT_AFTER)
         self.assertEqual({(sender, receiver) for _, sender, receiver in net.dialled}, {(1, 0), (0, 1)})
         self.converse(net, [(self.one, self.other), (self.other, self.one)])
-        self.assertIn(self.relay.ident, self.one.running.paths.unanswered)
+        self.assertIn(self.relay.ident, self.one.running.paths.makeshifts.unanswered)
 
     def test_both_without_udp(self) -> None:
         net = self.two_way(blocked=(1, 2))
@@ -132,7 +132,7 @@ class ChoiceTests(MakeshiftCase):
             net.blocked.clear()
             ends = (self.one, self.relay), (self.relay, self.one)
             self.becomes(net, lambda ends=ends: all(kind(*end) == "udp" for end in ends), 60, "UDP again")
-            self.assertNotIn(self.relay.ident, self.one.running.paths.unanswered)
+            self.assertNotIn(self.relay.ident, self.one.running.paths.makeshifts.unanswered)
             net.run(120)
             used = len(net.dialled)
             net.run(120)

@@ -104,7 +104,7 @@ class Node:
         self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
-        self.paths.offered = self.offered
+        self.paths.endpoints_of = self.endpoints_of
         self.leases.own.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect
@@ -228,14 +228,14 @@ class Node:
         link.placed = bool(body.flags & m.PLACED)
         self.paths.try_candidates(link, body.candidates)
 
-    def offered(self, ident: Ident) -> tuple[str, ...]:
+    def endpoints_of(self, ident: Ident) -> tuple[str, ...]:
         """The endpoints that a linked member has offered, written out."""
         hello = self.peer_hellos.get(ident)
         return hello.candidates if hello is not None else ()
 
     def makeshifts(self, ident: Ident) -> list[Endpoint]:
         """Those of them that are reached otherwise than by UDP: for whoever has lost that."""
-        named = (self.paths.admissible(text) for text in self.offered(ident))
+        named = (self.paths.admissible(text) for text in self.endpoints_of(ident))
         return [endpoint for endpoint in named if endpoint is not None and detour(endpoint)]
 
     def _forget_hello(self, link: Link) -> None:

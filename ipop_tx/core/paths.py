@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ipop_tx.core.events import LinkChanged, Observed
 from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route, detour
 from ipop_tx.core.links import Links
+from ipop_tx.core.makeshift import MAKESHIFT_AFTER, MOST_OFFERED, Makeshifts, better, by_worth, is_lost
 from ipop_tx.core.mtu import PathMtu, padded
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
@@ -39,14 +40,6 @@ CANDIDATES = 8
 """Most endpoints offered to a peer, and most that we challenge for one peer at once."""
 RETRY_DIRECT = 60.0
 """Seconds between attempts to turn a relayed link into a direct one."""
-RETRY_BETTER = 25.0
-"""The same to bring a link back to UDP, give or take a fifth: a minute after UDP passes again, no link is on a makeshift any more."""
-MAKESHIFT_AFTER = 1.0
-"""Seconds for which a peer's best endpoints have been challenged before the others are."""
-LOST = float("inf")
-"""Round trip of a path whose connection has ended: any other one is better."""
-MAKESHIFTS = 2
-"""So many of the endpoints offered are kept for other transports than UDP."""
 
 
 @dataclass(slots=True)
@@ -79,7 +72,7 @@ class Facts:
         for endpoint in self.seen.values():
             witnesses[endpoint] = witnesses.get(endpoint, 0) + 1
         observed = sorted(witnesses, key=lambda endpoint: (-witnesses[endpoint], endpoint))
-        makeshifts = [endpoint for endpoint in self.local if detour(endpoint)][:MAKESHIFTS]
+        makeshifts = [endpoint for endpoint in self.local if detour(endpoint)][:MOST_OFFERED]
         best = [endpoint for endpoint in self.local if not detour(endpoint)]
         ordered = list(dict.fromkeys([*best[: CANDIDATES // 2], *observed, *best]))
         return [*ordered[: CANDIDATES - len(makeshifts)], *makeshifts]
@@ -98,17 +91,14 @@ class Paths:
         """Whether a member is a ring neighbour, whose death must be noticed soon."""
         self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
         """Sends a request on a link: `Rpc.on_link`."""
-        self.offered: Callable[[Ident], Iterable[str]] = lambda ident: ()
+        self.endpoints_of: Callable[[Ident], Iterable[str]] = lambda ident: ()
         """The endpoints that a linked peer has offered last."""
-        self.unanswered: set[Ident] = set()
-        """Peers whose UDP endpoints did not answer when we last tried them."""
+        self.makeshifts = Makeshifts(links, runtime, self.punch)
         self.mtu = PathMtu(runtime, self.challenge)
         self._links = links
         self._runtime = runtime
         self._network = network
         self._pending: dict[int, _Pending] = {}
-        self._makeshift: set[Ident] = set()
-        """Peers whose link `_leave_makeshift` looks after."""
         self._strangers: dict[Ident, tuple[float, int]] = {}
         """For each peer since when we count, and how many unknown endpoints of it we have challenged back."""
         links.on_path = self.proven
@@ -201,26 +191,23 @@ class Paths:
             del link.direct[min((known for known in link.direct if known != link.active), key=lambda known: link.direct[known].answered)]
         if isinstance(link.active, Route):
             self._activate(link, endpoint)
-        elif self._links.ident > link.ident or (link.active in link.direct and link.direct[link.active].rtt == LOST):
-            best = _by_worth(link)[0]
-            active = link.direct.get(link.active)
-            if active is None or link.improves(best) or (detour(best) == detour(link.active) and link.direct[best].rtt < 0.8 * active.rtt):
+        elif self._links.ident > link.ident or is_lost(link):
+            best = by_worth(link)[0]
+            if better(link, best):
                 self._activate(link, best)
         self.mtu.tend(link)
 
     def _activate(self, link: Link, path: PathKey) -> None:
         if link.active == path:
             return
-        if isinstance(link.active, Endpoint) and link.active in link.direct and link.direct[link.active].rtt == LOST:
-            del link.direct[link.active]
+        if is_lost(link):
+            del link.direct[link.active]  # type: ignore[arg-type]  # it is an endpoint
         link.active = path
         link.rtt = link.direct[path].rtt if isinstance(path, Endpoint) else 0.0
         link.alarm = False
         self._runtime.emit(LinkChanged(link.ident))
         self.mtu.tend(link)
-        if link.settled:
-            self.unanswered.discard(link.ident)
-        self._watch_makeshift(link)
+        self.makeshifts.watch(link)
 
     def heard(self, link: Link, path: PathKey) -> None:
         """Something authentic came by `path`. Never a reason to trust it, often one to test it."""
@@ -245,12 +232,11 @@ class Paths:
     def _link_up(self, link: Link) -> None:
         self._runtime.background(self._keep(link))
         self._runtime.background(self._keep_upgrading(link))
-        self._watch_makeshift(link)
+        self.makeshifts.watch(link)
 
     def _link_down(self, link: Link) -> None:
         self.facts.forget(link.ident)
         self._strangers.pop(link.ident, None)
-        self.unanswered.discard(link.ident)
 
     async def _keep(self, link: Link) -> None:
         """Challenge now and then. One end's challenge serves both: who has just heard the other need not ask."""
@@ -308,28 +294,15 @@ class Paths:
             link.first_hop = None
             return
         link.direct.pop(dead, None)
-        if not detour(dead):
-            self.unanswered.add(link.ident)
-        others = _by_worth(link)
+        others = by_worth(link)
         self._activate(link, others[0] if others else link.route)
+        self.makeshifts.tried(link, [dead])
         if not others:
             self._forget_agent(link.ident)
             self._runtime.background(self.punch(link))
             # If no UDP passes any more, the ring is gone for us too, and with it the way to ask.
-            makeshifts = [text for text in self.offered(link.ident) if (known := self.admissible(text)) and detour(known)]
+            makeshifts = [text for text in self.endpoints_of(link.ident) if (known := self.admissible(text)) and detour(known)]
             self.try_candidates(link, makeshifts)
-
-    def lost(self, endpoint: Endpoint) -> None:
-        """The connection behind a path has ended. If the peer made it, it will come by another one, which is then the better."""
-        for link in list(self._links):
-            if endpoint not in link.direct:
-                continue
-            if link.active == endpoint:
-                if endpoint.inward:
-                    link.direct[endpoint].rtt = LOST
-                self.suspect(link.ident)
-            elif endpoint.inward:
-                del link.direct[endpoint]
 
     def _forget_agent(self, ident: Ident) -> None:
         """Nobody is reached through a member that does not answer."""
@@ -338,6 +311,11 @@ class Paths:
                 link.route = Route(link.ident)
                 link.active = link.active if link.is_direct else link.route
 
+    def lost(self, endpoint: Endpoint) -> None:
+        """The connection behind a path has ended."""
+        for link in self.makeshifts.lost(endpoint):
+            self.suspect(link.ident)
+
     # --- upgrade -----------------------------------------------------------------------------
 
     async def _keep_upgrading(self, link: Link) -> None:
@@ -345,19 +323,6 @@ class Paths:
             await self._runtime.sleep(self._runtime.spread(RETRY_DIRECT))
             if link.up and not link.is_direct:
                 await self.punch(link)
-
-    def _watch_makeshift(self, link: Link) -> None:
-        """See to it that a link does not stay on a makeshift for longer than it must."""
-        if link.up and link.is_direct and not link.settled and not link.peer.guest and link.ident not in self._makeshift:
-            self._makeshift.add(link.ident)
-            self._runtime.background(self._leave_makeshift(link))
-
-    async def _leave_makeshift(self, link: Link) -> None:
-        while link.up and link.is_direct and not link.settled:
-            await self._runtime.sleep(self._runtime.spread(RETRY_BETTER))
-            if link.up and link.is_direct and not link.settled:
-                await self.punch(link)
-        self._makeshift.discard(link.ident)
 
     async def punch(self, link: Link) -> None:
         """Tell the peer our candidates; its answer makes both ends challenge each other at the same time."""
@@ -375,9 +340,9 @@ class Paths:
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
         """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""
         endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))]
-        better = [endpoint for endpoint in endpoints if link.improves(endpoint)]
-        if better:
-            self._runtime.background(self._challenge_all(link, better))
+        wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
+        if wanted:
+            self._runtime.background(self._challenge_all(link, wanted))
 
     async def _challenge_all(self, link: Link, endpoints: list[Endpoint]) -> None:
         begun, least = self._runtime.now, min(map(detour, endpoints))
@@ -389,8 +354,7 @@ class Paths:
             for endpoint in wanted:
                 if moment >= MAKESHIFT_AFTER or detour(endpoint) == least:
                     self.challenge(link, endpoint, 3.0)
-        if not least and not link.settled:
-            self.unanswered.add(link.ident)
+        self.makeshifts.tried(link, endpoints)
 
     def admissible(self, text: str) -> Endpoint | None:
         """The endpoint, if it is one that a datagram of ours may go to."""
@@ -405,11 +369,6 @@ class Paths:
         if endpoint.scheme not in self.facts.carries or inner or silly or endpoint in self.facts.local:
             return None
         return endpoint
-
-
-def _by_worth(link: Link) -> list[Endpoint]:
-    """The direct paths of a link, the best first."""
-    return sorted(link.direct, key=lambda endpoint: (detour(endpoint), link.direct[endpoint].rtt))
 
 
 def _is_loopback(host: str) -> bool:

@@ -63,7 +63,7 @@ class NATPunchService(Service):
         if endpoints != self._told:
             self._told = endpoints
             self._log.info("endpoints_changed endpoints={endpoints}", endpoints=" ".join(map(str, endpoints)))
-            self._protocol.submit(c.Reachable(endpoints, self._carries))
+            self._protocol.submit(c.Reachable(endpoints, carries=self._carries))
 
     def _is_inner(self, endpoint: Endpoint) -> bool:
         """Whether it is reached through the network itself: a bridge has our overlay address beside others."""

@@ -131,7 +131,7 @@ class Status:
     def why(self, link: Link) -> str | None:
         """Why a path is not the best kind; None when it is, or when nothing is known."""
         if isinstance(link.active, Endpoint) and not link.settled:
-            return "UDP unanswered" if link.ident in self._node.paths.unanswered else "UDP not tried yet"
+            return "UDP unanswered" if link.ident in self._node.paths.makeshifts.unanswered else "UDP not tried yet"
         return None
 
     def name_of(self, ident: Ident) -> str:
