@@ -266,7 +266,10 @@ class TlsConnection(protocol.Protocol):
         assert self._tls is not None
         try:
             self._tls.send(frame)
-            self.transport.write(self._tls.bio_read(len(frame) + 4096))  # type: ignore[union-attr]  # a record adds 22 bytes to 16 kB
+            transport: Any = self.transport
+            transport.write(self._tls.bio_read(len(frame) + 4096))  # a record adds 22 bytes to 16 kB
+            if not self._full:
+                transport.doWrite()  # at once, as UDP does; what the kernel does not take goes when it does
         except SSL.Error as problem:
             self.fail(reason_of(problem))
 
