@@ -387,6 +387,36 @@ class SlowTests(TlsCase):
         next(iter(client)).transport.resumeProducing()  # type: ignore[union-attr]
         await self.becomes(lambda: not slow.queued)
 
+    async def test_who_relays_holds_back(self) -> None:
+        """A receiver that falls behind slows down the sender at the far side of a relay; nothing is lost, and little piles up."""
+        self.patch(tls_module, "HOLD_SECONDS", 5.0)  # however busy this machine is
+        relay, inbox, endpoint = self.listening()
+        ends = [self.dialling(self.members.member(name)) for name in ("sender", "receiver")]
+        for number, (end, _) in enumerate(ends):
+            end.write(endpoint, b"x")
+            await inbox.have(number + 1)
+        (sender, told), (receiver, got) = ends
+        onward = inbox.items[1][0]
+        most = 0
+
+        def relayed(source: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
+            nonlocal most
+            datagrams = (heads[16 * at : 16 * at + 16] + bodies[(size - 16) * at : (size - 16) * (at + 1)] for at in range(total // size))
+            relay.write_run(onward, [b"".join(datagrams)], size, total)
+            most = max(most, *(connection.queued for connection in relay))
+
+        self.patch(inbox, "run_received", relayed)
+        slow = next(iter(receiver)).transport
+        slow.pauseProducing()  # type: ignore[union-attr]
+        reactor.callLater(0.05, slow.resumeProducing)  # type: ignore[attr-defined, union-attr]
+        for _ in range(300):
+            if not sender.write_run(endpoint, [os.urandom(60000)], 1000, 60000):
+                drains = told.drains
+                await self.becomes(lambda drains=drains: told.drains > drains)
+        await got.have(300 * 60)
+        self.assertEqual((relay.counters.dropped, sender.counters.dropped), (0, 0))
+        self.assertTrue(64 << 10 < most <= QUEUE_BYTES, most)
+
     async def test_what_is_urgent_goes_first(self) -> None:
         server, inbox, endpoint = self.listening()
         client, answers = self.dialling(self.members.member("client"))
