@@ -6,13 +6,18 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
+from ipop_tx import readers
 from ipop_tx.errors import ConfigError, LocalMisuse
+from ipop_tx.readers import Reader as _Reader
+from ipop_tx.readers import Wrong as _Wrong
+from ipop_tx.readers import kind as _kind
+from ipop_tx.readers import text as _text
 from ipop_tx.values import Endpoint, Network, Proxy
 
 DEFAULT_PATH = Path("/etc/ipop/node.toml")
@@ -139,22 +144,6 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
-class _Wrong(Exception):
-    """A value is no good: (what is wrong, the mend)."""
-
-
-# One reader a key: the value as TOML gives it, and the directory that relative paths start from.
-_Reader = Callable[[Any, Path], Any]
-
-
-def _text(value: Any, _: Path) -> str:
-    if not isinstance(value, str):
-        raise _Wrong(f"is {_kind(value)}, not a string", "put it in quotes")
-    if not value or not value.isprintable() or value.strip() != value:
-        raise _Wrong("is empty, or begins or ends with a space, or has characters that cannot be printed", "write a plain word")
-    return value
-
-
 def _flag(value: Any, _: Path) -> bool:
     if not isinstance(value, bool):
         raise _Wrong(f"is {_kind(value)}, not a truth value", "write true or false, without quotes")
@@ -209,42 +198,6 @@ def _bind_address(value: Any, base: Path) -> Endpoint:
     if int(port) > 65535:
         raise _Wrong(f"has the port {port}", "choose one from 0 (any) to 65535")
     return Endpoint("udp", host, int(port))
-
-
-def _host(value: Any, base: Path) -> str:
-    try:
-        return str(ipaddress.ip_address(_text(value, base)))
-    except ValueError:
-        raise _Wrong("is not an IP address", 'write "0.0.0.0" or "::" for all addresses of this machine') from None
-
-
-def _whole(least: int, most: int) -> _Reader:
-    def read(value: Any, _: Path) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise _Wrong(f"is {_kind(value)}, not a whole number", "write a number, without quotes")
-        if not least <= value <= most:
-            raise _Wrong("is out of range", f"choose {least} to {most}")
-        return value
-
-    return read
-
-
-def _proxy(value: Any, base: Path) -> Proxy | bool:
-    text = _text(value, base)
-    if text == "none":
-        return False
-    try:
-        return Proxy.parse(text)
-    except LocalMisuse as error:
-        raise _Wrong(f"cannot be used: {error.sentence}", error.mend) from None
-
-
-def _rate(value: Any, _: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _Wrong(f"is {_kind(value)}, not a number", "write a number of Mbit/s, without quotes")
-    if value and not 0.1 <= value <= 1e6:
-        raise _Wrong("is out of range", "choose 0.1 to 1000000 Mbit/s, or 0 for no limit")
-    return float(value)
 
 
 def _interface_name(value: Any, base: Path) -> str:
@@ -328,11 +281,11 @@ _READERS: dict[str, _Reader] = {
     "node.bootstrap": _endpoints,
     "listen.udp": _bind_address,
     "listen.advertise": _endpoints,
-    "listen.tls.host": _host,
-    "listen.tls.port": _whole(0, 65535),
-    "listen.tls.proxy": _proxy,
-    "listen.tls.rate_mbit": _rate,
-    "listen.tls.connections": _whole(1, 10000),
+    "listen.tls.host": readers.host,
+    "listen.tls.port": readers.whole(0, 65535),
+    "listen.tls.proxy": readers.proxy,
+    "listen.tls.rate_mbit": readers.rate,
+    "listen.tls.connections": readers.whole(1, 10000),
     "tap.enabled": _flag,
     "tap.name": _interface_name,
     "tap.mtu": _mtu,
@@ -491,8 +444,3 @@ def _shown(value: Any) -> str:
         text = json.dumps(value, default=str)
     text = re.sub(r"://[^/\s]*@", "://...@", text)  # a password
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "a list", dict: "a section"}
-    return kinds.get(type(value), "a date or time")
