@@ -6,14 +6,13 @@ See docs/transports.md. A package that is installed does nothing until the confi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
-
-from zope.interface import Invalid
-from zope.interface.verify import verifyObject
+from typing import TYPE_CHECKING, Any
 
 from ipop_tx.errors import EnvironmentProblem, IpopError
 from ipop_tx.interfaces import ITransport
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "ipop_tx.transports"
 
@@ -25,11 +24,16 @@ def foreign_transports(reactor: Any, tables: Mapping[str, Mapping[str, Any]]) ->
     """One transport for each table. Raises `EnvironmentProblem` when it is not installed or not a transport; whatever it raises itself."""
     if not tables:
         return []
+    from importlib.metadata import entry_points  # not for the many nodes that need none
+
     found = {point.name: point for point in entry_points(group=GROUP)}
     return [_made(reactor, name, table, found) for name, table in tables.items()]
 
 
 def _made(reactor: Any, name: str, table: Mapping[str, Any], found: Mapping[str, EntryPoint]) -> ITransport:
+    from zope.interface import Invalid
+    from zope.interface.verify import verifyObject
+
     point = found.get(name)
     if point is None:
         known = f"installed are {', '.join(sorted(found))}" if found else "none is installed"
