@@ -209,6 +209,35 @@ class StrangerTests(TlsCase):
         member.write(at_guest, b"x")
         await self.becomes(lambda: not list(member))
 
+    async def test_so_many_guests(self) -> None:
+        """Anybody who knows the knock can be a guest, under as many keys as he likes: they take few places, and not for long."""
+        self.patch(tls_ends, "GUESTS", 2)
+        server, inbox, endpoint = self.listening()
+        guests = [self.dialling(GuestCredentials(generate_key(), self.members.founder.fingerprint))[0] for _ in range(3)]
+        for number, guest in enumerate(guests):
+            guest.write(endpoint, b"x")
+            await self.becomes(lambda number=number: server.counters.accepted == min(number + 1, 2) and not server._door._unknown)
+        await self.becomes(lambda: not list(guests[2]))
+        client, _ = self.dialling(self.members.member("client"))
+        client.write(endpoint, b"member")
+        await inbox.have(3)
+        for connection in server:
+            connection.looks = tls_module.GUESTS_STAY
+        server._looking.cancel()
+        server._look()
+        await self.becomes(lambda: [one.peer.name for one in server if one.peer] == ["client"])
+
+    async def test_a_flood_of_silent_ones(self) -> None:
+        """The oldest silent one makes way for the next: who knocks at once comes in."""
+        self.patch(tls_ends, "STRANGERS", 3)
+        _, inbox, endpoint = self.listening()
+        silent = [await self.raw(endpoint) for _ in range(5)]
+        await self.becomes(lambda: [one.closed for one in silent] == [True, True, False, False, False])
+        client, _ = self.dialling(self.members.member("client"))
+        client.write(endpoint, b"x")
+        await inbox.have(1)
+        self.assertTrue(silent[2].closed)
+
     async def test_garbage(self) -> None:
         """Whatever a stranger says, it gets nothing, at once."""
         server, _, endpoint = self.listening()

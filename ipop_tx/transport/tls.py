@@ -39,6 +39,8 @@ SLOW_SECONDS = 10.0
 """... and nobody waits for it for so long."""
 LEAST_CHUNK = 4096
 LOOK_EVERY = 15.0
+GUESTS_STAY = 6
+"""Looks after which a guest must be done."""
 OURS_IDLE, THEIRS_IDLE = 4, 20
 """Looks after which a connection that carried nothing is closed: first by the end that can make it anew."""
 
@@ -251,7 +253,9 @@ class TlsTransport:
         self._looking = self._reactor.callLater(LOOK_EVERY, self._look)
         for connection in list(self._connections.values()):
             connection.quiet += 1
-            if connection.quiet > (THEIRS_IDLE if connection.endpoint.inward else OURS_IDLE):
+            connection.looks += 1
+            idle = connection.quiet > (THEIRS_IDLE if connection.endpoint.inward else OURS_IDLE)
+            if idle or (connection.peer is not None and connection.peer.guest and connection.looks > GUESTS_STAY):
                 connection.close()
 
     # --- what others ask ---------------------------------------------------------------------

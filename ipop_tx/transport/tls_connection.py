@@ -89,6 +89,8 @@ class TlsConnection(protocol.Protocol):
         self.over = False
         self.quiet = 0
         """Looks of the owner since anything was carried."""
+        self.looks = 0
+        """Looks of the owner since it was there."""
         self.slow_until = float("-inf")
         """Until when nobody waits for this one: it had its time to drain and did not."""
         self.dropped = 0
@@ -106,6 +108,11 @@ class TlsConnection(protocol.Protocol):
         self._full = False
         self._pauses: set[object] = set()
         """Those who want that nothing is read."""
+
+    @property
+    def knocked(self) -> bool:
+        """Whether somebody who came to us has shown that it belongs here, or may."""
+        return self._tls is not None
 
     # --- begin -------------------------------------------------------------------------------
 

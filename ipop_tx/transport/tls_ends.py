@@ -21,11 +21,13 @@ from ipop_tx.transport.tls_context import TlsContexts
 from ipop_tx.values import INWARD, Endpoint, Ident, Proxy
 
 STRANGERS = 64
-"""Connections at a time of whom nobody knows yet whose they are; beyond that newcomers must wait."""
+"""Connections at a time of whom nobody knows yet whose they are; beyond that the oldest one that has not knocked makes way."""
 STRANGERS_EACH = 8
 """So many of them from one address."""
 EACH = 4
 """Connections of one certificate; the oldest makes way, for mostly it is dead."""
+GUESTS = 16
+"""Connections of guests, all together: anybody can make as many guests as he likes."""
 OPENING_SECONDS = 10.0
 """Until a connection is there, with TCP, proxy and TLS."""
 KNOCKING_SECONDS = 5.0
@@ -98,7 +100,7 @@ class Door(ServerFactory):
         """Somebody connects; None hangs up on it."""
         host: str = addr.host.removeprefix(_MAPPED)  # type: ignore[union-attr]  # of IPv4Address and IPv6Address
         endpoint = Endpoint("tls" + INWARD, host, addr.port)  # type: ignore[union-attr]
-        if len(self._unknown) >= STRANGERS or self._from[host] >= STRANGERS_EACH or len(self) >= self._most:
+        if self._from[host] >= STRANGERS_EACH or len(self) >= self._most or not self._has_room():
             self.turned_away += 1
             return None
         connection = TlsConnection(self._owner.contexts, endpoint, self._owner)
@@ -106,17 +108,31 @@ class Door(ServerFactory):
         self._unknown[connection] = self._reactor.callLater(KNOCKING_SECONDS, connection.fail, Unreachable("it said nothing"))
         return connection
 
+    def _has_room(self) -> bool:
+        """For one more stranger. Whoever means it knocks within a round trip, so a flood of silent ones takes the places of its own."""
+        if len(self._unknown) < STRANGERS:
+            return True
+        silent = next((connection for connection in self._unknown if not connection.knocked), None)
+        if silent is not None:
+            silent.fail(Unreachable("it said nothing, and others came"))
+        return silent is not None
+
     def __len__(self) -> int:
         return len(self._unknown) + sum(map(len, self._known.values()))
 
     def entered(self, connection: TlsConnection) -> None:
-        """It has shown who it is."""
+        """It has shown who it is. Raises `PeerRefused` when it is one guest too many."""
         assert connection.peer is not None
         self._no_stranger(connection)
+        if connection.peer.guest and self._guests() >= GUESTS:
+            raise PeerRefused("too many guests ask at once", "they may try again in a minute")
         of_member = self._known.setdefault(connection.peer.ident, [])
         of_member.append(connection)
         if len(of_member) > EACH:
             of_member[0].fail(PeerRefused("this member has made newer connections"))
+
+    def _guests(self) -> int:
+        return sum(one.peer is not None and one.peer.guest for of_member in self._known.values() for one in of_member)
 
     def _no_stranger(self, connection: TlsConnection) -> None:
         patience = self._unknown.pop(connection, None)
