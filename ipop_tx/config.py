@@ -381,7 +381,8 @@ def check_against(config: Config, network: Network, overlap: str | None = None) 
     if wanted is not None and wanted != network.name:
         _refuse(path, "network.name", wanted, f"but {config.node.state} belongs to {network.name}", "correct node.state or network.name")
     named = [("node.bootstrap", e) for e in config.node.bootstrap] + [("listen.advertise", e) for e in config.listen.advertise]
-    for key, endpoint in [*named, ("listen.udp", config.listen.udp)]:
+    bound = [("listen.udp", config.listen.udp), ("listen.tls.host", Endpoint("tls", config.listen.tls.host, config.listen.tls.port or 0))]
+    for key, endpoint in [*named, *bound]:
         inside = _range_of(endpoint.host, network)
         if inside is not None:
             mend = "name an address that is reached without the overlay"

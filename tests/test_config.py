@@ -228,6 +228,7 @@ class Ranges(TestCase):
             '[node]\nstate = "/s"\nbootstrap = ["udp:10.128.7.7:1"]',
             '[listen]\nadvertise = ["udp:[fd00:1:2::9]:1"]',
             '[listen]\nudp = "10.128.0.1:4500"',
+            '[listen.tls]\nhost = "10.128.0.1"',
         ]:
             self.assertIn("lies in the range", self.refused(text))
 
