@@ -125,6 +125,7 @@ class VerdictTests(TestCase):
         ):
             self.assertIn(words, verdict(NatFacts(reach, True, True, helpers=3), udp=True, blocked=False, mapped=False), reach)
         self.assertIn("blocked here", verdict(NatFacts(), udp=False, blocked=True, mapped=False))
+        self.assertIn("other transports", verdict(NatFacts(), udp=False, blocked=True, mapped=False, otherwise=True))
         self.assertIn("No other member", verdict(NatFacts(), udp=False, blocked=False, mapped=False))
 
 

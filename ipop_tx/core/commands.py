@@ -19,10 +19,13 @@ class Reachable:
     """These are the endpoints under which this machine itself knows that it can be reached. Future of None.
 
     `endpoints` are those of its interfaces, `mapped` those that a router leads here, because it was told so by hand or by protocol.
+    `carries` names the schemes of its transports and the largest datagram of each, 0 where that depends on the path; without it, the
+    schemes are those of the endpoints.
     """
 
     endpoints: tuple[Endpoint, ...]
     mapped: tuple[Endpoint, ...] = ()
+    carries: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,13 @@ class CheckNat:
 @dataclass(frozen=True, slots=True)
 class LearnLifetime:
     """Find out with the help of another member for how long our NAT keeps an idle mapping, within some minutes. Future of `Lifetime`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathLost:
+    """The connection by which an endpoint was reached has ended. Future of None, at once."""
+
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)

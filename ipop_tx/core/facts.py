@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ipop_tx.core.link import BASE, DirectPath, detour
+from ipop_tx.core.makeshift import MOST_OFFERED
 from ipop_tx.core.natkind import Reach
 from ipop_tx.values import Endpoint, Ident
 
@@ -19,6 +21,8 @@ class Facts:
     """Those of this machine's interfaces."""
     mapped: list[Endpoint] = field(default_factory=list)
     """Those that lead here because somebody has told a router so."""
+    carries: dict[str, int] = field(default_factory=lambda: {"udp": 0})
+    """The schemes that our transports reach, and the largest datagram of each; 0: it depends on the path."""
     reach: Reach = field(default_factory=Reach)
     """What our NAT does, as far as known."""
     seen: dict[Ident, tuple[Endpoint, str]] = field(default_factory=dict)
@@ -41,7 +45,12 @@ class Facts:
 
     def candidates(self) -> list[Endpoint]:
         """What to offer: our own endpoints, then those that peers saw, most witnesses first."""
+        makeshifts = list(dict.fromkeys(endpoint for endpoint in (*self.mapped, *self.local) if detour(endpoint)))[:MOST_OFFERED]
+        mapped, local = ([endpoint for endpoint in some if not detour(endpoint)] for some in (self.mapped, self.local))
         half = CANDIDATES // 2
-        return list(dict.fromkeys([*self.mapped[: half // 2], *self.local[:half], *self.observed(), *self.mapped, *self.local]))[
-            :CANDIDATES
-        ]
+        ordered = list(dict.fromkeys([*mapped[: half // 2], *local[:half], *self.observed(), *mapped, *local]))
+        return [*ordered[: CANDIDATES - len(makeshifts)], *makeshifts]
+
+    def fresh(self, endpoint: Endpoint, rtt: float, now: float) -> DirectPath:
+        """What is known at first of a path that has answered."""
+        return DirectPath(rtt, now, self.carries.get(endpoint.carrier, 0) or BASE)

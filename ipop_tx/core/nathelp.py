@@ -112,7 +112,7 @@ class NatHelp:
 
     def _may(self, link: Link, endpoint: Endpoint) -> bool:
         """Whether a datagram may go to an endpoint of a member: it is known to be at that address, and has not asked for too much."""
-        if link.peer.guest or endpoint.host not in {known.host for known in link.direct}:
+        if link.peer.guest or endpoint.host not in {known.host for known in link.direct if known.scheme == endpoint.scheme}:
             self._runtime.count("nat_help_refused")
             return False
         bucket = self._buckets.setdefault(link.ident, Bucket(AT_ONCE, A_SECOND))

@@ -60,6 +60,11 @@ class Credentials:
         der = self.private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
         return hashlib.sha256(purpose + b"\0" + der).digest()
 
+    @property
+    def fingerprint(self) -> bytes:
+        """Of the network's root."""
+        return certs.fingerprint(self.root)
+
     def signer(self) -> RecordSigner:
         """Signs this node's records."""
         return RecordSigner(self.private_key, self.facts.salt)
@@ -79,7 +84,7 @@ class GuestCredentials:
 
     def __init__(self, private_key: PrivateKey, fingerprint: bytes, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self.private_key = private_key
         self.chain = [guest_certificate(private_key, wall())]
         self.peer: Peer = verify_guest(self.chain[0], wall())
@@ -87,7 +92,7 @@ class GuestCredentials:
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """The member who has shown `chain` under the root that the invitation names. Raises `PeerRefused`."""
-        if certs.fingerprint(chain[-1]) != self._fingerprint:
+        if certs.fingerprint(chain[-1]) != self.fingerprint:
             sentence = "the peer's certificate is not under the authority that the invitation names"
             raise PeerRefused(sentence, "make sure who gave you the invitation")
         certs.network_of(chain[-1])

@@ -27,8 +27,17 @@ class NATPunchService(Service):
     _log = Logger()
     name = "natpunch"
 
-    def __init__(self, reactor: Any, protocol: ChordProtocol, transport: ITransport, advertise: tuple[Endpoint, ...]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        protocol: ChordProtocol,
+        transport: ITransport,
+        advertise: tuple[Endpoint, ...],
+        carries: tuple[tuple[str, int], ...] = (("udp", 0),),
+    ) -> None:
+        """`carries`: see `Transports.carries`."""
         self._protocol = protocol
+        self._carries = carries
         self._transport = transport
         self._advertise = advertise
         self._mapped: tuple[Endpoint, ...] = ()
@@ -55,7 +64,7 @@ class NATPunchService(Service):
         if (endpoints, mapped) != self._told:
             self._told = endpoints, mapped
             self._log.info("endpoints_changed endpoints={endpoints}", endpoints=" ".join(map(str, dict.fromkeys([*mapped, *endpoints]))))
-            self._protocol.submit(c.Reachable(endpoints, mapped))
+            self._protocol.submit(c.Reachable(endpoints, mapped, self._carries))
 
     def mapped(self, endpoints: tuple[Endpoint, ...]) -> None:
         """A router leads these here, or no longer any."""

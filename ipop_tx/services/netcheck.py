@@ -54,7 +54,7 @@ async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: Po
             for link in sorted(direct, key=lambda link: (link.rtt or 1e9, link.ident))
             if link.placed
         ],
-        "verdict": verdict(facts, udp=udp, blocked=blocked, mapped=bool(ports["endpoints"])),
+        "verdict": verdict(facts, udp=udp, blocked=blocked, mapped=bool(ports["endpoints"]), otherwise=bool(direct)),
     }
 
 
@@ -78,9 +78,11 @@ def _peer(link: Link) -> dict[str, Any]:
     }
 
 
-def verdict(facts: NatFacts, udp: bool, blocked: bool, mapped: bool) -> str:
-    """What it means for direct paths, in one sentence."""
+def verdict(facts: NatFacts, udp: bool, blocked: bool, mapped: bool, otherwise: bool = False) -> str:
+    """What it means for direct paths, in one sentence. `otherwise`: members are reached by other transports than UDP."""
     reach = facts.reach
+    if otherwise and not udp:
+        return "No member answers by UDP, which seems to be blocked here; those that are reached by other transports relay the rest."
     if not udp:
         why = "No member answers by UDP: it is blocked here, or the members are down" if blocked else "No other member is known yet"
         return f"{why}, so there are no direct paths."
