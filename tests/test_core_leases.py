@@ -11,8 +11,8 @@ from twisted.trial.unittest import TestCase
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import HandOverAsked, LeaseGained, LeaseLost
 from ipop_tx.core.lease import TRIES, candidates, lease_key, name_key
-from ipop_tx.core.resolver import Owner
-from ipop_tx.errors import Conflict, PoolExhausted
+from ipop_tx.core.resolver import SOON, Owner
+from ipop_tx.errors import Conflict, PoolExhausted, Unavailable
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire.address import ipv6_of
 from tests.net import NetCase
@@ -312,6 +312,27 @@ class LeaseTests(NetCase):
             address = IPv4Address(f"10.128.0.{len(value)}")
             net.wait(machines[1].submit(c.Create(lease_key(NETWORK, address.packed), value, 3600)))
             self.assertIsNone(net.wait(machines[2].submit(c.Resolve(str(address)))))
+
+    def test_no_majority(self) -> None:
+        """Those who are left of five go on with the addresses that they know, at once each time, until the lease may be over."""
+        net = self.net(9)
+        machines = self.grow(net, 5)
+        for machine in machines:
+            machine.submit(c.KeepLease(None, None, 3600.0))
+        net.run(30)
+        one, other, third = machines[:3]
+        address, unknown = (str(IPv4Address(machine.running.leases.own.address or b"")) for machine in (other, third))
+        self.assertEqual(net.wait(one.submit(c.Resolve(address))).ident, other.ident)
+        for victim in machines[2:]:
+            victim.crash()
+        for _ in range(10):
+            net.run(120)
+            began = net.now
+            self.assertEqual(net.wait(one.submit(c.Resolve(address))).ident, other.ident)
+            self.assertLessEqual(net.now - began, SOON)
+        self.assertRaises(Unavailable, net.wait, one.submit(c.Resolve(unknown)))
+        net.run(1800)
+        self.assertRaises(Unavailable, net.wait, one.submit(c.Resolve(address)))
 
     def test_cache(self) -> None:
         """What was found is kept for a while, what was not found for a short one."""

@@ -110,6 +110,7 @@ class MinorityTests(SmallNetworkCase):
         """The two keep what they have, say what they wait for, admit nobody, and go on by themselves when one is back."""
         nodes = self.grown(5)
         addresses = [node.address for node in nodes]
+        self.assert_reach(*nodes[:2])
         token = nodes[0].invite("late")
         for node in nodes[2:]:
             node.kill9()
