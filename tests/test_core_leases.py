@@ -15,6 +15,7 @@ from ipop_tx.core.resolver import SOON, Owner
 from ipop_tx.errors import Conflict, PoolExhausted, Unavailable
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire.address import ipv6_of
+from ipop_tx.wire.registers import Record
 from tests.net import NetCase
 
 SMALL = replace(NETWORK, pool=IPv4Network("10.9.0.0/29"), shards=4)
@@ -292,6 +293,30 @@ class LeaseTests(NetCase):
         self.assertIn("the name N1 belongs to node", machines[2].running.leases.own.name_problem)
         owner = net.wait(machines[4].submit(c.Resolve("n1")))
         self.assertEqual(owner, Owner(machines[1].ident, "n1", machines[1].running.leases.own.address or b""))
+
+    def test_name_not_reached(self) -> None:
+        """A name whose register does not answer is tried again soon, not with the next renewal hours later."""
+        net = self.net(15)
+        machines = self.grow(net, 3)
+        own = machines[1].running.leases.own
+        get, key = own._dht.get, name_key(net.network, "n1")
+
+        async def failing(wanted: bytes) -> Record | None:
+            if wanted == key:
+                raise Unavailable(1, 2, 3)
+            return await get(wanted)
+
+        self.patch(own._dht, "get", failing)
+        machines[1].submit(c.KeepLease(None, None, DAY))
+        net.run(10)
+        self.assertIn("the name n1 is not registered: 1 of 3 replicas reached", own.name_problem)
+        own._dht.get = get  # type: ignore[method-assign]
+        net.run(15)
+        self.assertEqual(own.name_problem, "")
+        self.assertEqual(net.wait(machines[2].submit(c.Resolve("n1"))).ident, machines[1].ident)
+        net.run(60)
+        record = net.wait(machines[2].submit(c.Get(key)))
+        self.assertEqual(record.version, 1)
 
     def test_resolve(self) -> None:
         """By name, IPv4 and IPv6 address; nothing for what nobody owns or what is not of the network."""

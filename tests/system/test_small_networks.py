@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipop_tx.lab import wait_for
 from ipop_tx.lab.node import LabNode, Refusal
+from ipop_tx.lab.waiting import holds_within
 from tests.system.case import LabTestCase
 
 
@@ -35,8 +36,13 @@ class SmallNetworkCase(LabTestCase):
 
     def wait_until_well(self, *nodes: LabNode) -> None:
         """Wait until no node has anything to complain of."""
-        for node in nodes:
-            wait_for(f"the end of the trouble at {node.name}", 40, lambda node=node: not node.status()["health"], every=0.2)  # type: ignore[misc]
+        told: list[str] = []
+
+        def well() -> bool:
+            told[:] = [f"{node.name}: {sentence}" for node in nodes for sentence in node.status()["health"]]
+            return not told
+
+        self.assertTrue(holds_within(40, well, every=0.2), told)
 
     def assert_kept(self, nodes: list[LabNode], addresses: list[str]) -> None:
         """Everybody who runs has the address that it had."""
