@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         netns.require_root_and(("ip", "ping"))
         with Lab("kills", options.disk) as lab:
-            found = run(lab, options.nodes, options.kills, options.seed)
+            found = run(lab, options.nodes, options.kills, options.at_once, options.seed)
             if found["faults"] and options.logs:
                 _keep_logs(lab, options.logs)
     except IpopError as error:
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, instead of a table")
     parser.add_argument("--nodes", type=int, default=8, choices=range(5, 41), metavar="N", help="daemons, 5 to 40 (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=50, help="how many (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, choices=(1, 2), help="daemons killed at the same moment (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="chooses victims and moments (default: %(default)s)")
     parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), metavar="DIR", help="a directory on a disk (default: %(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="where to put the daemons' logs if there is a fault")
@@ -78,11 +79,11 @@ def say(words: str) -> None:
     print(f"kills: {words}", file=sys.stderr, flush=True)
 
 
-def run(lab: Lab, nodes: int, kills: int, seed: int) -> dict[str, Any]:
+def run(lab: Lab, nodes: int, kills: int, at_once: int, seed: int) -> dict[str, Any]:
     """All of it. Raises `IpopError` when not even the ring comes up."""
     ring = Ring(lab, nodes)
     ring.start(os.cpu_count() or 1)
-    slaughter = Slaughter(ring, Random(seed))
+    slaughter = Slaughter(ring, Random(seed), at_once)
     while slaughter.kills < kills:
         say(f"kill {slaughter.kills + 1} of {kills}")
         slaughter.once(kills)
@@ -95,6 +96,7 @@ class Slaughter:
 
     ring: Ring
     rng: Random
+    at_once: int = 1
     kills: int = 0
     in_their_youth: int = 0
     """Kills of a daemon that had only just been started."""
@@ -121,10 +123,21 @@ class Slaughter:
         return [node for node in self.ring.up if node.name not in self.down]
 
     def once(self, most: int) -> None:
-        """Kill one, wait, start it, see it back. Some are killed once more while they start, if there may be so many kills."""
+        """Kill one or several at once, start them one after the other, see them back. Some are killed once more while they start."""
         time.sleep(self.rng.uniform(0, PAUSE_MOST))
-        victim = self.rng.choice(self._running())
-        self._kill(victim)
+        victims = self.rng.sample(self._running(), min(self.at_once, most - self.kills))
+        for victim in victims:
+            self._kill(victim)
+        began = {victim.name: self._started_later(victim, most) for victim in victims}
+        for victim in victims:
+            if self._back(victim, began[victim.name]):
+                self.down.discard(victim.name)
+        self.faults += neighbours_at_fault(self.ring.up, self.idents)
+        if self.rng.random() >= HASTY or self.kills >= most:
+            self._whole_within(WHOLE_MOST, time.monotonic())
+
+    def _started_later(self, victim: LabNode, most: int) -> float:
+        """Start a daemon after a while, twice if it is killed in its youth and there may be so many kills; when it was started last."""
         time.sleep(self.rng.uniform(0, DOWN_MOST))
         began = self._start(victim)
         if self.rng.random() < YOUNG and self.kills < most:
@@ -132,12 +145,7 @@ class Slaughter:
             self._kill(victim)
             self.in_their_youth += 1
             began = self._start(victim)
-        if not self._back(victim, began):
-            return
-        self.down.discard(victim.name)
-        self.faults += neighbours_at_fault(self.ring.up, self.idents)
-        if self.rng.random() >= HASTY or self.kills >= most:
-            self._whole_within(WHOLE_MOST, time.monotonic())
+        return began
 
     def _kill(self, victim: LabNode) -> None:
         self.kills += 1
