@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ class Slaughter:
     ring: Ring
     rng: Random
     at_once: int = 1
-    kills: int = 0
+    deaths: int = 0
     in_their_youth: int = 0
     """Kills of a daemon that had only just been started."""
     returns: list[float] = field(default_factory=list)
@@ -119,36 +120,46 @@ class Slaughter:
         self.addresses.start()
         self.writer.start()
 
+    @property
+    def kills(self) -> int:
+        """All that there were, or are about to be."""
+        return self.deaths + self.in_their_youth
+
     def _running(self) -> list[LabNode]:
         return [node for node in self.ring.up if node.name not in self.down]
 
     def once(self, most: int) -> None:
-        """Kill one or several at once, start them one after the other, see them back. Some are killed once more while they start."""
+        """Kill one or several at once, start each after a while, see them back. Some are killed once more while they start."""
         time.sleep(self.rng.uniform(0, PAUSE_MOST))
         victims = self.rng.sample(self._running(), min(self.at_once, most - self.kills))
         for victim in victims:
             self._kill(victim)
-        began = {victim.name: self._started_later(victim, most) for victim in victims}
-        for victim in victims:
-            if self._back(victim, began[victim.name]):
-                self.down.discard(victim.name)
+        plans = [(victim, self.rng.uniform(0, DOWN_MOST), self._youth(most)) for victim in victims]
+        with ThreadPoolExecutor(len(plans)) as pool:
+            list(pool.map(self._revive, *zip(*plans, strict=True)))
         self.faults += neighbours_at_fault(self.ring.up, self.idents)
         if self.rng.random() >= HASTY or self.kills >= most:
             self._whole_within(WHOLE_MOST, time.monotonic())
 
-    def _started_later(self, victim: LabNode, most: int) -> float:
-        """Start a daemon after a while, twice if it is killed in its youth and there may be so many kills; when it was started last."""
-        time.sleep(self.rng.uniform(0, DOWN_MOST))
+    def _youth(self, most: int) -> float | None:
+        """How long a daemon that is started again runs before it is killed once more; None: it is not, or there are to be no more kills."""
+        if self.rng.random() >= YOUNG or self.kills >= most:
+            return None
+        self.in_their_youth += 1
+        return self.rng.uniform(0, YOUTH)
+
+    def _revive(self, victim: LabNode, after: float, youth: float | None) -> None:
+        time.sleep(after)
         began = self._start(victim)
-        if self.rng.random() < YOUNG and self.kills < most:
-            time.sleep(self.rng.uniform(0, YOUTH))
-            self._kill(victim)
-            self.in_their_youth += 1
+        if youth is not None:
+            time.sleep(youth)
+            victim.kill9()
             began = self._start(victim)
-        return began
+        if self._back(victim, began):
+            self.down.discard(victim.name)
 
     def _kill(self, victim: LabNode) -> None:
-        self.kills += 1
+        self.deaths += 1
         self.down.add(victim.name)
         victim.kill9()
 
