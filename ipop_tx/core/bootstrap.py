@@ -58,6 +58,8 @@ class Bootstrap:
         """Whoever looks for the ring need not wait any longer: somebody has come."""
         came, self._next_link = self._next_link, Future()
         came.succeed(None)
+        if self._ring.joined:
+            self.problem = ""
         self._rest_at(link)
         for endpoint in self._of(link.ident):  # as long as it is linked it tells us where it is
             if endpoint not in self.endpoints[:FOR_GOOD] and endpoint not in link.direct:

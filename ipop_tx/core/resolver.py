@@ -2,11 +2,14 @@
 
 IPv4 addresses and names are registers signed by their owner and read from a majority; an IPv6 address carries the first 80 bits
 of its owner's ident, so the ring itself answers. What was found is kept for a while, what was not found for a shorter one.
+
+Where no majority answers, the owner that was found last still counts, for as long as its lease was good: those who are cut off from the
+others go on with the addresses that they know.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
@@ -24,6 +27,8 @@ from ipop_tx.wire.address import ident_prefix_of
 KEEP_FOUND = 60.0
 KEEP_MISSING = 3.0
 MOST = 65536
+SOON = 0.5
+"""Seconds that the registers are given to confirm an owner found earlier: a kernel that asks for a neighbour waits for one second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Owner:
     ident: Ident
     name: str
     address: bytes
+    lasts: float = field(default=0.0, compare=False)
+    """Seconds for which the lease is good at least: half its time to live, at which it is renewed."""
 
 
 class Resolver:
@@ -47,6 +54,8 @@ class Resolver:
         self._runtime = runtime
         self._cache: dict[str, tuple[float, Owner | None]] = {}
         self._asking: dict[str, Future[Owner | None]] = {}
+        self._relied: dict[str, tuple[float, Owner]] = {}
+        """The last owner found, and until when it counts while nobody says otherwise."""
         links.on_down.append(self._link_down)
 
     def resolve(self, target: str) -> Future[Owner | None]:
@@ -60,7 +69,13 @@ class Resolver:
         if asking is None:
             asking = self._asking[target] = spawn(self._ask(target))
             asking.then(lambda done: self._answered(target, done))
-        return asking
+        until, owner = self._relied.get(target, (0.0, None))
+        return asking if owner is None or until <= self._runtime.now else spawn(self._soon(asking, owner))
+
+    async def _soon(self, asking: Future[Owner | None], before: Owner) -> Owner | None:
+        """The answer, if there is one soon; else what it was before."""
+        await self._runtime.wait([asking], SOON)
+        return asking.result() if asking.done and asking.error is None else before
 
     def _answered(self, target: str, done: Future[Owner | None]) -> None:
         self._asking.pop(target, None)
@@ -68,7 +83,11 @@ class Resolver:
             owner = done.result()
             if len(self._cache) >= MOST:
                 self._cache.clear()
+                self._relied.clear()
             self._cache[target] = (self._runtime.now + (KEEP_FOUND if owner else KEEP_MISSING), owner)
+            self._relied.pop(target, None)
+            if owner is not None and owner.lasts:
+                self._relied[target] = (self._runtime.now + owner.lasts, owner)
 
     def _link_down(self, link: Link) -> None:
         if not link.parted:
@@ -98,7 +117,7 @@ class Resolver:
             value = msgspec.msgpack.decode(record.value, type=LeaseValue)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        return Owner(record.owner, value.name, value.address) if value.address == address.packed else None
+        return Owner(record.owner, value.name, value.address, record.ttl / 2) if value.address == address.packed else None
 
     async def _by_name(self, name: str) -> Owner | None:
         key = name_key(self._network, name)
@@ -109,7 +128,7 @@ class Resolver:
             value = msgspec.msgpack.decode(record.value, type=NameValue)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        return Owner(record.owner, name, value.address)
+        return Owner(record.owner, name, value.address, record.ttl / 2)
 
     async def _by_ipv6(self, address: IPv6Address) -> Owner | None:
         if address not in self._network.prefix:
