@@ -75,11 +75,6 @@ class Hasty(Coordinator):
             raise Unavailable(0, 1, 1)
         return False, self._live(promises[:1]), coordinator._last(promises[:1])
 
-    async def _ask(self, shard: Shard, body: m.Ask, good: type, sparing: bool = False) -> list[m.Answer]:
-        if not isinstance(body, m.Peek):
-            return await super()._ask(shard, body, good, sparing)
-        return [await self.ask_member(self._runtime.rng.choice(shard.members), body)]
-
 
 class Impatient(Coordinator):
     """Counts a record as gone a second early."""
