@@ -100,6 +100,17 @@ def _shows(record: Record | None, content: Content | None) -> bool:
     return (record.owner, record.version, record.value) == content[:3]
 
 
+def _unseen(operation: Operation, seen: Mapping[bytes, int]) -> bool:
+    return isinstance(operation.command, c.Create) and operation.command.value not in seen
+
+
+def _builders_on_unseen(operations: Iterable[Operation]) -> set[Ident]:
+    """Clients who name a version of theirs that nobody saw. A version that was seen is that of one record, and of no unseen one."""
+    records = {(one.outcome.owner, one.outcome.version) for one in operations if isinstance(one.outcome, Record)}
+    named = ((one.client, one.command.version) for one in operations if isinstance(one.command, (c.CompareAndSet, c.Delete)))
+    return {client for client, version in named if (client, version) not in records}
+
+
 def _versions(operations: Iterable[Operation]) -> dict[bytes, int]:
     records = (operation.outcome for operation in operations if isinstance(operation.outcome, Record))
     return {record.value: record.version for record in records}
@@ -130,15 +141,16 @@ class _Place(NamedTuple):
 class _Search:
     """Depth first, over operations in the order of their calls.
 
-    Creates without an answer whose value nobody ever saw differ in nothing but their beginning, and the earlier one may do whatever
-    the later one may. So they are used in that order.
+    Creates without an answer whose value nobody ever saw, and on which no other operation can build, differ in nothing but their beginning,
+    and the earlier one may do whatever the later one may. So they are used in that order.
     """
 
     def __init__(self, ordered: list[Operation]) -> None:
         self._seen = _versions(ordered)
         self._known = [one for one in ordered if one.known]
         unknown = [one for one in ordered if not one.known and not one.idle]
-        self._unseen = [one for one in unknown if isinstance(one.command, c.Create) and one.command.value not in self._seen]
+        builders = _builders_on_unseen(ordered)
+        self._unseen = [one for one in unknown if _unseen(one, self._seen) and one.client not in builders]
         self._unknown = [one for one in unknown if one not in self._unseen]
         self._open = [_Place(0, 0, 0, 0, EMPTY)]
 
