@@ -139,12 +139,14 @@ class ReportTests(TestCase):
             ("partition", {"found_in_30_s": 2}),
             ("partition", {"one_loser_each": 2}),
             ("partition", {"duplicates": 0, "found_in_30_s": 0, "one_loser_each": 0}),
+            ("lease_storm", {"faults": 2}),
             ("durability", {"any_two_of_five_gone": {"lost": 1, "unread": 0}}),
             ("durability", {"majority_away": {"lost": 0, "unread": 0, "granted": 1, "granted_twice": 0}}),
         ):
             found = self.good()
             found[part] |= change
             self.assertEqual(len(bench.complaints(found)), 1, change)
+        self.assertEqual(bench.complaints({"real": {"faults": ["n1 ended"]}}), ["real: n1 ended"])
 
     def test_json_line(self) -> None:
         """Only what was asked for, on one line; a part that does not exist is named."""
