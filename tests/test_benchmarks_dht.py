@@ -92,7 +92,9 @@ class PromiseTests(TestCase):
 
     def test_partition(self) -> None:
         """Each address that has two holders after a split has one half a minute after the healing, and one loser."""
-        found = partition.split(1)
+        outcome = partition.split(1)
+        self.assertEqual((outcome.left, outcome.faults), (0, 0))
+        found = outcome.duplicates
         self.assertGreater(len(found), 4)
         self.assertEqual([len(one.losers) for one in found], [1] * len(found))
         self.assertLess(max(one.losers[0][1] for one in found), partition.FOUND_BY)
@@ -123,7 +125,7 @@ class ReportTests(TestCase):
             "linearizability": report(Tally(worlds=1, operations=5), [], dict.fromkeys(VARIANTS, 1)),
             "create_race": {"rounds_with_one_winner": 2, "rounds": 2},
             "lease_storm": {"storms": storms},
-            "partition": {"duplicates": 3, "found_in_30_s": 3, "one_loser_each": 3},
+            "partition": {"duplicates": 3, "found_in_30_s": 3, "one_loser_each": 3, "still_double": 0},
             "durability": {"any_two_of_five_gone": durable, "majority_away": durable},
             "real": None,
         }
@@ -145,6 +147,7 @@ class ReportTests(TestCase):
             ("lease_storm", {"storms": [{"duplicates": 0, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 5.1}]}),
             ("partition", {"found_in_30_s": 2}),
             ("partition", {"one_loser_each": 2}),
+            ("partition", {"still_double": 1}),
             ("partition", {"duplicates": 0, "found_in_30_s": 0, "one_loser_each": 0}),
             ("lease_storm", {"faults": 2}),
             ("durability", {"any_two_of_five_gone": {"lost": 1, "unread": 0}}),

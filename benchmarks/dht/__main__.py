@@ -104,6 +104,7 @@ def complaints(found: dict[str, Any]) -> list[str]:
         expect(one["p99_s"] <= storm.P99, f"the slowest hundredth waited {one['p99_s']} s for an address")
     if one := found.get("partition"):
         expect(one["duplicates"] > 0, "the splits have made no duplicates")
+        expect(one["still_double"] == 0, f"{one['still_double']} addresses had two holders to the end")
         expect(one["found_in_30_s"] == one["duplicates"], f"{one['found_in_30_s']} of {one['duplicates']} duplicates were found in 30 s")
         expect(one["one_loser_each"] == one["duplicates"], f"only {one['one_loser_each']} of {one['duplicates']} duplicates have one loser")
     if one := found.get("durability"):
