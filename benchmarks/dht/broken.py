@@ -84,7 +84,7 @@ class Impatient(Coordinator):
 
 
 class Lazy(MemoryReplicaStore):
-    """Lets answers leave before what they rest on is durable: it commits only every sixth time that there is something to commit."""
+    """Lets answers leave before what they rest on is durable: it commits only every sixth time that something is waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Lazy(MemoryReplicaStore):
     def commit(self) -> None:
         """Perhaps."""
         self._asked += bool(self._written)
-        if self._asked % 6 == 0:
+        if self._asked % 6 == 1:
             super().commit()
 
 
