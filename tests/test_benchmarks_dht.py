@@ -119,7 +119,7 @@ class ReportTests(TestCase):
 
     def good(self) -> dict[str, Any]:
         """Everything as it should be."""
-        storms = [{"duplicates": 0, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 4.9}]
+        storms = [{"loss": 0.0, "duplicates": 0, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 4.9}]
         durable = {"lost": 0, "unread": 0, "granted": 0, "granted_twice": 0}
         return {
             "linearizability": report(Tally(worlds=1, operations=5), [], dict.fromkeys(VARIANTS, 1)),
@@ -142,9 +142,9 @@ class ReportTests(TestCase):
             ("linearizability", {"broken_variants": {"no ballot check": None}}),
             ("linearizability", {"faults": 1}),
             ("create_race", {"rounds_with_one_winner": 1}),
-            ("lease_storm", {"storms": [{"duplicates": 1, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 1}]}),
-            ("lease_storm", {"storms": [{"duplicates": 0, "served": 8, "confirmed": 8, "nodes": 9, "p99_s": 1}]}),
-            ("lease_storm", {"storms": [{"duplicates": 0, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 5.1}]}),
+            ("lease_storm", {"storms": [{"loss": 0.1, "duplicates": 1, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 1}]}),
+            ("lease_storm", {"storms": [{"loss": 0.1, "duplicates": 0, "served": 8, "confirmed": 8, "nodes": 9, "p99_s": 1}]}),
+            ("lease_storm", {"storms": [{"loss": 0.0, "duplicates": 0, "served": 9, "confirmed": 9, "nodes": 9, "p99_s": 5.1}]}),
             ("partition", {"found_in_30_s": 2}),
             ("partition", {"one_loser_each": 2}),
             ("partition", {"still_double": 1}),

@@ -101,7 +101,7 @@ def complaints(found: dict[str, Any]) -> list[str]:
     for one in (found.get("lease_storm") or {}).get("storms", []):
         expect(one["duplicates"] == 0, f"{one['duplicates']} addresses were given twice")
         expect(one["served"] == one["confirmed"] == one["nodes"], f"{one['served']} of {one['nodes']} nodes have got an address")
-        expect(one["p99_s"] <= storm.P99, f"the slowest hundredth waited {one['p99_s']} s for an address")
+        expect(one["loss"] > 0 or one["p99_s"] <= storm.P99, f"the slowest hundredth waited {one['p99_s']} s for an address")
     if one := found.get("partition"):
         expect(one["duplicates"] > 0, "the splits have made no duplicates")
         expect(one["still_double"] == 0, f"{one['still_double']} addresses had two holders to the end")
