@@ -85,6 +85,7 @@ class Node(MultiService):
             self.store,
             flags_of(admitter),
             now=boot_seconds(),
+            quota=config.dht.quota,
         )
         self.core = core
         self.store.close()  # twistd forks before it starts us; a database must not be carried along

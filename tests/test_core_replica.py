@@ -205,7 +205,7 @@ class ReplicaTests(TestCase):
         """Parts of a hand-over are bounded in bytes and number, and never empty."""
         large = m.Cell(KEY, m.NO_BALLOT, m.NO_BALLOT, self.record(bytes(m.MAX_VALUE)), 0)
         small = m.Cell(KEY, m.NO_BALLOT, m.NO_BALLOT, None, 0)
-        self.assertEqual((len(page([large] * 9)), len(page([small] * 99)), len(page([large])), page([])), (5, 64, 1, ()))
+        self.assertEqual((len(page([large] * 9)), len(page([small] * 99)), len(page([large])), page([])), (6, 64, 1, ()))
 
     def loaded(self) -> list[tuple[int, bytes, bytes]]:
         """What lies on the disk."""

@@ -22,7 +22,7 @@ from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first, spawn
-from ipop_tx.errors import BadMessage, Conflict, IpopError, LocalMisuse, Unavailable, Unreachable
+from ipop_tx.errors import BadMessage, Conflict, IpopError, LocalMisuse, QuotaExceeded, Unavailable, Unreachable
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire import messages as m
@@ -101,7 +101,7 @@ class Dht:
         return record
 
     async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
-        """Fill an empty register. Raises `Conflict`, with what is there in its sentence.
+        """Fill an empty register. Raises `Conflict`, with what is there in its sentence, or `QuotaExceeded`.
 
         The version goes on from the one that was deleted or has expired, so an old write that is still under way cannot revive it.
         """
@@ -114,7 +114,7 @@ class Dht:
             last = current.last
 
     async def compare_and_set(self, key: bytes, version: int, value: bytes, ttl: float) -> m.Record:
-        """Replace our version `version`. Raises `Conflict`."""
+        """Replace our version `version`. Raises `Conflict`, `QuotaExceeded`."""
         return await self._write(key, version, self._signer.record(key, version + 1, ttl, _checked(value)))
 
     async def delete(self, key: bytes, version: int) -> None:
@@ -144,13 +144,17 @@ class Dht:
         coordinators: set[Ident] = set()
         while self._runtime.now < deadline:
             try:
-                async for answer in self._answers(key, body, coordinators):
+                async for answer in self._answers(key, body, coordinators, deadline):
                     if isinstance(answer, m.Current) and (len(coordinators) == 1 or _is_final(body, answer)):
                         return answer
+                    if isinstance(answer, QuotaExceeded) and not coordinators:
+                        raise answer
                     if isinstance(answer, m.NoMajority) and not (
                         isinstance(problems[-1], Unavailable) and problems[-1].reached > answer.reached
                     ):
                         problems.append(Unavailable(answer.reached, answer.needed, answer.replicas))
+            except QuotaExceeded:
+                raise
             except IpopError as problem:
                 if not isinstance(problems[-1], Unavailable):
                     problems.append(problem)
@@ -158,11 +162,12 @@ class Dht:
             pause = min(1.0, pause * 1.5)
         raise problems[-1]
 
-    async def _answers(self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident]) -> AsyncIterator[m.Answer]:
+    async def _answers(
+        self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident], deadline: float
+    ) -> AsyncIterator[m.Answer | QuotaExceeded]:
         """The answers of one coordinator after the other; all that may have begun to carry the operation out are noted."""
         if self._coordinator.shard(key) is not None:
-            coordinators.add(self._ident)
-            yield await self._run(key, body)
+            yield await self._run_here(key, body, coordinators)
         index = shard_of(key, self._replicas.count)
         known = self._replicas.known.get(index)
         to_ask = list(known.members) if known else await self._who_may_keep(index)
@@ -170,19 +175,22 @@ class Dht:
         waiting: list[Future[m.Answer]] = []
         closed: set[Ident] = set()
         view: tuple[Ident, ...] = ()
-        while to_ask or waiting:
+        while (to_ask or waiting) and self._runtime.now < deadline:
             member = self._readiest(to_ask, asked)
             if member is not None:
                 asked.add(member)
                 waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
                 waiting[-1].then(lambda done, member=member: _note_closed(member, done, closed))  # type: ignore[misc]
-                coordinators.add(member)
-                waiting[-1].then(lambda done, member=member: _note_redirected(member, done, coordinators))  # type: ignore[misc]
+                if member not in coordinators:
+                    coordinators.add(member)
+                    waiting[-1].then(lambda done, member=member: _note_unbegun(member, done, coordinators))  # type: ignore[misc]
             if not waiting:  # nobody is left but ourselves
                 break
             await (self._runtime.wait(waiting, HEDGE) if to_ask else first(waiting))
             for done in [future for future in waiting if future.done]:
                 waiting.remove(done)
+                if isinstance(done.error, QuotaExceeded):
+                    yield done.error
                 if done.error is not None:
                     continue
                 answer = done.result()
@@ -195,6 +203,17 @@ class Dht:
         if closed:
             yield m.NoMajority(len(closed), majority(view), len(view))
         self._replicas.known.pop(index, None)
+
+    async def _run_here(self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident]) -> m.Answer | QuotaExceeded:
+        """Coordinate ourselves."""
+        fresh = self._ident not in coordinators
+        coordinators.add(self._ident)
+        try:
+            return await self._run(key, body)
+        except QuotaExceeded as refusal:
+            if fresh:
+                coordinators.discard(self._ident)
+            return refusal
 
     def _readiest(self, to_ask: list[Ident], asked: set[Ident]) -> Ident | None:
         """Take the next member to ask: one with a link before one without, in the order given."""
@@ -281,9 +300,9 @@ def _note_closed(member: Ident, done: Future[m.Answer], closed: set[Ident]) -> N
         closed.add(member)
 
 
-def _note_redirected(member: Ident, done: Future[m.Answer], coordinators: set[Ident]) -> None:
-    """A member that sends us elsewhere has begun nothing."""
-    if done.error is None and isinstance(done.result(), m.Redirect):
+def _note_unbegun(member: Ident, done: Future[m.Answer], coordinators: set[Ident]) -> None:
+    """A member that sends us elsewhere, or was given no room, has written nothing."""
+    if isinstance(done.error, QuotaExceeded) or (done.error is None and isinstance(done.result(), m.Redirect)):
         coordinators.discard(member)
 
 

@@ -16,6 +16,7 @@ from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.disjoint import Disjoint
 from ipop_tx.core.events import EnrolRequested, Reported
 from ipop_tx.core.fingers import Fingers
+from ipop_tx.core.forgetting import Forgetting
 from ipop_tx.core.handover import HandOver
 from ipop_tx.core.lease import Leases
 from ipop_tx.core.link import Link, PathKey
@@ -36,7 +37,7 @@ from ipop_tx.core.tasks import Future, settled, spawn
 from ipop_tx.core.views import Views
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
-from ipop_tx.values import Endpoint, Ident, Network, Peer
+from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota
 from ipop_tx.wire import messages as m
 
 
@@ -67,6 +68,7 @@ class Node:
         store: IReplicaStore,
         flags: int = 0,
         now: float = 0.0,
+        quota: Quota | None = None,
     ) -> None:
         """`now` is the clock's reading at the start; the ages of the registers on disk go on from there."""
         self.peer = peer
@@ -89,9 +91,10 @@ class Node:
         self.broadcast = Broadcast(self.ring, self.lookups, self.links, self.rpc, self.runtime)
         self.disjoint = Disjoint(self.ring, self.lookups, self.links, self.rpc, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
-        self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
+        self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic, quota)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
+        self.forgetting = Forgetting(self.replicas, self.coordinator, self.runtime)
         self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
         self.handover = HandOver(self.leases, self.rpc, self.runtime)

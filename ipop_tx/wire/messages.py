@@ -33,6 +33,7 @@ from ipop_tx.wire.registers import (
     Cell as Cell,
     Current as Current,
     Fetch as Fetch,
+    Forget as Forget,
     Install as Install,
     NoMajority as NoMajority,
     Page as Page,
@@ -313,6 +314,7 @@ Ask = (
     | Fetch
     | Install
     | Retire
+    | Forget
     | Enrol
 )
 Answer = (

@@ -96,6 +96,9 @@ class Prepare(Body, frozen=True, tag=51):
     number: Count
     key: Key
     ballot: Ballot
+    owner: Annotated[bytes, Meta(max_length=20)] = b""
+    """Whose record of how many bytes is to be written, for the quota; empty when nothing is to grow."""
+    size: Count = 0
 
 
 class Promise(Body, frozen=True, tag=52):
@@ -181,6 +184,8 @@ class Page(Body, frozen=True, tag=61):
 
     cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
     more: bool
+    floor: Ballot = NO_BALLOT
+    """What is promised for every key of the shard, also for those that are not among the cells."""
 
 
 class Install(Body, frozen=True, tag=62):
@@ -194,6 +199,8 @@ class Install(Body, frozen=True, tag=62):
     final: bool
     attempt: Count
     """Tells the parts of one attempt from those of another."""
+    floor: Ballot = NO_BALLOT
+    """As in `Page`; the same in all parts."""
 
 
 class Retire(Body, frozen=True, tag=63):
@@ -202,3 +209,12 @@ class Retire(Body, frozen=True, tag=63):
     shard: Count
     number: Count
     members: Members
+
+
+class Forget(Body, frozen=True, tag=64):
+    """All members have promised `ballot` for a register that is over: drop it. Answered by `Done`, `Refused` or `Stale`."""
+
+    shard: Count
+    number: Count
+    key: Key
+    ballot: Ballot
