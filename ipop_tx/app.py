@@ -97,8 +97,7 @@ class Node(MultiService):
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
         self.dht = DHTService(self.protocol)
         lease = config.lease
-        wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
-        self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
+        self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
         tap = config.tap
         self.tap = TapService(pump, tap.name, tap_mtu(config), network, core.ident, tap.bridge) if tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from ipop_tx.values import Endpoint, Ident
 
@@ -131,6 +132,22 @@ class Resolve:
     """Who owns an overlay address or a name. Future of an `Owner` or None."""
 
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owns:
+    """Whether an IPv4 address is leased to a member; if not, the member is told, in case it believes so. Future of bool."""
+
+    ident: Ident
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """A member has sent us frames for an IPv4 address that is not ours: tell it so. Future of None, at once."""
+
+    ident: Ident
+    address: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)

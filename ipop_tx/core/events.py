@@ -114,6 +114,24 @@ class HandOverAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseContested:
+    """Another node used an address of ours (4 bytes, `holder` as in `LeaseGained`) until now, and has given it up."""
+
+    address: bytes
+    ident: Ident
+    holder: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressMoved:
+    """An IPv4 address (4 bytes) that had been resolved to `former` belongs to `owner` now; None: to nobody."""
+
+    address: bytes
+    former: Ident
+    owner: Ident | None
+
+
+@dataclass(frozen=True, slots=True)
 class EnrolRequested:
     """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
 

@@ -29,6 +29,7 @@ from ipop_tx.core.renewals import Renewals
 from ipop_tx.core.replica import Replicas
 from ipop_tx.core.resolver import Resolver
 from ipop_tx.core.ring import Ring
+from ipop_tx.core.rivalry import Rivalry
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.spare import Spare
@@ -99,6 +100,7 @@ class Node:
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
         self.handover = HandOver(self.leases, self.rpc, self.runtime)
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
+        self.rivalry = Rivalry(self.leases, self.resolver, self.ring, self.links, self.rpc, self.runtime)
         self.spare = Spare(self.links, self.rpc, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}
         # ... then wire everything.
@@ -133,6 +135,8 @@ class Node:
             c.LookupDisjoint: lambda x: spawn(self.disjoint.find(x.key, x.routes)),
             c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
             c.Resolve: lambda x: self.resolver.resolve(x.target),
+            c.Owns: lambda x: spawn(self.rivalry.owns(x.ident, x.address)),
+            c.Disown: lambda x: settled(self.rivalry.disown(x.ident, x.address.packed)),
             c.Connect: self._connect,
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),

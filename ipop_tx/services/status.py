@@ -137,6 +137,7 @@ class Status:
             node.leases.own.name_problem,
             *node.links.twins.values(),
         ]
+        sentences.extend(node.rivalry.recent())
         if self._protocol.disk_problem:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:

@@ -241,6 +241,22 @@ class Needed(Body, frozen=True, tag=35):
     """I need this link."""
 
 
+# --- addresses -----------------------------------------------------------------------------------
+
+
+class NotYours(Body, frozen=True, tag=36):
+    """You use this IPv4 address, and its register says that it is another's: look there. Answered by `Done`."""
+
+    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
+
+
+class NotMine(Body, frozen=True, tag=37):
+    """This IPv4 address is not mine any more. `contested`: I used it until now, though it is yours. Answered by `Done`."""
+
+    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
+    contested: bool = False
+
+
 class HandOver(Body, frozen=True, tag=38):
     """The guest to whom you have leased this IPv4 address is behind me now.
 
@@ -303,6 +319,8 @@ Ask = (
     | Seek
     | Unneeded
     | HandOver
+    | NotYours
+    | NotMine
     | Read
     | Write
     | WhoKeeps

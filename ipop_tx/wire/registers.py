@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Small
+from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Signer, Small
 
 # --- registers: between a client and the coordinator ----------------------------------------------
 
@@ -19,7 +19,7 @@ class Record(Body, frozen=True, tag=40):
     ttl: Annotated[int, Meta(ge=1, lt=2**32)]
     """Seconds from the moment a replica accepts it."""
     value: Annotated[bytes, Meta(max_length=MAX_VALUE)]
-    signer: Small
+    signer: Signer
     signature: Small
 
 
