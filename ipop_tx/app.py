@@ -35,6 +35,7 @@ from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
 from ipop_tx.services.pump import Pump
+from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
@@ -110,6 +111,7 @@ class Node(MultiService):
         plane = self.forwarding.plane
         trim = TrimService(reactor)
         self._status = Status(self.protocol, plane, self.tap, transport, self.guests)
+        self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
         if self.tap is not None:
@@ -175,6 +177,7 @@ class Node(MultiService):
             "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
+            "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }

@@ -213,6 +213,9 @@ class IRecordSigner(Interface):
     def assignment(signer: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned to a `signer` that is a proof, and when (Unix seconds); else (b"", 0)."""
 
+    def by_authority(data: bytes, signature: bytes) -> bool:
+        """Whether the network's authority made `signature` over `data`."""
+
 
 class IReplicaStore(Interface):
     """The disk under the DHT: views and registers of the shards that this node keeps.

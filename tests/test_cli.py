@@ -65,6 +65,7 @@ class Command(TestCase):
         self.path = self.directory / "c.sock"
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.pings: list[Any] = []
+        self.lost: list[int] = []
         self.service = ControlService(self.path, {name: self.recorded(name, route) for name, route in self.routes().items()})
         self.service.startService()
         self.addCleanup(self.service.stopService)
@@ -75,6 +76,7 @@ class Command(TestCase):
             "POST /ping": self.answer_ping,
             "POST /invite": lambda _: {"token": "ipop1-abc", "expires": 1_800_000_000},
             "POST /leave": lambda _: {},
+            "POST /recover": self.answer_recover,
         }
 
     def recorded(self, name: str, route: Route) -> Route:
@@ -83,6 +85,11 @@ class Command(TestCase):
             return route(arguments)
 
         return recording
+
+    def answer_recover(self, arguments: dict[str, Any]) -> Any:
+        lost = [{"shard": n, "view": 7, "members": ["office", "cloud"], "missing": ["cloud"], "copies": n} for n in self.lost]
+        works = [{"shard": n, "copies": n, "number": 7, "registers": 5, "works": n < 2} for n in self.lost]
+        return {"lost": lost, "founded": works if arguments["confirm"] else []}
 
     def answer_ping(self, _: dict[str, Any]) -> Any:
         answer = self.pings.pop(0)
@@ -108,6 +115,37 @@ class Command(TestCase):
         self.assertEqual((out, got), ("", status), err)
         self.assertTrue(err.startswith("ipop: ") and err.endswith("\n") and err.count("\n") == 1, err)
         return err
+
+
+class Recover(Command):
+    """`ipop network recover`."""
+
+    async def test_nothing(self) -> None:
+        out, err, status = await self.ipop("network", "recover")
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("nothing to recover", out)
+
+    async def test_only_told(self) -> None:
+        """Without --yes it says what is lost, and how to go on, and asks for nothing."""
+        self.lost = [0, 1]
+        out, err, status = await self.ipop("network", "recover")
+        self.assertEqual(status, 0)
+        self.assertIn("2 parts of the DHT have no majority; not reached: cloud", out)
+        self.assertIn("of 1 of them no copy is left", err)
+        self.assertIn("if those are lost for ever, and only then:  ipop network recover --yes", err)
+        self.assertEqual(self.asked, [("POST /recover", {"confirm": False})])
+
+    async def test_done(self) -> None:
+        self.lost = [1]
+        out, _, status = await self.ipop("network", "recover", "--yes")
+        self.assertEqual(status, 0)
+        self.assertIn("1 parts founded anew with 5 registers", out)
+
+    async def test_not_all(self) -> None:
+        self.lost = [1, 2]
+        out, err, status = await self.ipop("network", "recover", "--yes")
+        self.assertEqual(status, 1)
+        self.assertIn("ipop: 1 parts do not work yet: run it again when more members are linked", err)
 
 
 class Status(Command):

@@ -81,6 +81,12 @@ VECTORS: list[tuple[m.Message, str]] = [
     ),
     (m.Request(1, m.Retire(31, 4, (A, B))), "930501943f1f0492{a}{b}"),
     (
+        m.Request(1, m.Order(A, 9, (B,), (0, 31), bytes(range(16)), 1800000000, b"signature")),
+        "9305019841{a}0991{b}92001fc410000102030405060708090a0b0c0d0e0fce6b49d200c4097369676e6174757265",
+    ),
+    (m.Request(1, m.Salvage(31, 9, b"")), "93050194421f09c400"),
+    (m.Reply(1, m.Salvaged(4, (CELL,), False, BALLOT)), "93060195430491963c{k}{ballot}{ballot}{record}cd05dcc2{ballot}"),
+    (
         m.Request(1, m.Enrol(b"invitation", b"csr", b"", b"signature", "alice", A)),
         "9305019746c40a696e7669746174696f6ec403637372c400c4097369676e6174757265a5616c696365{a}",
     ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire.messages import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,18 @@ class Delete:
 
     key: bytes
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Which shards can be neither read nor written. Future of a list of `recovery.Loss`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarryOut:
+    """Found views anew by the authority's order. Future of a list of `recovery.Founded`."""
+
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,15 @@ class AddressMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewsFounded:
+    """The authority has ordered the view `number` of some shards, with these members; older ones are over."""
+
+    shards: tuple[int, ...]
+    number: int
+    members: tuple[Ident, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EnrolRequested:
     """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
 

@@ -24,6 +24,7 @@ from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
 from ipop_tx.core.paths import Paths
+from ipop_tx.core.recovery import Recovery
 from ipop_tx.core.relay import Relay
 from ipop_tx.core.renewals import Renewals
 from ipop_tx.core.replica import Replicas
@@ -97,6 +98,7 @@ class Node:
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
         self.forgetting = Forgetting(self.replicas, self.coordinator, self.runtime)
         self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
+        self.recovery = Recovery(self.replicas, self.coordinator, self.dht, self.links, self.rpc, self.runtime, register_signer.is_ordered)
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
         self.handover = HandOver(self.leases, self.rpc, self.runtime)
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
@@ -131,6 +133,8 @@ class Node:
             c.Create: lambda x: spawn(self.dht.create(x.key, x.value, x.ttl)),
             c.CompareAndSet: lambda x: spawn(self.dht.compare_and_set(x.key, x.version, x.value, x.ttl)),
             c.Delete: lambda x: spawn(self.dht.delete(x.key, x.version)),
+            c.Survey: lambda x: spawn(self.recovery.survey()),
+            c.CarryOut: lambda x: spawn(self.recovery.carry_out(x.order)),
             c.Lookup: lambda x: spawn(self.lookups.find(x.key)),
             c.LookupDisjoint: lambda x: spawn(self.disjoint.find(x.key, x.routes)),
             c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),

@@ -63,5 +63,14 @@ class RegisterSigner:
         address, issued = self._signer.assignment(signer)
         return issued if address and key == lease_key(self._network, address) else 0
 
+    def is_ordered(self, order: m.Order) -> bool:
+        """Whether this network's authority has given an order."""
+        return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature)
+
     def _text(self, key: bytes, unsigned: m.Record) -> bytes:
         return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
+
+
+def order_text(order: m.Order) -> bytes:
+    """What the authority signs of an order."""
+    return b"ipop-order-1" + m.encode(msgspec.structs.replace(order, signature=b""))

@@ -30,6 +30,8 @@ GRACE = 3600.0
 VIEW_ROW = b""
 LEFT_ROW = b"left"
 """The row that says which view of a shard this node gave up last."""
+ORDER_ROW = b"order"
+"""The row with the authority's last order for a shard."""
 
 
 @dataclass(slots=True)
@@ -122,6 +124,8 @@ class Replicas:
         self._arriving: dict[tuple[Ident, int], _Arriving] = {}
         self._left: dict[int, int] = {}
         """The last view of each shard that we have given up."""
+        self.orders: dict[int, m.Order] = {}
+        """The authority's last order for each shard for which it gave one: views before that are over."""
         self._load()
 
     def start_of(self, index: int) -> Ident:
@@ -136,6 +140,8 @@ class Replicas:
             for index, key, value in self._store.load():
                 if key == LEFT_ROW:
                     self._left[index] = msgspec.msgpack.decode(value, type=int)
+                elif key == ORDER_ROW:
+                    self.orders[index] = msgspec.msgpack.decode(value, type=m.Order)
                 elif key == VIEW_ROW:
                     row = msgspec.msgpack.decode(value, type=ViewRow)
                     self.shards[index] = self._shard_of(index, row)
@@ -144,6 +150,8 @@ class Replicas:
             for index, _, value in cells:
                 cell = msgspec.msgpack.decode(value, type=m.Cell)
                 self._keep(self.shards[index], cell)
+            for index, order in self.orders.items():
+                self.learn(index, order.number, order.members)
         except (msgspec.MsgspecError, KeyError) as error:
             raise StateError(
                 f"the stored registers are damaged ({error})", "restore replicas.db, or remove it to rejoin as an empty replica"
@@ -210,8 +218,17 @@ class Replicas:
         return self.newest(shard.index).number > shard.number
 
     def _open(self, index: int, number: int) -> Shard | None:
+        shard = self._in_view(index, number)
+        return shard if shard is not None and shard.open else None
+
+    def _in_view(self, index: int, number: int) -> Shard | None:
+        """Our copy of this very view, unless the authority has declared it over."""
         shard = self.shards.get(index)
-        return shard if shard is not None and shard.number == number and shard.open else None
+        return shard if shard is not None and shard.number == number and not self._is_over(index, number) else None
+
+    def _is_over(self, index: int, number: int) -> bool:
+        order = self.orders.get(index)
+        return order is not None and number < order.number
 
     def peek(self, body: m.Peek) -> m.Answer:
         """What we accepted; binds nobody."""
@@ -308,8 +325,8 @@ class Replicas:
 
     def seal(self, body: m.Seal) -> m.Answer:
         """Stop accepting in this view; promise for the decision on the next."""
-        shard = self.shards.get(body.shard)
-        if shard is None or shard.number != body.number:
+        shard = self._in_view(body.shard, body.number)
+        if shard is None:
             return self.stale(body.shard)
         if body.ballot < shard.sealed:
             return m.Refused(shard.sealed)
@@ -321,8 +338,8 @@ class Replicas:
 
     def succeed(self, body: m.Succeed) -> m.Answer:
         """Accept a proposal for the next view's members."""
-        shard = self.shards.get(body.shard)
-        if shard is None or shard.number != body.number:
+        shard = self._in_view(body.shard, body.number)
+        if shard is None:
             return self.stale(body.shard)
         if body.ballot < shard.sealed:
             return m.Refused(shard.sealed)
@@ -333,8 +350,8 @@ class Replicas:
 
     def fetch(self, body: m.Fetch) -> m.Answer:
         """A page of what a sealed view holds here."""
-        shard = self.shards.get(body.shard)
-        if shard is None or shard.number != body.number or shard.open:
+        shard = self._in_view(body.shard, body.number)
+        if shard is None or shard.open:
             return self.stale(body.shard)
         keys = sorted(key for key in shard.cells if key > body.after)
         cells = page([self._cell(key, shard.cells[key]) for key in keys])
@@ -345,7 +362,10 @@ class Replicas:
         shard = self.shards.get(body.shard)
         if shard is not None and shard.number >= body.number:
             return m.Done() if shard.number == body.number else self.stale(body.shard)
-        if self.ident not in body.members or body.number <= self._left.get(body.shard, 0):
+        if self.ident not in body.members or body.number <= self._left.get(body.shard, 0) or self._is_over(body.shard, body.number):
+            return self.stale(body.shard)
+        order = self.orders.get(body.shard)
+        if order is not None and order.number == body.number and order.members != body.members:
             return self.stale(body.shard)
         arriving = self._arriving.get((sender, body.shard))
         if any(cell.record is not None and not self._authentic(cell.key, cell.record) for cell in body.cells):
@@ -393,6 +413,32 @@ class Replicas:
         if shard is not None and shard.number <= body.number and self.ident not in body.members:
             self.drop(shard)
         return m.Done()
+
+    # --- views founded anew ------------------------------------------------------------------
+
+    def obey(self, order: m.Order) -> bool:
+        """Take an order that the authority has signed; gives whether it is news for any of its shards."""
+        fresh = [index for index in order.shards if index < self.count and order.number > self._newest_ordered(index)]
+        for index in fresh:
+            self.orders[index] = order
+            self._store.put(index, ORDER_ROW, m.encode(order))
+            self.learn(index, order.number, order.members)
+        return bool(fresh)
+
+    def _newest_ordered(self, index: int) -> int:
+        order, shard = self.orders.get(index), self.shards.get(index)
+        return max(order.number if order else 0, shard.number if shard else 0, self._left.get(index, 0))
+
+    def salvage(self, body: m.Salvage) -> m.Answer:
+        """A page of what is left here of a view that an order has ended."""
+        order, shard = self.orders.get(body.shard), self.shards.get(body.shard)
+        if order is None or order.number != body.number:
+            return self.stale(body.shard)
+        if shard is None:
+            return m.Salvaged(0, (), False, m.NO_BALLOT)
+        keys = sorted(key for key in shard.cells if key > body.after)
+        cells = page([self._cell(key, shard.cells[key]) for key in keys])
+        return m.Salvaged(shard.number, cells, len(cells) < len(keys), shard.floor)
 
 
 def _promised(shard: Shard, cell: CellState | None) -> m.Ballot:

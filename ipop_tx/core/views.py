@@ -275,7 +275,7 @@ class Views:
                     return None
                 floor = max(floor, answer.floor)
                 for cell in answer.cells:
-                    merged[cell.key] = _merge(merged.get(cell.key), cell)
+                    merged[cell.key] = merge(merged.get(cell.key), cell)
                 if not answer.more or not answer.cells:
                     break
                 after = answer.cells[-1].key
@@ -298,12 +298,7 @@ class Views:
         self._replicas.learn(shard.index, number, members)
 
     def _parts(self, shard: Shard, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Ballot) -> list[m.Install]:
-        parts: list[tuple[m.Cell, ...]] = []
-        while cells or not parts:
-            parts.append(page(cells))
-            cells = cells[len(parts[-1]) :]
-        attempt = self._runtime.rng.getrandbits(32)
-        return [m.Install(shard.index, number, members, part, at, at == len(parts) - 1, attempt, floor) for at, part in enumerate(parts)]
+        return parts_of(shard.index, number, members, cells, floor, self._runtime.rng.getrandbits(32))
 
     async def _install_at(self, member: Ident, messages: list[m.Install]) -> bool:
         for message in messages:
@@ -322,7 +317,17 @@ class Views:
         await quorum([self._coordinator.ask_member(member, retire) for member in gone], lambda answers: False)
 
 
-def _merge(one: m.Cell | None, other: m.Cell) -> m.Cell:
+def parts_of(index: int, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Ballot, attempt: int) -> list[m.Install]:
+    """The messages that install a view at a member; at least one."""
+    parts: list[tuple[m.Cell, ...]] = []
+    while cells or not parts:
+        parts.append(page(cells))
+        cells = cells[len(parts[-1]) :]
+    return [m.Install(index, number, members, part, at, at == len(parts) - 1, attempt, floor) for at, part in enumerate(parts)]
+
+
+def merge(one: m.Cell | None, other: m.Cell) -> m.Cell:
+    """Of two members' cells of a register the newest accepted value, and the highest promise."""
     if one is None:
         return other
     newest = max(one, other, key=lambda cell: cell.accepted)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from ipop_tx.errors import PeerRefused
 from ipop_tx.identity import certificates as certs
-from ipop_tx.identity.keys import SALT_BYTES, is_p256
+from ipop_tx.identity.keys import SALT_BYTES, is_p256, signed_by
 
 NONE = (b"", 0)
 
@@ -58,6 +58,11 @@ class Assignments:
     def __init__(self, root: x509.Certificate, wall: Callable[[], float]) -> None:
         self._root = root
         self._wall = wall
+
+    def by_authority(self, data: bytes, signature: bytes) -> bool:
+        """Whether the root's key made a signature."""
+        key = self._root.public_key()
+        return isinstance(key, EllipticCurvePublicKey) and signed_by(key, data, signature)
 
     def of(self, proof: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned by a credential, and when (Unix seconds); `NONE` if it is no good now."""

@@ -36,6 +36,7 @@ from ipop_tx.wire.registers import (
     Forget as Forget,
     Install as Install,
     NoMajority as NoMajority,
+    Order as Order,
     Page as Page,
     Peek as Peek,
     Prepare as Prepare,
@@ -45,6 +46,8 @@ from ipop_tx.wire.registers import (
     Redirect as Redirect,
     Refused as Refused,
     Retire as Retire,
+    Salvage as Salvage,
+    Salvaged as Salvaged,
     Seal as Seal,
     Sealed as Sealed,
     Stale as Stale,
@@ -333,6 +336,8 @@ Ask = (
     | Install
     | Retire
     | Forget
+    | Order
+    | Salvage
     | Enrol
 )
 Answer = (
@@ -351,6 +356,7 @@ Answer = (
     | Stale
     | Sealed
     | Page
+    | Salvaged
     | Enrolled
     | Failed
     | Working

@@ -218,3 +218,37 @@ class Forget(Body, frozen=True, tag=64):
     number: Count
     key: Key
     ballot: Ballot
+
+
+# --- views founded anew ------------------------------------------------------------------------------
+
+
+class Order(Body, frozen=True, tag=65):
+    """The authority founds the view `number` of some shards anew, with `members`: older views of them are over. Answered by `Done`."""
+
+    network: Ident
+    number: Count
+    members: Members
+    shards: Annotated[tuple[Count, ...], Meta(max_length=4096)]
+    nonce: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    time: Count
+    """Seconds since the Unix epoch at which it was given."""
+    signature: Small = b""
+    """By the authority's key, over all the rest."""
+
+
+class Salvage(Body, frozen=True, tag=66):
+    """What is left of a shard, as the order with this number wants it; keys after `after`. Answered by `Salvaged` or `Stale`."""
+
+    shard: Count
+    number: Count
+    after: Annotated[bytes, Meta(max_length=20)]
+
+
+class Salvaged(Body, frozen=True, tag=67):
+    """Part of a copy of view `number` (0: there is none here), which accepts nothing any more; otherwise as `Page`."""
+
+    number: Count
+    cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
+    more: bool
+    floor: Ballot
