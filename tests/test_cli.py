@@ -143,7 +143,7 @@ class Recover(Command):
 
     async def test_not_all(self) -> None:
         self.lost = [1, 2]
-        out, err, status = await self.ipop("network", "recover", "--yes")
+        _, err, status = await self.ipop("network", "recover", "--yes")
         self.assertEqual(status, 1)
         self.assertIn("ipop: 1 parts do not work yet: run it again when more members are linked", err)
 

@@ -1,0 +1,105 @@
+"""Real daemons whose addresses are contested, and a network that has lost its majority."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+from ipop_tx.errors import Unreachable
+from ipop_tx.lab import Host, wait_for
+from ipop_tx.lab.node import LabNode, program
+from ipop_tx.wire.address import mac_of
+from tests.system.case import LabTestCase
+
+
+class AssignedTests(LabTestCase):
+    """An address that the authority gives to another node than the one that has it."""
+
+    def signed(self, authority: LabNode, host: Host, address: str) -> LabNode:
+        """A node whose certificate was carried by hand and assigns an address; it does not run yet."""
+        node = LabNode(host)
+        request, chain = node.directory / "request.pem", node.directory / "chain.pem"
+        request.write_text(node.ipop("request", "--state", str(node.state), "--name", node.name)[1])
+        _, signed, told = authority.ipop("sign", str(request), "--address", address, "--state", str(authority.state))
+        chain.write_text(signed)
+        fingerprint = re.search(r"--authority ([0-9a-f]+)", told)
+        assert fingerprint is not None, told
+        node.ipop("install", str(chain), "--authority", fingerprint[1], "--state", str(node.state))
+        node.keys["node"]["bootstrap"] = [f"udp:{authority.host.address}:4500"]
+        return node
+
+    def mac_at(self, observer: LabNode, address: str) -> str:
+        """To which MAC the observer's kernel sends what goes to an address."""
+        shown = observer.host.run(["ip", "neigh", "show", address, "dev", "ipop0"]).stdout
+        found = re.search(r"lladdr ([0-9a-f:]+)", shown)
+        return found[1] if found else shown
+
+    def test_the_holder_yields(self) -> None:
+        """It takes another address, both say so, and who was just sending to the address reaches the new owner in seconds."""
+        observer = self.found(self.lab.public_host("observer"))
+        squatter = self.admit(observer, self.lab.public_host("squatter"))
+        self.settle(observer, squatter)
+        address, ident = squatter.address, squatter.status()["self"]["ident"]
+        self.assertTrue(observer.reaches(address))
+        self.assertEqual(self.mac_at(observer, address), mac_of(bytes.fromhex(ident)).hex(":"))
+        owner = self.signed(observer, self.lab.public_host("owner"), address)
+        pings = observer.host.start(["ping", "-n", "-D", "-i0.1", address], log="pings.log")
+        owner.start()
+        self.assertEqual(owner.wait_until_up(), address)
+        new = mac_of(bytes.fromhex(owner.status()["self"]["ident"])).hex(":")
+        wait_for("the new owner's MAC at the observer", 5, lambda: self.mac_at(observer, address) == new, every=0.05)
+        wait_for("another address of the squatter", 5, lambda: squatter.address not in (address, "None"), every=0.05)
+        self.assertTrue(observer.reaches(address, 5))
+        self.assertTrue(observer.reaches(squatter.address, 5))
+        pings.stop()
+        moments = [float(at) for at in re.findall(r"\[([\d.]+)\] \d+ bytes from", pings.output)]
+        pauses = sorted((later - earlier for earlier, later in zip(moments, moments[1:], strict=False)), reverse=True)
+        print(f"longest pause of pings while the address moved: {pauses[0]:.2f} s, then {pauses[1]:.2f} s, of {len(moments)} answers")
+        self.assertIn(f"lease_lost address={address} reason={address} belongs to node", squatter.process.output)
+        wait_for("the sentence", 5, lambda: any("used" in sentence for sentence in owner.status()["health"]))
+        self.assertIn("lease_contested address=" + address, owner.process.output)
+        self.assertTrue(any("so this node has taken another address" in sentence for sentence in squatter.status()["health"]))
+
+
+class RecoveryTests(LabTestCase):
+    """The authority's node alone is left."""
+
+    def test_recover(self) -> None:
+        """It says what is lost, does nothing unasked, survives being killed in the middle, and then the network takes new members again."""
+        founder = self.found(self.lab.public_host("founder"))
+        second = self.admit(founder, self.lab.public_host("second"))
+        third = self.admit(founder, self.lab.public_host("third"))
+        self.settle(founder, second, third)
+        address = founder.address
+        for lost in (second, third):
+            lost.kill9()
+        shutil.rmtree(third.state)
+        recover = ("network", "recover", "--socket", str(founder.socket))
+        status, out, told = founder.ipop(*recover, timeout=90)
+        self.assertEqual(status, 0)
+        self.assertIn("32 parts of the DHT have no majority; not reached:", out)
+        self.assertIn("if those are lost for ever, and only then", told)
+        killed = founder.host.start(["timeout", "60", *program("ipop"), *recover, "--yes"], log="killed.log")
+        wait_for("the order", 60, lambda: "views_founded" in founder.process.output, every=0.005)
+        founder.kill9()
+        killed.wait(60)
+        founder.start()
+        wait_for("the founder's control socket", 30, lambda: self.answers(founder), every=0.2)
+        status, out, _ = founder.ipop(*recover, "--yes", timeout=90)
+        self.assertRegex(out, "parts founded anew with|nothing to recover")
+        status, out, _ = founder.ipop(*recover, timeout=90)
+        self.assertIn("nothing to recover", out)
+        self.assertEqual(founder.address, address)
+        fourth = self.admit(founder, self.lab.public_host("fourth"))
+        second.start()
+        second.wait_until_up(60)
+        self.settle(founder, fourth, second)
+        wait_for("the order at the one that came back", 10, lambda: "views_founded" in second.process.output)
+        self.assert_reach(founder, second, fourth)
+
+    def answers(self, node: LabNode) -> bool:
+        """Whether its daemon can be asked."""
+        try:
+            return bool(node.status())
+        except Unreachable:
+            return False
