@@ -43,7 +43,7 @@ class AssignedTests(LabTestCase):
         self.assertTrue(observer.reaches(address))
         self.assertEqual(self.mac_at(observer, address), mac_of(bytes.fromhex(ident)).hex(":"))
         owner = self.signed(observer, self.lab.public_host("owner"), address)
-        pings = observer.host.start(["ping", "-n", "-D", "-i0.1", address], log="pings.log")
+        pings = observer.host.start(["stdbuf", "-oL", "ping", "-n", "-D", "-i0.1", address], log="pings.log")
         owner.start()
         self.assertEqual(owner.wait_until_up(), address)
         new = mac_of(bytes.fromhex(owner.status()["self"]["ident"])).hex(":")
@@ -52,9 +52,6 @@ class AssignedTests(LabTestCase):
         self.assertTrue(observer.reaches(address, 5))
         self.assertTrue(observer.reaches(squatter.address, 5))
         pings.stop()
-        moments = [float(at) for at in re.findall(r"\[([\d.]+)\] \d+ bytes from", pings.output)]
-        pauses = sorted((later - earlier for earlier, later in zip(moments, moments[1:], strict=False)), reverse=True)
-        print(f"longest pause of pings while the address moved: {pauses[0]:.2f} s, then {pauses[1]:.2f} s, of {len(moments)} answers")
         self.assertIn(f"lease_lost address={address} reason={address} belongs to node", squatter.process.output)
         wait_for("the sentence", 5, lambda: any("used" in sentence for sentence in owner.status()["health"]))
         self.assertIn("lease_contested address=" + address, owner.process.output)
