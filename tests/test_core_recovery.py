@@ -18,7 +18,7 @@ from ipop_tx.core.records import order_text
 from ipop_tx.core.recovery import Founded, Loss
 from ipop_tx.core.replica import Replicas, genesis
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.errors import IpopError, LocalMisuse, Unavailable
+from ipop_tx.errors import IpopError, LocalMisuse, Unavailable, Unreachable
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.values import Ident
@@ -133,7 +133,7 @@ class RecoveryTests(NetCase):
         for victim in machines[2:]:
             victim.crash()
         net.run(30)
-        self.assertIsInstance(self.failure(net, machines[0].submit(c.Get(keys[0]))), Unavailable)
+        self.assertIsInstance(self.failure(net, machines[0].submit(c.Get(keys[0]))), (Unavailable, Unreachable))
         losses, founded = self.recover(net, machines[0], machines[:2])
         self.assertEqual([loss.shard for loss in losses], list(range(NETWORK.shards)))
         self.assertEqual({(len(loss.members), len(loss.reached), len(loss.copies)) for loss in losses}, {(5, 2, 2)})

@@ -178,7 +178,7 @@ class AssignedTests(RivalCase):
     def test_race(self) -> None:
         """The assigned node and others grab the same free address at once, in a net that loses: the assigned one has it in the end."""
         for seed in range(5):
-            net = self.noted(self.net(seed, network=replace(NETWORK, pool=IPv4Network("10.128.3.0/29"))))
+            net = self.noted(self.net(seed, network=replace(NETWORK, pool=IPv4Network("10.128.3.0/28"))))
             machines = self.grow(net, 6)
             self.assign(machines[4], WANTED)
             self.reborn(net, machines[4], machines[0])
@@ -382,7 +382,7 @@ class MovedTests(RivalCase):
         net.wait(machines[2].submit(c.Delete(lease_key(NETWORK, address), record.version)))
         self.assertIsNotNone(other)
         self.keep(net, machines[3], held=address)
-        net.run(3)
+        net.run(61)
         self.assertEqual(self.address(machines[2]), address, "it does not know yet")
         self.assertFalse(net.wait(machines[5].submit(c.Owns(machines[2].ident, IPv4Address(address)))))
         self.becomes(net, lambda: self.address(machines[2]) not in (None, address), 5, "another address")

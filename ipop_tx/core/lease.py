@@ -114,6 +114,8 @@ class Lease:
         self._rivals = rivals
         self._turn: Future[None] | None = None
         self._wake = Future[None]()
+        self._overridden: Ident | None = None
+        """Whose address we have taken by the authority's assignment, and not told yet."""
         self._running = self._going = False
         self._attempt: Future[bytes] | None = None
         self._held: bytes | None = None
@@ -219,14 +221,18 @@ class Lease:
             if current is None:
                 await self._dht.create(key, value, self._ttl)
             elif self._is_ours(current) or self._takes_over(address, current):
+                if current.owner != self._ident:
+                    self._overridden = current.owner
                 await self._dht.compare_and_set(key, current.version, value, self._ttl)
             else:
                 return False
         except Conflict:
+            self._overridden = None
             return False
         self.until = until
-        if current is not None and current.owner != self._ident:
-            self._rivals.taken_over(address, current.owner)
+        if self._overridden is not None and address == self.assigned:  # now, or by an attempt before that was not answered
+            self._rivals.taken_over(address, self._overridden)
+            self._overridden = None
         return True
 
     def _takes_over(self, address: bytes, current: Record) -> bool:
@@ -296,11 +302,11 @@ class Lease:
 
     def claims(self, address: bytes) -> bool:
         """Whether it has this address, or is about to get it back."""
-        return address in (self.address, self._held, self.assigned)
+        return address == self.address or (self.address is None and self._running and address in (self._held, self.assigned))
 
     async def check(self) -> None:
         """See whether the address is still ours, and renew or give it up if not. Raises as `renew`."""
-        if self.address is not None and self._turn is None:
+        if self.address is not None:
             current = await self._dht.get(lease_key(self._network, self.address))
             if self.address is not None and (current is None or not self._is_ours(current)):
                 await self.renew()

@@ -140,7 +140,7 @@ class Node:
             c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
             c.Resolve: lambda x: self.resolver.resolve(x.target),
             c.Owns: lambda x: spawn(self.rivalry.owns(x.ident, x.address)),
-            c.Disown: lambda x: settled(self.rivalry.disown(x.ident, x.address.packed)),
+            c.Disown: self._disown,
             c.Connect: self._connect,
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
@@ -278,6 +278,10 @@ class Node:
 
     def _hold_lease(self, command: c.HoldLease) -> Future[None]:
         self.leases.hold(command.holder, command.name, command.wish, command.ttl, command.held, command.avoid)
+        return settled(None)
+
+    def _disown(self, command: c.Disown) -> Future[None]:
+        self.rivalry.disown(command.ident, command.address.packed)
         return settled(None)
 
     def _suspect(self, command: c.Suspect) -> Future[None]:
