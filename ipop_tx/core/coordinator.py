@@ -126,9 +126,7 @@ class Coordinator:
         """Write what a register holds once more, so that members who missed it have it too."""
         await self._propose(shard, key, _as_it_is, [], None)
 
-    async def _propose(
-        self, shard: Shard, key: bytes, change: Change, offered: list[m.Record], intent: m.Record | None
-    ) -> Outcome | None:
+    async def _propose(self, shard: Shard, key: bytes, change: Change, offered: list[m.Record], intent: m.Record | None) -> Outcome | None:
         """One ballot. None when it lost or found no majority; a record that a replica may have accepted all the same is then `offered`.
 
         Only another ballot can end that: while a register is about to expire, one majority may say that it is empty and the next that it

@@ -71,6 +71,7 @@ class RecordSigner:
         """Whether the network's authority made `signature` over `data`."""
         return self._assignments is not None and self._assignments.by_authority(data, signature)
 
+
 def _owner(signer: bytes, data: bytes, signature: bytes) -> Ident | None:
     if len(signer) == COMPRESSED_BYTES + SALT_BYTES:
         try:
