@@ -300,7 +300,7 @@ class IAddressPool(Interface):
     network: IPv4Network = Attribute("the pool")
 
     def claim(wish: IPv4Address | None = None) -> Deferred[IPv4Address]:
-        """Lease an address: the one held before, else `wish`, else the first free of this node's own order."""
+        """Lease an address: the one that the authority assigned, the one held before, `wish`, the first free of this node's own order."""
 
     def renew() -> Deferred[IPv4Address]:
         """Extend the lease. Fails with `Conflict` when somebody else holds the address."""

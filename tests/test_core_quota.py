@@ -15,7 +15,7 @@ from ipop_tx.core.ident import shard_of
 from ipop_tx.core.quota import CELL_BYTES, size_of
 from ipop_tx.core.replica import BARE, GRACE, Replicas, genesis
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.errors import LocalMisuse, QuotaExceeded
+from ipop_tx.errors import LocalMisuse, QuotaExceeded, Unreachable
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.simulation.network import NETWORK, PlainSigner, SimulatedNet, SimulatedNode
 from ipop_tx.values import Ident, Quota
@@ -30,6 +30,11 @@ TIME_TO_LIVE = 3600
 def key(number: int) -> bytes:
     """One of many."""
     return hashlib.sha256(number.to_bytes(4, "big")).digest()[:20]
+
+
+def deaf(body: m.Accept) -> m.Answer:
+    """A replica that does not get what it is to accept."""
+    raise Unreachable("nothing arrives here")
 
 
 class AcceptorCase(TestCase):
@@ -319,7 +324,7 @@ class NetTests(NetCase):
         net.wait(machines[1].submit(c.Create(one, b"x", 10**6)))
         net.run(5)
         accept = late.running.coordinator._acceptor[m.Accept]
-        late.running.coordinator._acceptor[m.Accept] = lambda body: m.Refused(m.Ballot(0, body.ballot.proposer))
+        late.running.coordinator._acceptor[m.Accept] = deaf
         net.wait(machines[1].submit(c.Delete(one, 1)))
         self.assertEqual(late.running.replicas.shards[3].cells[one].record.value, b"x")  # type: ignore[union-attr]
         late.running.coordinator._acceptor[m.Accept] = accept

@@ -24,6 +24,7 @@ from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 from tests.net import NetCase, heal, split
+from tests.test_core_quota import deaf
 
 ME, YOU, THIRD = (bytes([digit]) * 20 for digit in (1, 2, 3))
 WALL = 1_800_000_000
@@ -267,7 +268,7 @@ class RecoveryTests(NetCase):
         members = machines[0].running.replicas.shards[index].members
         survivors = [machine for machine in machines if machine.ident in members[:2]]
         for survivor in survivors:
-            survivor.running.coordinator._acceptor[m.Accept] = lambda body: m.Refused(m.NO_BALLOT)
+            survivor.running.coordinator._acceptor[m.Accept] = deaf
         writer = machines[0]
         net.wait(writer.submit(c.CompareAndSet(key, 1, b"new", 10**6)))
         for machine in machines:
