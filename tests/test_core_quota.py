@@ -197,9 +197,9 @@ class FloorTests(AcceptorCase):
         self.assertEqual(page.floor, self.replicas.shards[SHARD].floor)
         self.prepare(11, 9)
         other = Replicas(THIRD, 1, MemoryReplicaStore(), Runtime(Random(1)), lambda key, record: True)
-        other.install(YOU, m.Install(SHARD, 2, (THIRD,), (), 0, True, 1, m.Ballot(9, YOU)))
+        other.install(YOU, m.Install(SHARD, 2, (THIRD,), (), 0, True, 1, m.Floor(m.Ballot(9, YOU), 4)))
         self.assertEqual(other.prepare(m.Prepare(SHARD, 2, key(5), m.Ballot(9, YOU))), m.Refused(m.Ballot(9, YOU)))
-        self.assertIsInstance(other.prepare(m.Prepare(SHARD, 2, key(5), m.Ballot(10, YOU))), m.Promise)
+        self.assertEqual(other.prepare(m.Prepare(SHARD, 2, key(5), m.Ballot(10, YOU))), m.Promise(m.NO_BALLOT, None, 0, 4))
 
 
 class ForgetTests(AcceptorCase):
@@ -233,7 +233,7 @@ class ForgetTests(AcceptorCase):
         self.replicas = self.life()
         self.assertEqual(self.accept(1, self.record(1), 5), m.Refused(m.Ballot(6, YOU)))
         self.assertEqual(self.prepare(1, 6), m.Refused(m.Ballot(6, YOU)))
-        self.assertEqual(self.prepare(1, 7), m.Promise(m.NO_BALLOT, None, 0))
+        self.assertEqual(self.prepare(1, 7), m.Promise(m.NO_BALLOT, None, 0, 1), "the version goes on")
         self.assertEqual(self.forget(6), m.Refused(m.Ballot(7, YOU)), "said twice")
 
     def test_sealed(self) -> None:
@@ -333,6 +333,7 @@ class NetTests(NetCase):
             for reader in machines:
                 self.assertIsNone(net.wait(reader.submit(c.Get(one))))
         self.assertEqual({one in machine.running.replicas.shards[3].cells for machine in keepers}, {False})
+        self.assertEqual(net.wait(machines[2].submit(c.Create(one, b"y", 3600))).version, 3, "versions go on all the same")
 
     def test_missing_member(self) -> None:
         """While a member is away nothing is dropped, for nobody knows what it holds."""

@@ -256,8 +256,9 @@ def _as_it_is(live: m.Record | None, last: int) -> m.Record | None:
 
 
 def _last(promises: list[m.Promise]) -> int:
+    """The newest version that there has been; where no record is left, one that is not below it."""
     newest = max(promises, key=lambda promise: promise.accepted).record
-    return newest.version if newest is not None else 0
+    return newest.version if newest is not None else max(promise.last for promise in promises)
 
 
 def majority(members: tuple[Ident, ...]) -> int:

@@ -16,7 +16,7 @@ from ipop_tx.core.dht import Dht
 from ipop_tx.core.events import ViewsFounded
 from ipop_tx.core.link import Link
 from ipop_tx.core.linktable import LinkTable
-from ipop_tx.core.replica import Replicas
+from ipop_tx.core.replica import Replicas, raised
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import all_settled, quorum, spawn
@@ -56,7 +56,7 @@ class Founded(NamedTuple):
 class _Copy(NamedTuple):
     number: int
     cells: list[m.Cell]
-    floor: m.Ballot
+    floor: m.Floor
 
 
 class Recovery:
@@ -152,11 +152,11 @@ class Recovery:
         found = await quorum([self._runtime.background(self._copy_of(source, order, index)) for source in sources], _never)
         latest = max((copy.number for copy in found), default=0)
         copies = [copy for copy in found if copy.number == latest > 0]
-        cells: dict[bytes, m.Cell] = {}
+        cells, floor = dict[bytes, m.Cell](), m.NO_FLOOR
         for copy in copies:
+            floor = raised(floor, copy.floor)
             for cell in copy.cells:
                 cells[cell.key] = merge(cells.get(cell.key), cell)
-        floor = max((copy.floor for copy in copies), default=m.NO_BALLOT)
         works = await self._install(order, index, [cells[key] for key in sorted(cells)], floor)
         return Founded(index, len(copies), latest, len(cells), works)
 
@@ -169,12 +169,12 @@ class Recovery:
             salvage = m.Salvage(index, order.number, cells[-1].key if cells else b"")
             answer = self._replicas.salvage(salvage) if source == self._replicas.ident else await self._rpc.call(source, salvage)
             if not isinstance(answer, m.Salvaged):
-                return _Copy(0, [], m.NO_BALLOT)
+                return _Copy(0, [], m.NO_FLOOR)
             cells.extend(answer.cells)
             if not answer.more or not answer.cells:
                 return _Copy(answer.number, cells, answer.floor)
 
-    async def _install(self, order: m.Order, index: int, cells: list[m.Cell], floor: m.Ballot) -> bool:
+    async def _install(self, order: m.Order, index: int, cells: list[m.Cell], floor: m.Floor) -> bool:
         parts = parts_of(index, order.number, order.members, cells, floor, self._runtime.rng.getrandbits(32))
         for attempt in range(ATTEMPTS):
             installed = await quorum([self._runtime.background(self._install_at(member, parts)) for member in order.members], _never)

@@ -26,7 +26,7 @@ PAGE_BYTES = 8000
 BARE = 256
 """Keys of a shard for which a promise of their own is kept though nothing was ever accepted; beyond that the oldest half share one."""
 GRACE = 3600.0
-"""Seconds beyond its time to live for which a record, or the mark of a deletion, is kept: longer than any write is under way."""
+"""Seconds beyond its time to live for which a record, or the mark of a deletion, is kept."""
 VIEW_ROW = b""
 LEFT_ROW = b"left"
 """The row that says which view of a shard this node gave up last."""
@@ -59,8 +59,8 @@ class Shard:
     opened: float = 0.0
     """When this node got its copy of the view."""
     cells: dict[bytes, CellState] = field(default_factory=dict)
-    floor: m.Ballot = m.NO_BALLOT
-    """A promise for every key: at least as high as any that was dropped with its cell."""
+    floor: m.Floor = m.NO_FLOOR
+    """At least as high as any promise and any version that was dropped with its cell."""
     bare: dict[bytes, None] = field(default_factory=dict)
     """Keys that have a promise and nothing else, in the order in which they came."""
     room: Room = field(default_factory=lambda: Room(Quota(), 1))
@@ -79,7 +79,7 @@ class ViewRow(msgspec.Struct, frozen=True, array_like=True):
     sealed: m.Ballot
     successor_ballot: m.Ballot
     successor: tuple[bytes, ...]
-    floor: m.Ballot = m.NO_BALLOT
+    floor: m.Floor = m.NO_FLOOR
 
 
 @dataclass(slots=True)
@@ -235,8 +235,7 @@ class Replicas:
         shard = self._open(body.shard, body.number)
         if shard is None:
             return self.stale(body.shard)
-        cell = shard.cells.get(body.key) or CellState()
-        return m.Promise(cell.accepted, cell.record, self._age_ms(cell))
+        return self._promise(shard, shard.cells.get(body.key) or CellState())
 
     def prepare(self, body: m.Prepare) -> m.Answer:
         """Phase 1: promise, unless this ballot or a higher one has our promise. Raises `QuotaExceeded`.
@@ -259,7 +258,11 @@ class Replicas:
         self._put_cell(shard, body.key, cell)
         if len(shard.bare) > BARE:
             self._fold(shard)
-        return m.Promise(cell.accepted, cell.record, self._age_ms(cell))
+        return self._promise(shard, cell)
+
+    def _promise(self, shard: Shard, cell: CellState) -> m.Promise:
+        last = 0 if cell.record is not None else shard.floor.version
+        return m.Promise(cell.accepted, cell.record, self._age_ms(cell), last)
 
     def _new_cell(self, shard: Shard, key: bytes) -> CellState:
         cell = shard.cells[key] = CellState()
@@ -269,7 +272,7 @@ class Replicas:
     def _fold(self, shard: Shard) -> None:
         """One promise, the highest, for the older half of the keys that have nothing else. A promise may always be more than it was."""
         older = list(shard.bare)[: len(shard.bare) // 2]
-        shard.floor = max(shard.floor, *(shard.cells[key].promised for key in older))
+        shard.floor = raised(shard.floor, m.Floor(max(shard.cells[key].promised for key in older), 0))
         for key in older:
             self._drop_cell(shard, key)
         self._put_view(shard)
@@ -303,7 +306,7 @@ class Replicas:
         return m.Done()
 
     def over(self, shard: Shard) -> list[bytes]:
-        """The keys whose registers hold nothing any more: deleted or expired for longer than any write is under way."""
+        """The keys whose registers hold nothing any more: deleted or expired a while ago."""
         return [key for key, cell in shard.cells.items() if cell.accepted != m.NO_BALLOT and is_over(cell.record, self._age_ms(cell))]
 
     def forget(self, body: m.Forget) -> m.Answer:
@@ -316,7 +319,7 @@ class Replicas:
             return m.Done()
         if cell.promised != body.ballot or not is_over(cell.record, self._age_ms(cell)):
             return m.Refused(_promised(shard, cell))
-        shard.floor = max(shard.floor, cell.promised)
+        shard.floor = raised(shard.floor, m.Floor(cell.promised, cell.record.version if cell.record is not None else 0))
         self._drop_cell(shard, body.key)
         self._put_view(shard)
         return m.Done()
@@ -435,7 +438,7 @@ class Replicas:
         if order is None or order.number != body.number:
             return self.stale(body.shard)
         if shard is None:
-            return m.Salvaged(0, (), False, m.NO_BALLOT)
+            return m.Salvaged(0, (), False, m.NO_FLOOR)
         keys = sorted(key for key in shard.cells if key > body.after)
         cells = page([self._cell(key, shard.cells[key]) for key in keys])
         return m.Salvaged(shard.number, cells, len(cells) < len(keys), shard.floor)
@@ -443,11 +446,16 @@ class Replicas:
 
 def _promised(shard: Shard, cell: CellState | None) -> m.Ballot:
     """Below which nothing is accepted for a key."""
-    return max(cell.promised, shard.floor) if cell is not None else shard.floor
+    return max(cell.promised, shard.floor.promised) if cell is not None else shard.floor.promised
+
+
+def raised(one: m.Floor, other: m.Floor) -> m.Floor:
+    """The floor that keeps what two promise."""
+    return m.Floor(max(one.promised, other.promised), max(one.version, other.version))
 
 
 def is_over(record: m.Record | None, age_ms: int) -> bool:
-    """Whether nothing of a register's contents matters any more, not even its version."""
+    """Whether nothing of a register's contents matters any more."""
     return record is None or age_ms > (record.ttl + GRACE) * 1000
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ipop_tx.core.coordinator import Coordinator, majority
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
-from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page
+from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page, raised
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future, quorum
@@ -260,7 +260,7 @@ class Views:
         elif isinstance(answer, m.Stale):
             self._replicas.learn(answer.shard, answer.number, answer.members)
 
-    async def _collect(self, shard: Shard, sources: list[Ident]) -> tuple[list[m.Cell], m.Ballot] | None:
+    async def _collect(self, shard: Shard, sources: list[Ident]) -> tuple[list[m.Cell], m.Floor] | None:
         """All cells of a majority, merged: the highest promise and the newest accepted value of each key; and the highest floor."""
         merged: dict[bytes, m.Cell] = {}
         floor = shard.floor
@@ -273,7 +273,7 @@ class Views:
                     return None
                 if not isinstance(answer, m.Page):
                     return None
-                floor = max(floor, answer.floor)
+                floor = raised(floor, answer.floor)
                 for cell in answer.cells:
                     merged[cell.key] = merge(merged.get(cell.key), cell)
                 if not answer.more or not answer.cells:
@@ -281,7 +281,7 @@ class Views:
                 after = answer.cells[-1].key
         return [merged[key] for key in sorted(merged)], floor
 
-    async def _install(self, shard: Shard, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Ballot) -> None:
+    async def _install(self, shard: Shard, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor) -> None:
         number = shard.number + 1
         messages = self._parts(shard, number, members, cells, floor)
         needed = majority(members)
@@ -297,7 +297,7 @@ class Views:
             await self._runtime.sleep(min(5.0, attempts))
         self._replicas.learn(shard.index, number, members)
 
-    def _parts(self, shard: Shard, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Ballot) -> list[m.Install]:
+    def _parts(self, shard: Shard, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor) -> list[m.Install]:
         return parts_of(shard.index, number, members, cells, floor, self._runtime.rng.getrandbits(32))
 
     async def _install_at(self, member: Ident, messages: list[m.Install]) -> bool:
@@ -317,7 +317,7 @@ class Views:
         await quorum([self._coordinator.ask_member(member, retire) for member in gone], lambda answers: False)
 
 
-def parts_of(index: int, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Ballot, attempt: int) -> list[m.Install]:
+def parts_of(index: int, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor, attempt: int) -> list[m.Install]:
     """The messages that install a view at a member; at least one."""
     parts: list[tuple[m.Cell, ...]] = []
     while cells or not parts:

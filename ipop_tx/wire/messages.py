@@ -28,11 +28,13 @@ from ipop_tx.wire.fields import (
 )
 from ipop_tx.wire.registers import (
     NO_BALLOT as NO_BALLOT,
+    NO_FLOOR as NO_FLOOR,
     Accept as Accept,
     Ballot as Ballot,
     Cell as Cell,
     Current as Current,
     Fetch as Fetch,
+    Floor as Floor,
     Forget as Forget,
     Install as Install,
     NoMajority as NoMajority,

@@ -89,6 +89,16 @@ class Ballot(Body, frozen=True, order=True, tag=50):
 NO_BALLOT = Ballot(0, b"\0" * 20)
 
 
+class Floor(Body, frozen=True, tag=68):
+    """What holds for all keys of a shard, with or without a cell: a promise, and for those without, that no version was above this one."""
+
+    promised: Ballot
+    version: Count
+
+
+NO_FLOOR = Floor(NO_BALLOT, 0)
+
+
 class Prepare(Body, frozen=True, tag=51):
     """Promise to refuse anything below `ballot`. Answered by `Promise`, `Refused` or `Stale`."""
 
@@ -107,6 +117,8 @@ class Promise(Body, frozen=True, tag=52):
     accepted: Ballot
     record: Record | None
     age_ms: Count
+    last: Count = 0
+    """Where there is no record: the newest version that one may have had."""
 
 
 class Accept(Body, frozen=True, tag=53):
@@ -184,8 +196,7 @@ class Page(Body, frozen=True, tag=61):
 
     cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
     more: bool
-    floor: Ballot = NO_BALLOT
-    """What is promised for every key of the shard, also for those that are not among the cells."""
+    floor: Floor = NO_FLOOR
 
 
 class Install(Body, frozen=True, tag=62):
@@ -199,8 +210,8 @@ class Install(Body, frozen=True, tag=62):
     final: bool
     attempt: Count
     """Tells the parts of one attempt from those of another."""
-    floor: Ballot = NO_BALLOT
-    """As in `Page`; the same in all parts."""
+    floor: Floor = NO_FLOOR
+    """The same in all parts."""
 
 
 class Retire(Body, frozen=True, tag=63):
@@ -251,4 +262,4 @@ class Salvaged(Body, frozen=True, tag=67):
     number: Count
     cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
     more: bool
-    floor: Ballot
+    floor: Floor
