@@ -189,7 +189,10 @@ class Node(MultiService):
         name = arguments.get("name") or ""
         if not isinstance(name, str):
             raise LocalMisuse("name is not a text")
-        invitation, expires = await self.admission.invite(float(seconds), name, bool(arguments.get("appoints")))
+        address = arguments.get("address") or ""
+        if not isinstance(address, str):
+            raise LocalMisuse("address is not a text")
+        invitation, expires = await self.admission.invite(float(seconds), name, bool(arguments.get("appoints")), address)
         return {"token": str(invitation), "expires": expires}
 
     async def _leave_and_exit(self) -> dict[str, Any]:

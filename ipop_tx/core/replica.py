@@ -365,7 +365,8 @@ class Replicas:
         shard = self.shards.get(body.shard)
         if shard is not None and shard.number >= body.number:
             return m.Done() if shard.number == body.number else self.stale(body.shard)
-        if self.ident not in body.members or body.number <= self._left.get(body.shard, 0) or self._is_over(body.shard, body.number):
+        known = body.shard < self.count and self.ident in body.members
+        if not known or body.number <= self._left.get(body.shard, 0) or self._is_over(body.shard, body.number):
             return self.stale(body.shard)
         order = self.orders.get(body.shard)
         if order is not None and order.number == body.number and order.members != body.members:

@@ -55,12 +55,13 @@ class Admitter:
     ) -> x509.Certificate:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
         if address:
-            self._check_address(address)
+            self.check_address(address)
         network = certs.network_ident(_p256(self.root))
         facts = certs.MemberFacts(network, os.urandom(SALT_BYTES), checked_name(name), admits, address, groups, routes)
         return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall)
 
-    def _check_address(self, address: str) -> None:
+    def check_address(self, address: str) -> None:
+        """Raise `LocalMisuse` unless `address` is one that a member of the network can have."""
         pool = certs.network_of(self.root).pool
         try:
             good = ipaddress.IPv4Address(address) in pool and ipaddress.IPv4Address(address) not in (pool[0], pool[-1])
