@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
-from ipop_tx.errors import Unreachable
+from ipop_tx.errors import EnvironmentProblem, Unreachable
 from ipop_tx.lab import Host, wait_for
 from ipop_tx.lab.node import LabNode, program
 from ipop_tx.wire.address import mac_of
@@ -101,3 +101,31 @@ class RecoveryTests(LabTestCase):
             return bool(node.status())
         except Unreachable:
             return False
+
+
+class QuotaTests(LabTestCase):
+    """A node that keeps to small limits."""
+
+    def test_told(self) -> None:
+        """Whoever has all it may is told so by `ipop dht create`, in a sentence; what is there stays, and can be replaced and deleted."""
+        node = LabNode(self.lab.public_host("founder"))
+        node.create("lab")
+        node.keys["dht"] = {"member_registers": 64}
+        node.start()
+        node.wait_until_up()
+        kept, refused = [], []
+        for number in range(120):
+            try:
+                node.request("POST", "/dht/create", {"entries": [{"key": f"key{number}", "text": "x"}], "ttl_s": 600})
+                kept.append(f"key{number}")
+            except EnvironmentProblem:
+                refused.append(f"key{number}")
+        self.assertLessEqual(len(kept), 64)
+        self.assertGreater(len(kept), 30)
+        status, out, err = node.ipop("dht", "create", refused[0], "x", "--socket", str(node.socket), check=False)
+        self.assertEqual((status, out), (1, ""))
+        self.assertIn("has 2 registers in this part of the DHT, and may have no more: delete some, or wait until they expire", err)
+        self.assertEqual(node.ipop("dht", "get", kept[0], "--socket", str(node.socket))[1].strip(), "x")
+        node.ipop("dht", "set", kept[0], "y", "--socket", str(node.socket))
+        node.ipop("dht", "delete", kept[0], "--socket", str(node.socket))
+        self.assertLessEqual(node.status()["self"]["dht"]["registers"], 64 + 3)
