@@ -154,9 +154,9 @@ class Dht:
                 asked.add(member)
                 waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
                 waiting[-1].then(lambda done, member=member: _note_closed(member, done, closed))  # type: ignore[misc]
-                if member not in coordinators:
-                    coordinators.add(member)
-                    waiting[-1].then(lambda done, member=member: _note_unbegun(member, done, coordinators))  # type: ignore[misc]
+                fresh = member not in coordinators
+                coordinators.add(member)
+                waiting[-1].then(lambda done, member=member, fresh=fresh: _note_unbegun(member, done, coordinators, fresh))  # type: ignore[misc]
             if not waiting:  # nobody is left but ourselves
                 break
             await (self._runtime.wait(waiting, HEDGE) if to_ask else first(waiting))
@@ -285,9 +285,9 @@ def _note_closed(member: Ident, done: Future[m.Answer], closed: set[Ident]) -> N
         closed.add(member)
 
 
-def _note_unbegun(member: Ident, done: Future[m.Answer], coordinators: set[Ident]) -> None:
-    """A member that sends us elsewhere, or was given no room, has written nothing."""
-    if isinstance(done.error, QuotaExceeded) or (done.error is None and isinstance(done.result(), m.Redirect)):
+def _note_unbegun(member: Ident, done: Future[m.Answer], coordinators: set[Ident], fresh: bool) -> None:
+    """A member that sends us elsewhere has begun nothing; one that was given no room has not either, unless it had been asked before."""
+    if (fresh and isinstance(done.error, QuotaExceeded)) or (done.error is None and isinstance(done.result(), m.Redirect)):
         coordinators.discard(member)
 
 

@@ -348,6 +348,8 @@ class Lease:
         self._running, self._going = False, True
         if self._attempt is not None:
             await all_settled([self._attempt])
+        while self._turn is not None:
+            await self._turn
         self._going = False
         address, self.address = self.address, None
         if address is None:
