@@ -343,9 +343,14 @@ class Lease:
         except IpopError as error:
             self.name_problem = f"the name {self.name} is not registered: {error}"
 
-    async def release(self) -> None:
-        """Give address and name back, as far as the network can be reached; also those that are just being claimed."""
+    async def release(self, after: Future[None] | None = None) -> None:
+        """Give address and name back, as far as the network can be reached; also those that are just being claimed.
+
+        `after` is the release of the same holder's lease before, whose end is to be told first.
+        """
         self._running, self._going = False, True
+        if after is not None:
+            await all_settled([after])
         if self._attempt is not None:
             await all_settled([self._attempt])
         while self._turn is not None:
@@ -405,7 +410,7 @@ class Leases:
         """Give a guest's address back. Unknown holders are fine; one that is under way already comes to its end."""
         lease, going = self.guests.pop(holder, None), self._leaving.get(holder)
         if lease is not None:
-            going = spawn(lease.release())
+            going = spawn(lease.release(going))
             self._leaving[holder] = going
         if going is None:
             return
