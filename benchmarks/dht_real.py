@@ -78,7 +78,7 @@ def measure(nodes: int = 10, seconds: float = 10.0, disk: Path = Path("/var/tmp"
         with Lab("dhtreal", place) as lab:
             say(f"{nodes} nodes, their state in {place} ({filesystem(place)})")
             rates[name] = Load(lab, nodes, name).run(seconds)
-    faults = [f"{name}: {fault}" for name, rate in rates.items() for fault in rate.pop("faults")]
+    complaints = [f"{name}: {fault}" for name, rate in rates.items() for fault in rate.pop("faults")]
     return {
         "nodes": nodes,
         "cores": len(os.sched_getaffinity(0)),
@@ -86,8 +86,8 @@ def measure(nodes: int = 10, seconds: float = 10.0, disk: Path = Path("/var/tmp"
         "commit": commit,
         **rates.pop("disk"),
         **rates,
-        "faults": faults,
-        "ok": not faults,
+        "complaints": complaints,
+        "ok": not complaints,
     }
 
 
@@ -242,7 +242,7 @@ def text(found: dict[str, Any]) -> str:
         rows += [[f"{key} {part}", *(f"{one[key][part]:g}" for one in both)] for part in ("p50", "p99")]
     rows.append(["one commit, ms", f"{found['commit']['disk_ms']:g}", f"{found['commit']['tmpfs_ms']:g}"])
     head = [f"{found['nodes']} daemons on {found['cores']} cores", found["filesystem"], "tmpfs"]
-    return "\n\n".join([table([head], rows), *(f"failed: {fault}" for fault in found["faults"])])
+    return "\n\n".join([table([head], rows), *(f"failed: {fault}" for fault in found["complaints"])])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         netns.require_root_and(("ip", "ping"))
         with Lab("kills", options.disk) as lab:
-            found = run(lab, options.nodes, options.kills, options.seed)
+            found = run(lab, options.nodes, options.kills, options.at_once, options.seed)
             if found["faults"] and options.logs:
                 _keep_logs(lab, options.logs)
     except IpopError as error:
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, instead of a table")
     parser.add_argument("--nodes", type=int, default=8, choices=range(5, 41), metavar="N", help="daemons, 5 to 40 (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=50, help="how many (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, choices=(1, 2), help="daemons killed at the same moment (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="chooses victims and moments (default: %(default)s)")
     parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), metavar="DIR", help="a directory on a disk (default: %(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="where to put the daemons' logs if there is a fault")
@@ -78,11 +80,11 @@ def say(words: str) -> None:
     print(f"kills: {words}", file=sys.stderr, flush=True)
 
 
-def run(lab: Lab, nodes: int, kills: int, seed: int) -> dict[str, Any]:
+def run(lab: Lab, nodes: int, kills: int, at_once: int, seed: int) -> dict[str, Any]:
     """All of it. Raises `IpopError` when not even the ring comes up."""
     ring = Ring(lab, nodes)
     ring.start(os.cpu_count() or 1)
-    slaughter = Slaughter(ring, Random(seed))
+    slaughter = Slaughter(ring, Random(seed), at_once)
     while slaughter.kills < kills:
         say(f"kill {slaughter.kills + 1} of {kills}")
         slaughter.once(kills)
@@ -95,7 +97,8 @@ class Slaughter:
 
     ring: Ring
     rng: Random
-    kills: int = 0
+    at_once: int = 1
+    deaths: int = 0
     in_their_youth: int = 0
     """Kills of a daemon that had only just been started."""
     returns: list[float] = field(default_factory=list)
@@ -117,30 +120,46 @@ class Slaughter:
         self.addresses.start()
         self.writer.start()
 
+    @property
+    def kills(self) -> int:
+        """All that there were, or are about to be."""
+        return self.deaths + self.in_their_youth
+
     def _running(self) -> list[LabNode]:
         return [node for node in self.ring.up if node.name not in self.down]
 
     def once(self, most: int) -> None:
-        """Kill one, wait, start it, see it back. Some are killed once more while they start, if there may be so many kills."""
+        """Kill one or several at once, start each after a while, see them back. Some are killed once more while they start."""
         time.sleep(self.rng.uniform(0, PAUSE_MOST))
-        victim = self.rng.choice(self._running())
-        self._kill(victim)
-        time.sleep(self.rng.uniform(0, DOWN_MOST))
-        began = self._start(victim)
-        if self.rng.random() < YOUNG and self.kills < most:
-            time.sleep(self.rng.uniform(0, YOUTH))
+        victims = self.rng.sample(self._running(), min(self.at_once, most - self.kills))
+        for victim in victims:
             self._kill(victim)
-            self.in_their_youth += 1
-            began = self._start(victim)
-        if not self._back(victim, began):
-            return
-        self.down.discard(victim.name)
+        plans = [(victim, self.rng.uniform(0, DOWN_MOST), self._youth(most)) for victim in victims]
+        with ThreadPoolExecutor(len(plans)) as pool:
+            list(pool.map(self._revive, *zip(*plans, strict=True)))
         self.faults += neighbours_at_fault(self.ring.up, self.idents)
         if self.rng.random() >= HASTY or self.kills >= most:
             self._whole_within(WHOLE_MOST, time.monotonic())
 
+    def _youth(self, most: int) -> float | None:
+        """How long a daemon that is started again runs before it is killed once more; None: it is not, or there are to be no more kills."""
+        if self.rng.random() >= YOUNG or self.kills >= most:
+            return None
+        self.in_their_youth += 1
+        return self.rng.uniform(0, YOUTH)
+
+    def _revive(self, victim: LabNode, after: float, youth: float | None) -> None:
+        time.sleep(after)
+        began = self._start(victim)
+        if youth is not None:
+            time.sleep(youth)
+            victim.kill9()
+            began = self._start(victim)
+        if self._back(victim, began):
+            self.down.discard(victim.name)
+
     def _kill(self, victim: LabNode) -> None:
-        self.kills += 1
+        self.deaths += 1
         self.down.add(victim.name)
         victim.kill9()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from ipaddress import IPv4Address
 from typing import Any
@@ -10,7 +11,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from ipop_tx.config import Config, check_against
+from ipop_tx.config import Config, TlsSection, check_against
 from ipop_tx.core.dhcpterms import Terms
 from ipop_tx.core.node import Node as CoreNode
 from ipop_tx.core.replica import genesis
@@ -42,6 +43,10 @@ from ipop_tx.services.tap import TapService
 from ipop_tx.services.trim import TrimService
 from ipop_tx.session.dtls import DtlsSessionFactory
 from ipop_tx.transport.interfaces import largest_mtu
+from ipop_tx.transport.plugins import foreign_transports
+from ipop_tx.transport.proxy import chooser
+from ipop_tx.transport.several import Transports
+from ipop_tx.transport.tls import TlsSettings, TlsTransport
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
@@ -92,10 +97,12 @@ class Node(MultiService):
         self.store.close()  # twistd forks before it starts us; a database must not be carried along
         self.protocol = ChordProtocol(reactor, core, self.store, boot_seconds)
         pump = Pump(reactor)
-        transport = UdpTransport(pump, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
+        udp = UdpTransport(pump, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
+        tls = TlsTransport(pump, credentials, tls_settings(config.listen.tls), [config.tap.name])
+        transport = Transports(udp, tls, *foreign_transports(reactor, config.transports))
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
-        self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise)
+        self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise, transport.carries())
         self.dht = DHTService(self.protocol)
         lease = config.lease
         self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
@@ -110,7 +117,7 @@ class Node(MultiService):
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
         trim = TrimService(reactor)
-        self._status = Status(self.protocol, plane, self.tap, transport, self.guests)
+        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests)
         self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
@@ -220,6 +227,11 @@ def terms_of(config: Config, network: Network, name: str, tap: TapService) -> Te
     dhcp = config.dhcp
     seconds, ttl = dhcp.hours * 3600, config.lease.hours * 3600
     return Terms(network.pool, tap.mac, name, dhcp.guests, seconds, ttl, tap.mtu, dhcp.dns, dhcp.domain or "", dhcp.router, dhcp.routes)
+
+
+def tls_settings(section: TlsSection) -> TlsSettings:
+    """What the configuration says of TLS."""
+    return TlsSettings(section.host, section.port, chooser(section.proxy, os.environ), section.rate_mbit * 125000, section.connections)
 
 
 def flags_of(admitter: Admitter | None) -> int:

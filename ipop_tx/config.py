@@ -6,14 +6,19 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
+from ipop_tx import readers
 from ipop_tx.errors import ConfigError, LocalMisuse
-from ipop_tx.values import Endpoint, Network, Quota
+from ipop_tx.readers import Reader as _Reader
+from ipop_tx.readers import Wrong as _Wrong
+from ipop_tx.readers import kind as _kind
+from ipop_tx.readers import text as _text
+from ipop_tx.values import Endpoint, Network, Proxy, Quota
 
 DEFAULT_PATH = Path("/etc/ipop/node.toml")
 DEFAULT_SOCKET = Path("/run/ipop/control.sock")
@@ -36,12 +41,27 @@ class NodeSection(msgspec.Struct, frozen=True):
     bootstrap: tuple[Endpoint, ...] = ()
 
 
+class TlsSection(msgspec.Struct, frozen=True):
+    """`[listen.tls]`: TLS over TCP, for peers to whom no UDP passes."""
+
+    host: str = "0.0.0.0"
+    port: int | None = None
+    """Where to listen, 0 for any free port; None, which is how it is without the key, not to listen."""
+    proxy: Proxy | bool | None = None
+    """For connections that this node makes. None for the one that the environment names, False for none at all."""
+    rate_mbit: float = 0.0
+    """Mbit/s that are taken from each member; 0: as many as come."""
+    connections: int = 256
+    """Most connections of others at a time."""
+
+
 class ListenSection(msgspec.Struct, frozen=True):
     """`[listen]`: where other nodes reach this one."""
 
     udp: Endpoint = Endpoint("udp", "0.0.0.0", 4500)
     """Host and port to bind; port 0 lets the system choose."""
     advertise: tuple[Endpoint, ...] = ()
+    tls: TlsSection = TlsSection()
 
 
 class TapSection(msgspec.Struct, frozen=True):
@@ -124,11 +144,14 @@ class Config(msgspec.Struct, frozen=True):
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
+    transports: dict[str, dict[str, Any]] = {}
+    """The tables `[transports.NAME]`, for the transports of other packages: what they mean, only these know."""
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "node": NodeSection,
     "listen": ListenSection,
+    "listen.tls": TlsSection,
     "tap": TapSection,
     "lease": LeaseSection,
     "dhcp": DhcpSection,
@@ -137,22 +160,6 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "log": LogSection,
     "network": NetworkSection,
 }
-
-
-class _Wrong(Exception):
-    """A value is no good: (what is wrong, the mend)."""
-
-
-# One reader a key: the value as TOML gives it, and the directory that relative paths start from.
-_Reader = Callable[[Any, Path], Any]
-
-
-def _text(value: Any, _: Path) -> str:
-    if not isinstance(value, str):
-        raise _Wrong(f"is {_kind(value)}, not a string", "put it in quotes")
-    if not value or not value.isprintable() or value.strip() != value:
-        raise _Wrong("is empty, or begins or ends with a space, or has characters that cannot be printed", "write a plain word")
-    return value
 
 
 def _flag(value: Any, _: Path) -> bool:
@@ -300,6 +307,11 @@ _READERS: dict[str, _Reader] = {
     "node.bootstrap": _endpoints,
     "listen.udp": _bind_address,
     "listen.advertise": _endpoints,
+    "listen.tls.host": readers.host,
+    "listen.tls.port": readers.whole(0, 65535),
+    "listen.tls.proxy": readers.proxy,
+    "listen.tls.rate_mbit": readers.rate,
+    "listen.tls.connections": readers.whole(1, 10000),
     "tap.enabled": _flag,
     "tap.name": _interface_name,
     "tap.mtu": _mtu,
@@ -344,21 +356,40 @@ def parse_config(text: str, path: Path) -> Config:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}", "correct that line") from None
+    foreign = tree.pop("transports", {})
     for name, value in tree.items():
-        if name not in _SECTIONS:
-            _unknown(path, name, value, _SECTIONS)
-        if not isinstance(value, dict):
-            _refuse(path, name, value, "is no section", f"write [{name}] on a line of its own and its keys below")
+        if name not in _SECTIONS or "." in name:
+            _unknown(path, name, value, [*_SECTIONS, "transports"])
     base = path.absolute().parent
     sections = {name: _section(path, base, name, tree[name]) for name in _SECTIONS if name in tree and name != "node"}
-    return Config(path=path, node=_section(path, base, "node", tree.get("node", {})), **sections)
+    transports = _transports(path, foreign)
+    return Config(path=path, node=_section(path, base, "node", tree.get("node", {})), transports=transports, **sections)
+
+
+def _transports(path: Path, tables: Any) -> dict[str, dict[str, Any]]:
+    """The tables of foreign transports: that they are tables, and not of our own transports, is all that can be said here."""
+    if not isinstance(tables, dict):
+        _refuse(path, "transports", tables, "is no section", "write [transports.NAME] on a line of its own and its keys below")
+    for name, table in tables.items():
+        if name in ("udp", "tls"):
+            _refuse(path, f"transports.{name}", table, "is no foreign transport", f"configure it as listen.{name}")
+        if not (name.isascii() and name.isalnum() and name.islower()):
+            _refuse(path, f"transports.{name}", table, "cannot be the scheme of endpoints", "use lower-case letters and digits")
+        if not isinstance(table, dict):
+            _refuse(path, f"transports.{name}", table, "is no section", f"write [transports.{name}] on a line of its own")
+    return tables
 
 
 def _section(path: Path, base: Path, name: str, table: Mapping[str, Any]) -> Any:
+    if not isinstance(table, dict):
+        _refuse(path, name, table, "is no section", f"write [{name}] on a line of its own and its keys below")
     kind = _SECTIONS[name]
     values: dict[str, Any] = {}
     for key, value in table.items():
         full = f"{name}.{key}"
+        if full in _SECTIONS:
+            values[key] = _section(path, base, full, value)
+            continue
         if key not in kind.__struct_fields__:
             _unknown(path, full, value, [f"{name}.{known}" for known in kind.__struct_fields__])
         try:
@@ -379,7 +410,8 @@ def check_against(config: Config, network: Network, overlap: str | None = None) 
     if wanted is not None and wanted != network.name:
         _refuse(path, "network.name", wanted, f"but {config.node.state} belongs to {network.name}", "correct node.state or network.name")
     named = [("node.bootstrap", e) for e in config.node.bootstrap] + [("listen.advertise", e) for e in config.listen.advertise]
-    for key, endpoint in [*named, ("listen.udp", config.listen.udp)]:
+    bound = [("listen.udp", config.listen.udp), ("listen.tls.host", Endpoint("tls", config.listen.tls.host, config.listen.tls.port or 0))]
+    for key, endpoint in [*named, *bound]:
         inside = _range_of(endpoint.host, network)
         if inside is not None:
             mend = "name an address that is reached without the overlay"
@@ -440,9 +472,5 @@ def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     if not text.isprintable():  # U+2028 and the like would break the line
         text = json.dumps(value, default=str)
+    text = re.sub(r"://[^/\s]*@", "://...@", text)  # a password
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "a list", dict: "a section"}
-    return kinds.get(type(value), "a date or time")

@@ -63,6 +63,7 @@ class ITransport(Interface):
     """One way to carry datagrams: UDP, a relay over TLS, Tor, a simulated net. Unreliable, unordered, unauthenticated."""
 
     scheme: str = Attribute("the scheme of its endpoints, for instance 'udp'")
+    datagram_bytes: int = Attribute("the largest datagram that every path carries; 0 when that depends on the path and is to be found out")
 
     def start(receiver: IDatagramReceiver) -> None:
         """Bind and begin to deliver. Raises `EnvironmentProblem` naming the address when it is taken."""
@@ -87,6 +88,13 @@ class ITransport(Interface):
         """The endpoints under which this machine itself knows that it can be reached, the likeliest first."""
 
 
+class ITransports(ITransport):
+    """Several transports as one. Who sends much asks once for the one that carries to an endpoint, and uses that itself."""
+
+    def carrier(endpoint: Endpoint) -> ITransport:
+        """The transport that carries datagrams to `endpoint`; for a scheme that nobody has, one that drops them."""
+
+
 class IDatagramReceiver(Interface):
     """Where an `ITransport` delivers."""
 
@@ -105,6 +113,9 @@ class IDatagramReceiver(Interface):
 
     def drained() -> None:
         """The transport's queue, which was full, is empty again, or was given up with the transport."""
+
+    def path_lost(endpoint: Endpoint) -> None:
+        """The connection by which `endpoint` was reached has ended. Only transports that have connections know."""
 
 
 class ISealedChannel(Interface):

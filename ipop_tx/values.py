@@ -14,6 +14,9 @@ Ident = bytes
 IDENT_BYTES = 20
 IDENT_BITS = 160
 
+INWARD = "-in"
+"""The end of the scheme of a connection that somebody made to us."""
+
 
 class Endpoint(NamedTuple):
     """An address that a transport can reach, written `udp:198.51.100.7:4500` or `udp:[2001:db8::7]:4500`."""
@@ -45,6 +48,54 @@ class Endpoint(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}:{host}:{self.port}"
+
+    @property
+    def inward(self) -> bool:
+        """Whether it names a connection that somebody made to us: nobody can be reached there once that has ended.
+
+        Its scheme ends in `-in`, which no written endpoint can: so it is never offered, remembered or configured.
+        """
+        return self.scheme.endswith(INWARD)
+
+    @property
+    def carrier(self) -> str:
+        """The scheme of the transport that carries datagrams to it."""
+        return self.scheme.removesuffix(INWARD)
+
+
+class Proxy(NamedTuple):
+    """Who makes TCP connections for us, written `http://proxy:3128` or `socks5://user:password@proxy:1080`."""
+
+    kind: str
+    """`http` (CONNECT) or `socks5`."""
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Proxy:
+        """Read the written form; `socks5h` is the same as `socks5`. Raises `LocalMisuse`, without repeating a password."""
+        from urllib.parse import unquote, urlsplit
+
+        try:
+            parts = urlsplit(text)
+            kind, host, port = parts.scheme.lower().replace("socks5h", "socks5"), parts.hostname or "", parts.port
+        except ValueError:
+            kind, host, port = "", "", None
+        if kind == "https":
+            raise LocalMisuse("a proxy that is itself reached by TLS cannot be used", "name it as http:// if it takes plain CONNECT too")
+        if kind not in ("http", "socks5") or not host or not (host.isascii() and host.isprintable()) or parts.path.strip("/"):
+            raise LocalMisuse("this is not a proxy", "write it as http://proxy.example.net:3128 or socks5://192.0.2.1:1080")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if max(len(user.encode()), len(password.encode())) > 255:
+            raise LocalMisuse("the proxy's user name or password is longer than 255 bytes")
+        return cls(kind, host, port or (1080 if kind == "socks5" else 8080), user, password)
+
+    def __str__(self) -> str:
+        """Without user and password: for logs."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.kind}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

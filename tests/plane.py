@@ -232,6 +232,9 @@ class Sink:
     def drained(self) -> None:
         raise AssertionError("the plane knows that")
 
+    def path_lost(self, endpoint: Endpoint) -> None:
+        raise AssertionError("no connections here")
+
 
 # --- the wire ---------------------------------------------------------------------------------------
 
@@ -241,6 +244,7 @@ class Wire:
     """Keeps what is sent, datagram by datagram, and holds whoever writes a run to the contract of `ITransport`."""
 
     scheme = "mem"
+    datagram_bytes = 0
 
     def __init__(self) -> None:
         self.sent: list[tuple[Endpoint, bytes]] = []

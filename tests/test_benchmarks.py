@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
-from benchmarks import profile, width
+from benchmarks import profile, tls, width
 from benchmarks.dataplane import measure, ratios
 from benchmarks.dataplane.__main__ import main
 from benchmarks.dataplane.relayed import Relayed
@@ -251,6 +251,18 @@ class Stages(TestCase):
         found = profile.sampled({"cpu_seconds": 2.0, "stacks": [[[ours], 30], [[["/x/ipop_tx/core/node.py", "f", 1], ours], 10]]})
         self.assertEqual(dict(found.stages), {"TAP read": 1.5, "control plane": 0.5})
         self.assertEqual(dict(found.functions), {"ipop_tx/services/tap.py doRead": 2.0, "ipop_tx/core/node.py f": 0.5})
+
+
+class TlsTests(TestCase):
+    """The figures of `benchmarks.tls`."""
+
+    def test_entry(self) -> None:
+        found = tls.Line(200, {"direct": [100.0, 300.0, 200.0], "tls": [150.0]}, {"direct": [1.0], "tls": []})
+        entry = found.as_json()
+        self.assertEqual((entry["direct_mbps"], entry["tls_mbps"], entry["ratio"]), (200.0, 150.0, 0.75))
+        self.assertEqual(entry["cpu_s_per_gb"], {"direct": 1.0, "tls": None})
+        self.assertIn("0.75", tls._text([entry], ["lost"]))
+        self.assertIn("failed: lost", tls._text([tls.Line(0).as_json()], ["lost"]))
 
 
 class RealRun(TestCase):

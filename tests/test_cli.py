@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
+from ipop_tx.cli.tables import print_status
 from ipop_tx.errors import LocalMisuse, Unreachable
 from ipop_tx.services.control import ControlService, Route
 
@@ -167,6 +170,25 @@ class Status(Command):
         self.assertEqual(lines[-1], "warning: the lease could not be renewed: 2 of 5 replicas reached")
         self.assertLessEqual(max(map(len, lines)), 80)
         self.assertNotIn("\x1b", out)
+
+    def test_makeshifts(self) -> None:
+        """A path that is not by UDP says so, and why; a connection that the peer made is no endpoint."""
+        text = io.StringIO()
+        peers = [
+            {"name": "cloud", "address": "10.128.0.1", "path": "direct tls:198.51.100.7:443", "why": "UDP unanswered", "rtt_ms": 12.34},
+            {
+                "name": "home",
+                "address": "10.128.0.2",
+                "path": "direct tls-in:198.51.100.8:50123",
+                "why": "UDP not tried yet",
+                "rtt_ms": 1.0,
+            },
+            {"name": "lab", "address": "10.128.0.3", "path": "direct udp:198.51.100.9:4500", "why": None, "rtt_ms": 1.0},
+        ]
+        print_status({**STATUS, "peers": peers}, Console(file=text, width=100))
+        for words in ("direct tls:198.51.100.7:443 (UDP unanswered)", "direct tls from 198.51.100.8:50123 (UDP not tried yet)"):
+            self.assertIn(words, text.getvalue())
+        self.assertIn("direct 198.51.100.9:4500 ", text.getvalue())
 
     async def test_json(self) -> None:
         out, _, status = await self.ipop("status", "--json")

@@ -14,10 +14,10 @@ from twisted.trial.unittest import TestCase
 from ipop_tx import config
 from ipop_tx.config import Config, check_against, load_config, parse_config
 from ipop_tx.errors import ConfigError
-from ipop_tx.values import Endpoint, Network
+from ipop_tx.values import Endpoint, Network, Proxy
 
 MODEL = Path(__file__).parent.parent / "conf" / "node.toml"
-SECTIONS = [name for name in Config.__struct_fields__ if name != "path"]
+SECTIONS = [name for name in Config.__struct_fields__ if name not in ("path", "transports")]
 NETWORK = Network("lab", b"n" * 20, IPv4Network("10.128.0.0/16"), IPv6Network("fd00:1:2::/48"))
 
 
@@ -42,17 +42,18 @@ class Model(TestCase):
     def test_names_every_key(self) -> None:
         section, named = "", set()
         for line in MODEL.read_text().splitlines():
-            if header := re.fullmatch(r"\[(\w+)\]", line):
+            if header := re.fullmatch(r"(?:# )?\[([\w.]+)\]", line):
                 section = header[1]
             elif key := re.match(r"(?:# )?(\w+) = ", line):
                 named.add(f"{section}.{key[1]}")
-        every = {f"{name}.{key}" for name in SECTIONS for key in config._SECTIONS[name].__struct_fields__}
-        self.assertEqual(named, every)
+        every = {f"{name}.{key}" for name, kind in config._SECTIONS.items() for key in kind.__struct_fields__} - {"listen.tls"}
+        self.assertEqual({name for name in named if not name.startswith("transports.")}, every)
         self.assertEqual(every, set(config._READERS))
 
     def test_examples_in_comments_load(self) -> None:
         loaded = read(re.sub(r"(?m)^# (\w+ = )", r"\1", MODEL.read_text()))
         self.assertEqual((str(loaded.lease.address), loaded.network.name), ("10.128.0.7", "lab"))
+        self.assertEqual((loaded.listen.tls.port, str(loaded.listen.tls.proxy)), (443, "http://proxy.example.net:3128"))
 
 
 class Values(TestCase):
@@ -92,6 +93,27 @@ class Values(TestCase):
         quota = read(with_state("[dht]\nmember_registers = 7\nmember_megabytes = 2\nmegabytes = 3")).dht.quota
         self.assertEqual((quota.registers, quota.bytes, quota.total), (7, 2 << 20, 3 << 20))
 
+    def test_a_password_is_not_repeated(self) -> None:
+        wrong = self.assertRaises(ConfigError, read, with_state('[listen.tls]\nproxy = "https://me:secret@p:1"'))
+        self.assertNotIn("secret", str(wrong))
+
+    def test_tls(self) -> None:
+        """Off without a port; a proxy is one, none at all, or left to the environment."""
+        for text, port, proxy in (
+            ("", None, None),
+            ("[listen.tls]\nport = 0", 0, None),
+            ('[listen.tls]\nproxy = "none"', None, False),
+            ('[listen.tls]\nproxy = "socks5://u:p%40w@192.0.2.1"', None, Proxy("socks5", "192.0.2.1", 1080, "u", "p@w")),
+        ):
+            tls = read(with_state(text)).listen.tls
+            self.assertEqual((tls.port, tls.proxy), (port, proxy))
+
+    def test_transports(self) -> None:
+        """Tables of foreign transports stay as they are."""
+        self.assertEqual(
+            read(with_state("[transports.web]\na = 1\n[transports.web.b]\nc = [2]")).transports, {"web": {"a": 1, "b": {"c": [2]}}}
+        )
+
     def test_frozen(self) -> None:
         with self.assertRaises(AttributeError):
             read(with_state("")).tap.mtu = 1400  # type: ignore[misc]
@@ -119,6 +141,22 @@ MISTAKES = [
     ('[listen]\nudp = "0.0.0.0:70000"', ["listen.udp", "has the port 70000"]),
     ('[listen]\nudp = "0.0.0.0:-1"', ["listen.udp", "not an IP address and a port"]),
     ('[listen]\nudp = ["0.0.0.0:1"]', ["listen.udp", "is a list, not a string"]),
+    ('[listen.tls]\nport = "443"', ["listen.tls.port", "is a string, not a whole number"]),
+    ("[listen.tls]\nport = 65536", ["listen.tls.port", "out of range", "0 to 65535"]),
+    ("[listen.tls]\nport = true", ["listen.tls.port", "is a truth value"]),
+    ('[listen.tls]\nhost = "localhost"', ["listen.tls.host", "is not an IP address"]),
+    ('[listen.tls]\nproxy = "proxy:3128"', ["listen.tls.proxy", "this is not a proxy", "http://proxy.example.net:3128"]),
+    ('[listen.tls]\nproxy = "https://proxy:3128"', ["listen.tls.proxy", "itself reached by TLS"]),
+    ('[listen.tls]\nproxy = "socks5://p:99999"', ["listen.tls.proxy", "this is not a proxy"]),
+    ("[listen.tls]\nrate_mbit = 0.01", ["listen.tls.rate_mbit", "out of range"]),
+    ("[listen.tls]\nconnections = 0", ["listen.tls.connections", "1 to 10000"]),
+    ("[listen.tls]\nprot = 443", ["listen.tls.prot", "did you mean listen.tls.port?"]),
+    ("[listen]\ntls = 443", ["listen.tls = 443", "write [listen.tls] on a line of its own"]),
+    ("transports = 3\n[node]\nstate = '/s'", ["transports = 3", "write [transports.NAME]"]),
+    ("[transports.tls]\nport = 1", ["transports.tls", "configure it as listen.tls"]),
+    ("[transports.a-b]\nport = 1", ["transports.a-b", "lower-case letters"]),
+    ("[transports]\nweb = 1", ["transports.web = 1", "is no section"]),
+    ('["listen.tls"]\nport = 1', ["listen.tls", "no such key"]),
     ('[listen]\nadvertise = "udp:192.0.2.1:1"', ["listen.advertise", "not a list of endpoints"]),
     ('[listen]\nadvertise = ["udp:192.0.2.1:1", "udp:192.0.2.1:1"]', ["listen.advertise", "names udp:192.0.2.1:1 twice"]),
     ('[node]\nstate = "/s"\nbootstrap = ["192.0.2.1:1"]', ["node.bootstrap", '"192.0.2.1:1" is not an endpoint', "udp:198.51.100.7:4500"]),
@@ -180,7 +218,7 @@ class Mistakes(TestCase):
     @given(st.recursive(st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)))
     def test_any_value_is_taken_or_refused_in_one_line(self, value: object) -> None:
         for key in config._READERS:
-            section, name = key.split(".")
+            section, _, name = key.rpartition(".")
             try:
                 config._section(Path("/n"), Path("/"), section, {name: value, **({"state": "/s"} if section == "node" != name else {})})
             except ConfigError as wrong:
@@ -198,6 +236,7 @@ class Ranges(TestCase):
             '[node]\nstate = "/s"\nbootstrap = ["udp:10.128.7.7:1"]',
             '[listen]\nadvertise = ["udp:[fd00:1:2::9]:1"]',
             '[listen]\nudp = "10.128.0.1:4500"',
+            '[listen.tls]\nhost = "10.128.0.1"',
         ]:
             self.assertIn("lies in the range", self.refused(text))
 

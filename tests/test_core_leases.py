@@ -11,10 +11,11 @@ from twisted.trial.unittest import TestCase
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import HandOverAsked, LeaseGained, LeaseLost
 from ipop_tx.core.lease import TRIES, candidates, lease_key, name_key
-from ipop_tx.core.resolver import Owner
-from ipop_tx.errors import Conflict, PoolExhausted
+from ipop_tx.core.resolver import SOON, Owner
+from ipop_tx.errors import Conflict, PoolExhausted, Unavailable
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire.address import ipv6_of
+from ipop_tx.wire.registers import Record
 from tests.net import NetCase
 
 SMALL = replace(NETWORK, pool=IPv4Network("10.9.0.0/29"), shards=4)
@@ -293,6 +294,30 @@ class LeaseTests(NetCase):
         owner = net.wait(machines[4].submit(c.Resolve("n1")))
         self.assertEqual(owner, Owner(machines[1].ident, "n1", machines[1].running.leases.own.address or b""))
 
+    def test_name_not_reached(self) -> None:
+        """A name whose register does not answer is tried again soon, not with the next renewal hours later."""
+        net = self.net(15)
+        machines = self.grow(net, 3)
+        own = machines[1].running.leases.own
+        get, key = own._dht.get, name_key(net.network, "n1")
+
+        async def failing(wanted: bytes) -> Record | None:
+            if wanted == key:
+                raise Unavailable(1, 2, 3)
+            return await get(wanted)
+
+        self.patch(own._dht, "get", failing)
+        machines[1].submit(c.KeepLease(None, None, DAY))
+        net.run(10)
+        self.assertIn("the name n1 is not registered: 1 of 3 replicas reached", own.name_problem)
+        own._dht.get = get  # type: ignore[method-assign]
+        net.run(15)
+        self.assertEqual(own.name_problem, "")
+        self.assertEqual(net.wait(machines[2].submit(c.Resolve("n1"))).ident, machines[1].ident)
+        net.run(60)
+        record = net.wait(machines[2].submit(c.Get(key)))
+        self.assertEqual(record.version, 1)
+
     def test_resolve(self) -> None:
         """By name, IPv4 and IPv6 address; nothing for what nobody owns or what is not of the network."""
         net = self.net()
@@ -312,6 +337,27 @@ class LeaseTests(NetCase):
             address = IPv4Address(f"10.128.0.{len(value)}")
             net.wait(machines[1].submit(c.Create(lease_key(NETWORK, address.packed), value, 3600)))
             self.assertIsNone(net.wait(machines[2].submit(c.Resolve(str(address)))))
+
+    def test_no_majority(self) -> None:
+        """Those who are left of five go on with the addresses that they know, at once each time, until the lease may be over."""
+        net = self.net(9)
+        machines = self.grow(net, 5)
+        for machine in machines:
+            machine.submit(c.KeepLease(None, None, 3600.0))
+        net.run(30)
+        one, other, third = machines[:3]
+        address, unknown = (str(IPv4Address(machine.running.leases.own.address or b"")) for machine in (other, third))
+        self.assertEqual(net.wait(one.submit(c.Resolve(address))).ident, other.ident)
+        for victim in machines[2:]:
+            victim.crash()
+        for _ in range(10):
+            net.run(120)
+            began = net.now
+            self.assertEqual(net.wait(one.submit(c.Resolve(address))).ident, other.ident)
+            self.assertLessEqual(net.now - began, SOON)
+        self.assertRaises(Unavailable, net.wait, one.submit(c.Resolve(unknown)))
+        net.run(1800)
+        self.assertRaises(Unavailable, net.wait, one.submit(c.Resolve(address)))
 
     def test_cache(self) -> None:
         """What was found is kept for a while, what was not found for a short one."""

@@ -44,6 +44,18 @@ class RestartTests(NetCase):
             self.converse(net, [(founder, node)], 1.0)
             self.assertLessEqual(len(downs), 1 if delay > 22 else 0, f"back after {0.1 * delay:.1f} s")
 
+    def test_the_trouble_is_over(self) -> None:
+        """Who is left of two says that nobody answers, and no longer once the other is back, while it knocks or between two knocks."""
+        net = self.net(4)
+        founder, other = self.grow(net, 2)
+        for away in range(10):
+            other.crash()
+            net.run(60 + away)
+            self.assertIn("no member answers", founder.running.bootstrap.problem)
+            self.all_done(net, [other.start(founder)], 5.0)
+            self.assertEqual(founder.running.bootstrap.problem, "")
+            net.run(20)
+
 
 class PreferenceTests(NetCase):
     """Which of two sessions of one link is sealed with."""

@@ -42,8 +42,8 @@ class MtuTests(unittest.SynchronousTestCase):
             self.assertEqual(tap_mtu(parse_config(f'[node]\nstate = "/s"\n{text}', Path("n.toml"))), mtu)
 
 
-class EmbeddingTests(unittest.SynchronousTestCase):
-    """Nodes under other applications."""
+class EmbeddingCase(unittest.SynchronousTestCase):
+    """Nodes under the application of docs/embedding.md, on loopback."""
 
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ipop-embedding-"))  # a unix socket's path must be short
@@ -74,10 +74,13 @@ class EmbeddingTests(unittest.SynchronousTestCase):
         config.write_text(to_toml(keys))
         return config
 
-    def run_example(self, name: str, config: Path) -> Process:
-        """`twistd -ny examples/embed.py` in the background; ended with the test."""
+    def run_example(self, name: str, config: Path, packages: Path | None = None) -> Process:
+        """`twistd -ny examples/embed.py` in the background; ended with the test. `packages`: a directory with more of them."""
         argv = [*program("twistd"), "--nodaemon", f"--pidfile={config}.pid", "-y", str(EXAMPLE)]
-        process = Process(argv, self.directory / f"{name}.log", {**environment(), "IPOP_CONFIG": str(config)})
+        surroundings = {**environment(), "IPOP_CONFIG": str(config)}
+        if packages is not None:
+            surroundings["PYTHONPATH"] = f"{packages}:{surroundings['PYTHONPATH']}"
+        process = Process(argv, self.directory / f"{name}.log", surroundings)
         self.addCleanup(process.stop)
         return process
 
@@ -94,6 +97,10 @@ class EmbeddingTests(unittest.SynchronousTestCase):
             return me if me["address"] and me["endpoints"] else None
 
         return wait_for(f"an address on {name}", 30, look, every=0.1)
+
+
+class EmbeddingTests(EmbeddingCase):
+    """Nodes under other applications."""
 
     def test_the_example(self) -> None:
         """Two of them meet, lease different addresses, and the second reads what the first has written."""

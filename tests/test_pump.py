@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -122,6 +124,32 @@ class PumpTests(SynchronousTestCase):
         self.pump.addReader(end)
         self.pump.connectionLost(Failure(RuntimeError("the end")))
         self.assertEqual((len(end.lost), self.pump.fileno()), (1, -1))
+
+    def test_one_that_says_that_it_has_ended(self) -> None:
+        """As Twisted's own descriptors do: it is forgotten, and told."""
+        end = ConnectionDone()
+        for work in ("doRead", "doWrite"):
+            reading, writing = self.pipe()
+            ended, add = (reading, self.pump.addReader) if work == "doRead" else (writing, self.pump.addWriter)
+            setattr(ended, work, lambda: end)
+            add(ended)
+            os.write(writing.fd, b"x")
+            self.pump.doRead()
+            self.assertEqual([failure.value for failure in ended.lost], [end])
+            self.assertEqual((self.pump._readers, self.pump._writers), ({}, {}))
+
+    def test_one_that_its_own_writing_ends(self) -> None:
+        """It is not read any more."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        end = End(ours.fileno())
+        end.doWrite = lambda: self.pump.removeReader(end)  # type: ignore[method-assign]
+        self.pump.addReader(end)
+        self.pump.addWriter(end)
+        theirs.send(b"x")
+        self.pump._serve(ours.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        self.assertEqual(end.served, 0)
 
 
 class WatchedReactor(ReadersClock):

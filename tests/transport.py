@@ -25,6 +25,7 @@ class Inbox:
         self.runs: list[tuple[int, int]] = []
         """Size and number of datagrams of each run."""
         self.bursts = self.drains = 0
+        self.lost: list[Endpoint] = []
         self._wanted: list[tuple[int, Deferred[None]]] = []
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
@@ -49,6 +50,9 @@ class Inbox:
 
     def drained(self) -> None:
         self.drains += 1
+
+    def path_lost(self, endpoint: Endpoint) -> None:
+        self.lost.append(endpoint)
 
     def have(self, count: int) -> Deferred[None]:
         deferred: Deferred[None] = Deferred()

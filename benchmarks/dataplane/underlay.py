@@ -94,6 +94,10 @@ class Pair:
         both = ((_NET_A, _NET_B), (_NET_B, _NET_A)) if parted else ()
         self._filter("part", *(f"ip saddr {source} ip daddr {target} ip protocol udp drop" for source, target in both))
 
+    def block_udp(self) -> None:
+        """From now on the router drops all UDP."""
+        self._filter("part", "ip protocol udp drop")
+
     def without_offloads(self) -> None:
         """From now on every frame on A's and on B's cable is one datagram, so that each is lost alone."""
         for host, device in ((self.a, "eth0"), (self.router, "to-a"), (self.router, "to-b"), (self.b, "eth0")):

@@ -16,7 +16,7 @@ import click
 from ipop_tx.cli.daemon import Daemon, daemon_options
 from ipop_tx.config import DEFAULT_PATH, load_config
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
-from ipop_tx.values import Endpoint
+from ipop_tx.values import Endpoint, Proxy
 
 DEFAULT_STATE = Path("/var/lib/ipop")
 
@@ -115,18 +115,22 @@ def recover(daemon: Daemon, yes: bool) -> None:
 @click.command()
 @click.argument("token")
 @click.option("--name", help="A name for this node, if the invitation gives none.  [default: the machine's]")
+@click.option("--proxy", metavar="URL", help="Where no UDP passes: http://HOST:PORT or socks5://HOST:PORT.  [default: $https_proxy]")
 @state_option
 @config_option
-def join(token: str, name: str | None, state: Path | None, config: Path | None) -> None:
+def join(token: str, name: str | None, proxy: str | None, state: Path | None, config: Path | None) -> None:
     """Join a network by the invitation TOKEN, as 'ipop invite' printed it; '-' reads it from stdin."""
     from ipop_tx.services.enrolment import join as enrol
+    from ipop_tx.transport.proxy import chooser
 
     config, state = _places(config, state)
     if token == "-":
         token = sys.stdin.readline()
-    joined = enrol(token.strip(), state, name or host_name())
+    configured = load_config(config).listen.tls.proxy if config is not None and config.exists() else None
+    proxy_of = chooser(Proxy.parse(proxy) if proxy else configured, os.environ)
+    joined = enrol(token.strip(), state, name or host_name(), proxy_of)
     click.echo(f"joined {joined.network} as {joined.name} ({joined.ident[:8]})")
-    _finish(config, state, joined.bootstrap)
+    _finish(config, state, joined.bootstrap, f"[listen.tls]\nproxy = {json.dumps(proxy)}\n" if proxy else "")
 
 
 @click.command()
@@ -190,8 +194,8 @@ def _places(config: Path | None, state: Path | None) -> tuple[Path | None, Path]
     return config, configured
 
 
-def _finish(config: Path | None, state: Path, bootstrap: Sequence[str]) -> None:
-    """Write the node.toml that is missing, and say what comes next. stderr: stdout is for scripts."""
+def _finish(config: Path | None, state: Path, bootstrap: Sequence[str], more: str = "") -> None:
+    """Write the node.toml that is missing, with `more` at its end, and say what comes next. stderr: stdout is for scripts."""
     if config is None:
         click.echo(f"next, with a node.toml that has  node.state = {json.dumps(str(state))}:  twistd ipop --config FILE", err=True)
         if bootstrap:
@@ -200,7 +204,7 @@ def _finish(config: Path | None, state: Path, bootstrap: Sequence[str]) -> None:
     if config.exists():
         _remind(config, bootstrap)
     else:
-        _write_config(config, state, bootstrap)
+        _write_config(config, state, bootstrap, more)
         click.echo(f"wrote {config}", err=True)
     option = "" if config == DEFAULT_PATH else f" --config {config}"
     click.echo(f"next:  twistd ipop{option}", err=True)
@@ -212,14 +216,14 @@ def _remind(config: Path, bootstrap: Sequence[str]) -> None:
         click.echo(f"add to {config}, below [node]:  bootstrap = {json.dumps(list(bootstrap))}", err=True)
 
 
-def _write_config(config: Path, state: Path, bootstrap: Sequence[str]) -> None:
+def _write_config(config: Path, state: Path, bootstrap: Sequence[str], more: str) -> None:
     text = (
         "# Written by ipop. conf/node.toml of ipop_tx explains every key.\n"
-        f"[node]\nstate = {json.dumps(str(state), ensure_ascii=False)}\nbootstrap = {json.dumps(list(bootstrap))}\n"
+        f"[node]\nstate = {json.dumps(str(state), ensure_ascii=False)}\nbootstrap = {json.dumps(list(bootstrap))}\n{more}"
     )
     try:
         config.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if more else 0o644), "w", encoding="utf-8") as file:
             file.write(text)
     except PermissionError:
         raise PermissionProblem(f"{config} cannot be written", "run as root, or name another file with --config") from None

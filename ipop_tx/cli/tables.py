@@ -54,11 +54,11 @@ def _peers(peers: list[Mapping[str, Any]], name_width: int) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for peer in peers:
         path = str(peer.get("path", ""))
-        style = "green" if path.startswith("direct") else "dim" if path == "idle" else "yellow"
+        style = "green" if path.startswith("direct udp") else "dim" if path == "idle" else "yellow"
         table.add_row(
             Text(str(peer.get("address") or "-")),
             Text(str(peer.get("name", "-"))),
-            Text(bare(path), style=style),
+            Text(bare(path) + (f" ({peer['why']})" if peer.get("why") else ""), style=style),
             "-" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.1f}ms",
             size(peer.get("tx_bytes", 0)),
             size(peer.get("rx_bytes", 0)),
@@ -83,7 +83,7 @@ def _guests(guests: list[Mapping[str, Any]], name_width: int) -> Table:
 
 def bare(path: str) -> str:
     """A path or endpoint without the scheme that nearly all have."""
-    return path.replace("udp:", "", 1)
+    return path.replace("udp:", "", 1).replace("tls-in:", "tls from ", 1)
 
 
 def size(count: float) -> str:

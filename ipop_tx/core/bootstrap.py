@@ -6,7 +6,7 @@ harmless, because what must be unique (registers) hangs on majorities and not on
 
 from __future__ import annotations
 
-from ipop_tx.core.link import Link
+from ipop_tx.core.link import Link, detour
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime
@@ -28,6 +28,8 @@ RARELY = 1800.0
 RETRY = 1.0
 KNOCK_ALONE = 3.0
 """Seconds between knocks of a node that has lost all its links."""
+MAKESHIFT_AFTER = 1.5
+"""Seconds for which members are knocked for by UDP before they are by other transports."""
 KNOCK_AGAIN = 30.0
 """Seconds between knocks of a joined node on a remembered endpoint that it has no link to."""
 
@@ -56,6 +58,8 @@ class Bootstrap:
         """Whoever looks for the ring need not wait any longer: somebody has come."""
         came, self._next_link = self._next_link, Future()
         came.succeed(None)
+        if self._ring.joined:
+            self.problem = ""
         self._rest_at(link)
         for endpoint in self._of(link.ident):  # as long as it is linked it tells us where it is
             if endpoint not in self.endpoints[:FOR_GOOD] and endpoint not in link.direct:
@@ -138,11 +142,22 @@ class Bootstrap:
             return
         if self._links.by_ident:
             return
-        endpoints = list(self.endpoints)
-        attempts = [self._links.connect_endpoint(endpoint) for endpoint in endpoints]
-        linked = await quorum(attempts, lambda links: len(links) > 0)
-        if not linked:
-            self.problem = self._why_nobody(endpoints, attempts)
+        await self._try(list(self.endpoints))
+
+    async def _try(self, endpoints: list[Endpoint]) -> None:
+        """Knock on all of these, first where UDP leads; come back with the first link, or when all have failed."""
+        ordered = sorted(endpoints, key=lambda endpoint: detour(endpoint) > 0)
+        best = [endpoint for endpoint in ordered if not detour(endpoint)]
+        attempts = [self._links.connect_endpoint(endpoint) for endpoint in best]
+        linked = quorum(attempts, lambda links: len(links) > 0)
+        if len(best) < len(ordered):
+            if best:
+                await first([linked, self._runtime.sleep(MAKESHIFT_AFTER)])
+            if not (linked.done and linked.result()):
+                attempts += [self._links.connect_endpoint(endpoint) for endpoint in ordered[len(best) :]]
+                linked = quorum(attempts, lambda links: len(links) > 0)
+        if not await linked:
+            self.problem = self._why_nobody(ordered, attempts)
 
     def _why_nobody(self, endpoints: list[Endpoint], attempts: list[Future[Link]]) -> str:
         """The most telling of the failures: a refusal before a silence."""
@@ -162,17 +177,22 @@ class Bootstrap:
                 await self._runtime.sleep(self._runtime.spread(KNOCK_ALONE))
             missing = self._missing()
             if missing and not self._ring.leaving:
-                endpoint = missing[self._runtime.rng.randrange(len(missing))]
-                attempt = self._links.connect_endpoint(endpoint)
-                await quorum([attempt], lambda links: True)
-                if self._owners.get(endpoint) in self._links.by_ident:
-                    self._rest[endpoint] = self._runtime.now + self._runtime.spread(RARELY)
-                self.problem = "" if self._links.by_ident else self._why_nobody([endpoint], [attempt])
+                chosen = [self._one_of(kind) for kind in missing if kind]
+                await self._try(chosen)
+                for endpoint in chosen:
+                    if self._owners.get(endpoint) in self._links.by_ident:
+                        self._rest[endpoint] = self._runtime.now + self._runtime.spread(RARELY)
+                if self._links.by_ident:
+                    self.problem = ""
 
-    def _missing(self) -> list[Endpoint]:
-        """Where a knock may tell us something.
+    def _one_of(self, endpoints: list[Endpoint]) -> Endpoint:
+        return endpoints[self._runtime.rng.randrange(len(endpoints))]
 
-        A member linked under another endpoint is knocked for rarely, since it may have left this one to somebody else.
+    def _missing(self) -> list[list[Endpoint]]:
+        """Where a knock may tell us something: by UDP, and otherwise; nothing, when there is nowhere to knock.
+
+        A member linked under another endpoint is knocked for rarely, since it may have left this one to somebody else. As long as UDP
+        leads to anybody, nobody is knocked for otherwise.
         """
         for link in self._links:
             self._met(link)
@@ -185,4 +205,6 @@ class Bootstrap:
                 self._rest.setdefault(endpoint, now + self._runtime.spread(RARELY))
             if not self._links.by_ident or self._rest.get(endpoint, now) <= now:
                 missing.append(endpoint)
-        return missing
+        best = [endpoint for endpoint in missing if not detour(endpoint)]
+        others = [] if any(link.settled for link in self._links) else [endpoint for endpoint in missing if detour(endpoint)]
+        return [best, others] if best or others else []

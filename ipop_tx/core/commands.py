@@ -18,9 +18,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Reachable:
-    """These are the endpoints under which this machine itself knows that it can be reached. Future of None."""
+    """These are the endpoints under which this machine itself knows that it can be reached. Future of None.
+
+    `carries` names the schemes of its transports and the largest datagram of each, 0 where that depends on the path; without it, the
+    schemes are those of the endpoints.
+    """
 
     endpoints: tuple[Endpoint, ...]
+    carries: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +187,13 @@ class Punch:
     """Try now for a direct path to a linked member. Future of None."""
 
     ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class PathLost:
+    """The connection by which an endpoint was reached has ended. Future of None, at once."""
+
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,12 +142,11 @@ class Dht:
         if self._coordinator.shard(key) is not None:
             yield await self._run_here(key, body, coordinators)
         index = shard_of(key, self._replicas.count)
-        known = self._replicas.known.get(index)
-        to_ask = list(known.members) if known else await self._who_may_keep(index)
+        closed = self._closed_here(index)
+        view = self._replicas.newest(index).members
+        to_ask = await self._first_to_ask(index, closed)
         asked: set[Ident] = {self._ident}
         waiting: list[Future[m.Answer]] = []
-        closed: set[Ident] = set()
-        view: tuple[Ident, ...] = ()
         while (to_ask or waiting) and self._runtime.now < deadline:
             member = self._readiest(to_ask, asked)
             if member is not None:
@@ -173,8 +172,8 @@ class Dht:
                     to_ask.extend(ident for ident in view if ident not in asked)
                 else:
                     yield answer
-        if closed:
-            yield m.NoMajority(len(closed), majority(view), len(view))
+        if reached := closed & set(view):
+            yield m.NoMajority(len(reached), majority(view), len(view))
         self._replicas.known.pop(index, None)
 
     async def _run_here(self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident]) -> m.Answer | QuotaExceeded:
@@ -194,6 +193,24 @@ class Dht:
         best = min(fresh, key=lambda ident: ident not in self._links.by_ident, default=None)
         to_ask[:] = [ident for ident in fresh if ident != best]
         return best
+
+    def _closed_here(self, index: int) -> set[Ident]:
+        """Ourselves, if we keep the shard in the newest view that we know of: we may not coordinate on it just now, but we are there."""
+        shard = self._replicas.shards.get(index)
+        return {self._ident} if shard is not None and not self._replicas.superseded(shard) else set()
+
+    async def _first_to_ask(self, index: int, closed: set[Ident]) -> list[Ident]:
+        """The members of a view that we have heard of, those of our own that are linked; else whoever the ring names."""
+        known, shard = self._replicas.known.get(index), self._replicas.shards.get(index)
+        members = known.members if known else [member for member in shard.members if member in self._links.by_ident] if shard else ()
+        if members:
+            return list(members)
+        try:
+            return await self._who_may_keep(index)
+        except IpopError:
+            if not closed:
+                raise
+            return []
 
     async def _who_may_keep(self, index: int) -> list[Ident]:
         """The ring's owner of a shard's beginning; if that is ourselves and we keep nothing, whoever our neighbours name."""

@@ -104,6 +104,8 @@ class Lease:
         """When the lease ends unless it is renewed, by this node's clock."""
         self.assigned = dht.signer.assigned if not holder else b""
         """The address that the authority has assigned to this node, which comes before all others; guests have none."""
+        self._name_waits = False
+        """Whether the name is not registered only because its register could not be reached."""
         self.on_gained: Callable[[], None] = lambda: None
         self.former: Callable[[Ident, bytes, bytes], Awaitable[bool]] | None = None
         """Asks another node, which has leased an address to the same guest, to give it up: (node, address, holder)."""
@@ -149,6 +151,7 @@ class Lease:
                 self.problem, wait = f"no address yet: {error}", 1.0
                 if self.address is not None:
                     self.problem, wait = f"the lease could not be renewed: {error}", min(RETRY, self._ttl / 20)
+            wait = min(wait, RETRY) if self._name_waits else wait
             self._wake = Future()
             await first([self._runtime.sleep(self._runtime.spread(wait)), self._wake])
 
@@ -326,7 +329,7 @@ class Lease:
         return f"{IPv4Address(self.assigned)} is assigned to this node, but to another one too: ask who admits to take one back"
 
     async def _claim_name(self) -> None:
-        """Names are a convenience: a failure is told, and tried again with the next renewal."""
+        """Names are a convenience: a failure is told. A name that is another's is tried again with the next renewal, any other soon."""
         if not self.name or self.address is None:
             return
         key = name_key(self._network, self.name)
@@ -339,8 +342,9 @@ class Lease:
                 await self._dht.compare_and_set(key, current.version, value, self._ttl)
             else:
                 raise Conflict(f"the name {self.name} belongs to node {current.owner.hex()[:8]}", "choose another name for this node")
-            self.name_problem = ""
+            self.name_problem, self._name_waits = "", False
         except IpopError as error:
+            self._name_waits = not isinstance(error, Conflict)
             self.name_problem = f"the name {self.name} is not registered: {error}"
 
     async def release(self, after: Future[None] | None = None) -> None:

@@ -35,6 +35,14 @@ class Route(NamedTuple):
 
 PathKey = Endpoint | Route
 
+DETOURS = {"udp": 0, "mem": 0, "tls": 1}
+OTHER_DETOURS = 2
+
+
+def detour(endpoint: Endpoint) -> int:
+    """How much of a makeshift a direct path is: 0 for UDP. One that is less of it is always preferred, whatever the round trips."""
+    return DETOURS.get(endpoint.carrier, OTHER_DETOURS)
+
 
 @dataclass(slots=True, eq=False)
 class Keyed:
@@ -148,6 +156,15 @@ class Link:
     def is_direct(self) -> bool:
         """Whether the active path is direct."""
         return not isinstance(self.active, Route)
+
+    def improves(self, endpoint: Endpoint) -> bool:
+        """Whether a path to `endpoint` would be better in kind than the active one."""
+        return isinstance(self.active, Route) or detour(endpoint) < detour(self.active)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no path would be better in kind than the active one."""
+        return not isinstance(self.active, Route) and not detour(self.active)
 
     @property
     def mtu(self) -> int:

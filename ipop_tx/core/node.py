@@ -19,7 +19,7 @@ from ipop_tx.core.fingers import Fingers
 from ipop_tx.core.forgetting import Forgetting
 from ipop_tx.core.handover import HandOver
 from ipop_tx.core.lease import Leases
-from ipop_tx.core.link import Link, PathKey
+from ipop_tx.core.link import Link, PathKey, detour
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
@@ -111,6 +111,7 @@ class Node:
         self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
+        self.paths.endpoints_of = self.endpoints_of
         self.leases.own.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
         self.rpc.suspect = self.paths.suspect
@@ -145,6 +146,7 @@ class Node:
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
             c.Suspect: self._suspect,
+            c.PathLost: self._path_lost,
             c.DoubtMtu: self._doubt_mtu,
             c.PathSeen: self._path_seen,
             c.Report: self._report,
@@ -237,13 +239,24 @@ class Node:
         link.placed = bool(body.flags & m.PLACED)
         self.paths.try_candidates(link, body.candidates)
 
+    def endpoints_of(self, ident: Ident) -> tuple[str, ...]:
+        """The endpoints that a linked member has offered, written out."""
+        hello = self.peer_hellos.get(ident)
+        return hello.candidates if hello is not None else ()
+
+    def makeshifts(self, ident: Ident) -> list[Endpoint]:
+        """Those of them that are reached otherwise than by UDP: for whoever has lost that."""
+        named = (self.paths.admissible(text) for text in self.endpoints_of(ident))
+        return [endpoint for endpoint in named if endpoint is not None and detour(endpoint)]
+
     def _forget_hello(self, link: Link) -> None:
         """A member that vanished is knocked for again, at the endpoints that it had."""
         hello = self.peer_hellos.pop(link.ident, None)
         if link.parted:
             return
         named = [endpoint for text in (hello.candidates if hello else ()) if (endpoint := self.paths.admissible(text))]
-        self.bootstrap.lost(link.ident, tuple(dict.fromkeys([*link.direct, *named[:2]])))
+        wanted = [*(endpoint for endpoint in link.direct if not endpoint.inward), *named[:2], *filter(detour, named)]
+        self.bootstrap.lost(link.ident, tuple(dict.fromkeys(wanted)))
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:
         self.paths.try_candidates(link, body.candidates)
@@ -267,6 +280,7 @@ class Node:
     def _reachable(self, command: c.Reachable) -> Future[None]:
         changed = self.paths.facts.local != list(command.endpoints)
         self.paths.facts.local = list(command.endpoints)
+        self.paths.facts.carries.update(command.carries or {endpoint.scheme: 0 for endpoint in command.endpoints})
         if changed:
             for link in self.links:
                 self.runtime.background(self.paths.punch(link))
@@ -286,6 +300,10 @@ class Node:
 
     def _suspect(self, command: c.Suspect) -> Future[None]:
         self.paths.suspect(command.ident)
+        return settled(None)
+
+    def _path_lost(self, command: c.PathLost) -> Future[None]:
+        self.paths.lost(command.endpoint)
         return settled(None)
 
     def _doubt_mtu(self, command: c.DoubtMtu) -> Future[None]:

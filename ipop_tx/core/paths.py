@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ipop_tx.core.events import LinkChanged, Observed
-from ipop_tx.core.link import DirectPath, Link, PathKey, Route
+from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route, detour
 from ipop_tx.core.links import Links
+from ipop_tx.core.makeshift import MAKESHIFT_AFTER, MOST_OFFERED, Makeshifts, better, by_worth, is_lost
 from ipop_tx.core.mtu import PathMtu, padded
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
@@ -56,6 +57,8 @@ class Facts:
     """What this node knows of its own reachability."""
 
     local: list[Endpoint] = field(default_factory=list)
+    carries: dict[str, int] = field(default_factory=lambda: {"udp": 0})
+    """The schemes that our transports reach, and the largest datagram of each; 0: it depends on the path."""
     seen: dict[Ident, Endpoint] = field(default_factory=dict)
     """Under which endpoint each peer saw us last."""
 
@@ -69,7 +72,14 @@ class Facts:
         for endpoint in self.seen.values():
             witnesses[endpoint] = witnesses.get(endpoint, 0) + 1
         observed = sorted(witnesses, key=lambda endpoint: (-witnesses[endpoint], endpoint))
-        return list(dict.fromkeys([*self.local[: CANDIDATES // 2], *observed, *self.local]))[:CANDIDATES]
+        makeshifts = [endpoint for endpoint in self.local if detour(endpoint)][:MOST_OFFERED]
+        best = [endpoint for endpoint in self.local if not detour(endpoint)]
+        ordered = list(dict.fromkeys([*best[: CANDIDATES // 2], *observed, *best]))
+        return [*ordered[: CANDIDATES - len(makeshifts)], *makeshifts]
+
+    def fresh(self, endpoint: Endpoint, rtt: float, now: float) -> DirectPath:
+        """What is known at first of a path that has answered."""
+        return DirectPath(rtt, now, self.carries.get(endpoint.carrier, 0) or BASE)
 
 
 class Paths:
@@ -81,6 +91,9 @@ class Paths:
         """Whether a member is a ring neighbour, whose death must be noticed soon."""
         self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
         """Sends a request on a link: `Rpc.on_link`."""
+        self.endpoints_of: Callable[[Ident], Iterable[str]] = lambda ident: ()
+        """The endpoints that a linked peer has offered last."""
+        self.makeshifts = Makeshifts(links, runtime, self.punch)
         self.mtu = PathMtu(runtime, self.challenge)
         self._links = links
         self._runtime = runtime
@@ -114,7 +127,8 @@ class Paths:
 
     def challenged(self, link: Link, path: PathKey, message: m.PathChallenge) -> None:
         """Answer on the path it came by; an endpoint that we do not know yet is challenged back."""
-        observed = "" if isinstance(path, Route) else str(path)
+        # Where a connection comes from is of no use to anybody.
+        observed = "" if isinstance(path, Route) or path.inward else str(path)
         self._links.send_message(link, m.PathResponse(message.token, observed), path)
         if isinstance(path, Route):
             # Not when the way has just been found good from here: two ends that made each other doubt would never stop.
@@ -163,35 +177,37 @@ class Paths:
     def proven(self, link: Link, path: PathKey) -> None:
         """A handshake went through on `path`, which proves it as an answered challenge does."""
         if isinstance(path, Endpoint):
-            link.direct.setdefault(path, DirectPath(0.0, self._runtime.now))
+            link.direct.setdefault(path, self.facts.fresh(path, 0.0, self._runtime.now))
             if not link.is_direct or link.active not in link.direct:
                 self._activate(link, path)
         if path == link.active:
             link.alarm, link.answered = False, self._runtime.now
 
     def _direct_answered(self, link: Link, endpoint: Endpoint, rtt: float) -> None:
-        path = link.direct.setdefault(endpoint, DirectPath(rtt, self._runtime.now))
+        path = link.direct.setdefault(endpoint, self.facts.fresh(endpoint, rtt, self._runtime.now))
         path.rtt = rtt if path.rtt == 0.0 else 0.875 * path.rtt + 0.125 * rtt
         path.answered = self._runtime.now
         if len(link.direct) > CANDIDATES:
             del link.direct[min((known for known in link.direct if known != link.active), key=lambda known: link.direct[known].answered)]
-        if not link.is_direct:
+        if isinstance(link.active, Route):
             self._activate(link, endpoint)
-        elif self._links.ident > link.ident:
-            best = min(link.direct, key=lambda candidate: link.direct[candidate].rtt)
-            active = link.direct.get(link.active) if isinstance(link.active, Endpoint) else None
-            if active is None or link.direct[best].rtt < 0.8 * active.rtt:
+        elif self._links.ident > link.ident or is_lost(link):
+            best = by_worth(link)[0]
+            if better(link, best):
                 self._activate(link, best)
         self.mtu.tend(link)
 
     def _activate(self, link: Link, path: PathKey) -> None:
         if link.active == path:
             return
+        if is_lost(link):
+            del link.direct[link.active]  # type: ignore[arg-type]  # it is an endpoint
         link.active = path
         link.rtt = link.direct[path].rtt if isinstance(path, Endpoint) else 0.0
         link.alarm = False
         self._runtime.emit(LinkChanged(link.ident))
         self.mtu.tend(link)
+        self.makeshifts.watch(link)
 
     def heard(self, link: Link, path: PathKey) -> None:
         """Something authentic came by `path`. Never a reason to trust it, often one to test it."""
@@ -216,6 +232,7 @@ class Paths:
     def _link_up(self, link: Link) -> None:
         self._runtime.background(self._keep(link))
         self._runtime.background(self._keep_upgrading(link))
+        self.makeshifts.watch(link)
 
     def _link_down(self, link: Link) -> None:
         self.facts.forget(link.ident)
@@ -277,11 +294,15 @@ class Paths:
             link.first_hop = None
             return
         link.direct.pop(dead, None)
-        others = sorted(link.direct, key=lambda endpoint: link.direct[endpoint].rtt)
+        others = by_worth(link)
         self._activate(link, others[0] if others else link.route)
+        self.makeshifts.tried(link, [dead])
         if not others:
             self._forget_agent(link.ident)
             self._runtime.background(self.punch(link))
+            # If no UDP passes any more, the ring is gone for us too, and with it the way to ask.
+            makeshifts = [text for text in self.endpoints_of(link.ident) if (known := self.admissible(text)) and detour(known)]
+            self.try_candidates(link, makeshifts)
 
     def _forget_agent(self, ident: Ident) -> None:
         """Nobody is reached through a member that does not answer."""
@@ -289,6 +310,11 @@ class Paths:
             if ident in link.route.via:
                 link.route = Route(link.ident)
                 link.active = link.active if link.is_direct else link.route
+
+    def lost(self, endpoint: Endpoint) -> None:
+        """The connection behind a path has ended."""
+        for link in self.makeshifts.lost(endpoint):
+            self.suspect(link.ident)
 
     # --- upgrade -----------------------------------------------------------------------------
 
@@ -312,19 +338,23 @@ class Paths:
         return tuple(str(endpoint) for endpoint in self.facts.candidates())
 
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
-        """Challenge a peer's endpoints, paced, until one answers."""
+        """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""
         endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))]
-        if endpoints and not link.is_direct:
-            self._runtime.background(self._challenge_all(link, endpoints))
+        wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
+        if wanted:
+            self._runtime.background(self._challenge_all(link, wanted))
 
     async def _challenge_all(self, link: Link, endpoints: list[Endpoint]) -> None:
-        begun = self._runtime.now
+        begun, least = self._runtime.now, min(map(detour, endpoints))
         for moment in ROUNDS:
             await self._runtime.sleep(max(0.0, begun + moment - self._runtime.now))
-            if not link.up or link.is_direct:
+            wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
+            if not link.up or not wanted:
                 return
-            for endpoint in endpoints:
-                self.challenge(link, endpoint, 3.0)
+            for endpoint in wanted:
+                if moment >= MAKESHIFT_AFTER or detour(endpoint) == least:
+                    self.challenge(link, endpoint, 3.0)
+        self.makeshifts.tried(link, endpoints)
 
     def admissible(self, text: str) -> Endpoint | None:
         """The endpoint, if it is one that a datagram of ours may go to."""
@@ -333,10 +363,16 @@ class Paths:
             address = ipaddress.ip_address(endpoint.host)
         except (LocalMisuse, ValueError):
             return None
-        schemes = {local.scheme for local in self.facts.local}
-        loopback = any(ipaddress.ip_address(local.host).is_loopback for local in self.facts.local)
+        loopback = any(_is_loopback(local.host) for local in self.facts.local)
         inner = address in (self._network.pool if address.version == 4 else self._network.prefix)
         silly = address.is_multicast or address.is_unspecified or address.is_link_local or (address.is_loopback and not loopback)
-        if endpoint.scheme not in schemes or inner or silly or endpoint in self.facts.local:
+        if endpoint.scheme not in self.facts.carries or inner or silly or endpoint in self.facts.local:
             return None
         return endpoint
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -3,11 +3,14 @@
 IPv4 addresses and names are registers signed by their owner and read from a majority; an IPv6 address carries the first 80 bits
 of its owner's ident, so the ring itself answers. What was found is kept for a while, what was not found for a shorter one. An owner
 that says it is none any more is believed in that, and the look-up is repeated until there is another one.
+
+Where no majority answers, the owner that was found last still counts, for as long as its lease was good: those who are cut off from the
+others go on with the addresses that they know.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
@@ -34,6 +37,8 @@ FOLLOWED = 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.15, 2.0
 """Seconds between these look-ups: twice as long each time."""
 FOLLOWED_AT_ONCE = 64
+SOON = 0.5
+"""Seconds that the registers are given to confirm an owner found earlier: a kernel that asks for a neighbour waits for one second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,8 @@ class Owner:
     ident: Ident
     name: str
     address: bytes
+    lasts: float = field(default=0.0, compare=False)
+    """Seconds for which the lease is good at least: half its time to live, at which it is renewed."""
 
 
 @dataclass(slots=True)
@@ -69,6 +76,8 @@ class Resolver:
         self._cache: dict[str, _Entry] = {}
         self._following: set[str] = set()
         self._asking: dict[str, Future[Owner | None]] = {}
+        self._relied: dict[str, tuple[float, Owner]] = {}
+        """The last owner found, and until when it counts while nobody says otherwise."""
         links.on_down.append(self._link_down)
 
     def resolve(self, target: str) -> Future[Owner | None]:
@@ -80,7 +89,13 @@ class Resolver:
         if asking is None:
             asking = self._asking[target] = spawn(self._ask(target))
             asking.then(lambda done: self._answered(target, done))
-        return asking
+        until, owner = self._relied.get(target, (0.0, None))
+        return asking if owner is None or until <= self._runtime.now else spawn(self._soon(asking, owner))
+
+    async def _soon(self, asking: Future[Owner | None], before: Owner) -> Owner | None:
+        """The answer, if there is one soon; else what it was before."""
+        await self._runtime.wait([asking], SOON)
+        return asking.result() if asking.done and asking.error is None else before
 
     def _answered(self, target: str, done: Future[Owner | None]) -> None:
         self._asking.pop(target, None)
@@ -88,9 +103,13 @@ class Resolver:
             owner, now = done.result(), self._runtime.now
             if len(self._cache) >= MOST:
                 self._cache.clear()
+                self._relied.clear()
             before = self._cache.get(target)
             last = owner.ident if owner else before.last if before else None
             self._cache[target] = _Entry(now, now + (KEEP_FOUND if owner else KEEP_MISSING), owner, last)
+            self._relied.pop(target, None)
+            if owner is not None and owner.lasts:
+                self._relied[target] = (now + owner.lasts, owner)
             self._note_move(before, owner)
 
     def _note_move(self, before: _Entry | None, owner: Owner | None) -> None:
@@ -126,6 +145,7 @@ class Resolver:
         entry = self._cache.get(target)
         if entry is None or entry.last != ident or (entry.owner is not None and entry.owner.ident != ident):
             return
+        self._relied.pop(target, None)
         if target not in self._following and len(self._following) < FOLLOWED_AT_ONCE:
             self._following.add(target)
             self._runtime.background(self._follow(target, ident)).then(lambda done: self._following.discard(target))
@@ -165,7 +185,7 @@ class Resolver:
             value = msgspec.msgpack.decode(record.value, type=LeaseValue)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        return Owner(record.owner, value.name, value.address) if value.address == address.packed else None
+        return Owner(record.owner, value.name, value.address, record.ttl / 2) if value.address == address.packed else None
 
     async def _by_name(self, name: str) -> Owner | None:
         key = name_key(self._network, name)
@@ -176,7 +196,7 @@ class Resolver:
             value = msgspec.msgpack.decode(record.value, type=NameValue)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        return Owner(record.owner, name, value.address)
+        return Owner(record.owner, name, value.address, record.ttl / 2)
 
     async def _by_ipv6(self, address: IPv6Address) -> Owner | None:
         if address not in self._network.prefix:

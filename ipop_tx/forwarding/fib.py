@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Network
 
 from ipop_tx.forwarding.offload import IP_AT
 from ipop_tx.forwarding.width import Width
-from ipop_tx.interfaces import ISealedChannel, ISession
+from ipop_tx.interfaces import ISealedChannel, ISession, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident, short
 from ipop_tx.wire.address import ipv6_of, mac_of
@@ -26,7 +26,7 @@ class Adjacency:
     """
 
     __slots__ = (
-        "_each", "_less", "_most", "addresses", "asked", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident",
+        "_each", "_less", "_most", "addresses", "asked", "carrier", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident",
         "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "reports", "rx_bytes",
         "rx_frames", "session", "stray", "told_at", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
@@ -45,6 +45,8 @@ class Adjacency:
         self.indexes: tuple[int, ...] = ()
         """Our receiver indexes that mean this peer."""
         self.endpoint: Endpoint | None = None
+        self.carrier: ITransport
+        """The transport that carries datagrams to `endpoint`; set together with it."""
         self.piece = BASE_MTU - HEADER_BYTES
         """Bytes of a record that one datagram to `endpoint` carries."""
         self.hop: Adjacency | None = None
@@ -105,6 +107,11 @@ class Fib:
         self.by_ident: dict[Ident, Adjacency] = {}
         self.by_mac: dict[bytes, Adjacency] = {}
         self.by_index: dict[int, tuple[ISession, ISealedChannel, Adjacency]] = {}
+        self._carrier: Callable[[Endpoint], ITransport] | None = None
+
+    def carry_by(self, carrier: Callable[[Endpoint], ITransport]) -> None:
+        """From now on ask `carrier` which transport carries to an endpoint: once for each path, never for a datagram."""
+        self._carrier = carrier
 
     def update(
         self,
@@ -135,6 +142,8 @@ class Fib:
         relay = self.by_ident.get(hop) if hop is not None and endpoint is None else None
         if (adjacency.endpoint, adjacency.hop) != (endpoint, relay):
             adjacency.endpoint, adjacency.hop, adjacency.stray = endpoint, relay, None
+            if endpoint is not None and self._carrier is not None:
+                adjacency.carrier = self._carrier(endpoint)
             self._path_changed(adjacency)
         elif (before is None and adjacency.channel is not None) or (relay is not None and adjacency.relay_header != relay_header):
             self._path_changed(adjacency)

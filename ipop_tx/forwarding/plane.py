@@ -30,7 +30,7 @@ from ipop_tx.forwarding.relaying import Relaying
 from ipop_tx.forwarding.sealing import Sealing
 from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.forwarding.waiting import Room, Waiting
-from ipop_tx.interfaces import IDatagramReceiver, IForwardingControl, IFramePort, IFrameReceiver, ITransport
+from ipop_tx.interfaces import IDatagramReceiver, IForwardingControl, IFramePort, IFrameReceiver, ITransport, ITransports
 from ipop_tx.log import Logger
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.address import ipv6_of, mac_of
@@ -116,6 +116,7 @@ class ForwardingPlane:
         # Build everything ...
         self.delivery = Delivery(port, fib.mac, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
         sealing = Sealing(transport)
+        fib.carry_by(transport.carrier if ITransports.providedBy(transport) else lambda endpoint: transport)
         self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
         self.inbound = Inbound(
@@ -165,6 +166,10 @@ class ForwardingPlane:
         if not self.outbound.held:
             self.outbound.frames_waiting()
         self._control_plane.burst_ended()
+
+    def path_lost(self, endpoint: Endpoint) -> None:
+        """A connection of the transport has ended: the control plane decides what follows."""
+        self._control_plane.path_lost(endpoint)
 
     def datagram_received(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """A datagram that did not come in a run."""

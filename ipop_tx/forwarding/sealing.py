@@ -83,10 +83,10 @@ class Sealing:
         channel.encrypt(self._nonce, plain, None, self._sealed[:size])
         plan = self._pieces.get(piece) or self._plan(piece)
         if pieces > plan.most:
-            return self._long_record(endpoint, plan, piece, size)
-        return self._transport.write_run(endpoint, plan.buffers, piece + HEADER_BYTES, size + HEADER_BYTES * pieces)
+            return self._long_record(peer.carrier, endpoint, plan, piece, size)
+        return peer.carrier.write_run(endpoint, plan.buffers, piece + HEADER_BYTES, size + HEADER_BYTES * pieces)
 
-    def _long_record(self, endpoint: Endpoint, plan: Pieces, piece: int, size: int) -> bool:
+    def _long_record(self, carrier: ITransport, endpoint: Endpoint, plan: Pieces, piece: int, size: int) -> bool:
         """A record for which one send is not enough: a relayed one that meets a narrower path on its way."""
         going, pieces = True, -(-size // piece)
         for first in range(0, pieces, plan.most):
@@ -94,7 +94,7 @@ class Sealing:
             for place in range(first, min(first + plan.most, pieces)):
                 buffers.append(self._heads[place * HEADER_BYTES :][:HEADER_BYTES])
                 buffers.append(self._sealed[place * piece : min((place + 1) * piece, size)])
-            going = self._transport.write_run(endpoint, buffers, piece + HEADER_BYTES, sum(map(len, buffers))) and going
+            going = carrier.write_run(endpoint, buffers, piece + HEADER_BYTES, sum(map(len, buffers))) and going
         return going
 
     def _plan(self, piece: int) -> Pieces:
@@ -132,7 +132,7 @@ class Sealing:
                 total = begin + HEADER_BYTES + len(into)
                 if first == count:
                     break
-            going = self._transport.write_run(endpoint, self._flat, plan.datagram, total) and going
+            going = peer.carrier.write_run(endpoint, self._flat, plan.datagram, total) and going
         return going
 
     def _narrow_plan(self, at: int, size: int) -> Narrow:

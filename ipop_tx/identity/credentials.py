@@ -54,6 +54,11 @@ class Credentials:
             mend = refusal.mend or "put back copies of the key and the chain, or join the network anew"
             raise StateError(f"{path} is not good: {refusal.sentence}", mend) from refusal
 
+    @property
+    def fingerprint(self) -> bytes:
+        """Of the network's root."""
+        return certs.fingerprint(self.root)
+
     def signer(self) -> RecordSigner:
         """Signs this node's records."""
         proof = credential(self.chain) if self.facts.address else b""
@@ -74,7 +79,7 @@ class GuestCredentials:
 
     def __init__(self, private_key: PrivateKey, fingerprint: bytes, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self.private_key = private_key
         self.chain = [guest_certificate(private_key, wall())]
         self.peer: Peer = verify_guest(self.chain[0], wall())
@@ -82,7 +87,7 @@ class GuestCredentials:
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """The member who has shown `chain` under the root that the invitation names. Raises `PeerRefused`."""
-        if certs.fingerprint(chain[-1]) != self._fingerprint:
+        if certs.fingerprint(chain[-1]) != self.fingerprint:
             sentence = "the peer's certificate is not under the authority that the invitation names"
             raise PeerRefused(sentence, "make sure who gave you the invitation")
         certs.network_of(chain[-1])

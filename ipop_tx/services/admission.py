@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.dht import key_of
+from ipop_tx.core.link import detour
 from ipop_tx.core.rpc import failure_of
 from ipop_tx.errors import Conflict, InvitationRefused, IpopError, LocalMisuse, Unreachable
 from ipop_tx.identity.authority import Admitter, checked_name, requested_key
@@ -83,9 +84,11 @@ class AdmissionService(Service):
         return self._admitter
 
     def _bootstrap(self) -> list[Endpoint]:
-        """Where a newcomer finds members: ourselves, then those to whom we have a direct path."""
-        links = [link.active for link in self._protocol.node.links if isinstance(link.active, Endpoint)]
-        return list(dict.fromkeys([*self._endpoints()[:2], *links]))
+        """Where a newcomer finds members: ourselves, somebody who is reached without UDP, then those to whom we have a direct path."""
+        node, ours = self._protocol.node, self._endpoints()
+        links = [link.active for link in node.links if isinstance(link.active, Endpoint) and not link.active.inward]
+        theirs = [endpoint for link in node.links for endpoint in node.makeshifts(link.ident)]
+        return list(dict.fromkeys([*ours[:2], *[*filter(detour, ours), *theirs][:1], *links]))
 
     def _invitation_key(self, public: bytes) -> bytes:
         return key_of("invitation", self._network.ident, public)

@@ -93,6 +93,10 @@ class ChordProtocol(DatagramProtocol):
     def drained(self) -> None:
         """The control plane does not wait for the transport: it repeats what was lost."""
 
+    def path_lost(self, endpoint: Endpoint) -> None:
+        """A transport's connection has ended."""
+        self.submit(c.PathLost(endpoint))
+
     def unsealed(self, endpoint: Endpoint, session: ISession, kind: int, payload: bytes) -> None:
         """What the forwarding plane unsealed and did not deliver itself. `burst_ended` follows."""
         self._in_burst = True

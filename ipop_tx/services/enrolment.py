@@ -7,10 +7,8 @@ authority that the invitation names, and asks for a certificate. Its own key nev
 from __future__ import annotations
 
 import secrets
-import select
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,8 @@ from ipop_tx.identity.keys import ensure_key
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.interfaces import ISession
 from ipop_tx.session.dtls import DtlsSessionFactory
-from ipop_tx.values import Endpoint
+from ipop_tx.transport.lines import Line, TlsLine, UdpLine
+from ipop_tx.values import Endpoint, Proxy
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL
 
@@ -48,8 +47,8 @@ class Joined:
     """Endpoints of members, as text."""
 
 
-def join(invitation_text: str, state_dir: Path, name: str | None) -> Joined:
-    """Become a member by an invitation; keys and certificates go into `state_dir`.
+def join(invitation_text: str, state_dir: Path, name: str | None, proxy_of: Callable[[str], Proxy | None] = lambda host: None) -> Joined:
+    """Become a member by an invitation; keys and certificates go into `state_dir`. `proxy_of` says by which proxy a host is reached by TCP.
 
     Raises `InvitationRefused`, `Unreachable` when no member of the invitation answers, `StateError`, `LocalMisuse` for a bad name.
     """
@@ -62,7 +61,7 @@ def join(invitation_text: str, state_dir: Path, name: str | None) -> Joined:
     node_key = ensure_key(state, files.NODE_KEY)
     guest = GuestCredentials(invitation.key, invitation.fingerprint)
     answer, appointed = None, False
-    with closing(_Conversation.open(invitation, guest)) as conversation:
+    with closing(_Conversation.open(invitation, guest, proxy_of)) as conversation:
         for appointed in (False, True):
             admission_key = ensure_key(state, files.ADMISSION_KEY) if appointed else None
             enrolment = build_enrol(invitation, node_key, admission_key, checked)
@@ -83,24 +82,25 @@ def join(invitation_text: str, state_dir: Path, name: str | None) -> Joined:
 
 
 class _Conversation:
-    """One session with a member, over a socket of its own."""
+    """One session with a member, over a line of its own."""
 
-    def __init__(self, endpoint: Endpoint, factory: DtlsSessionFactory) -> None:
-        family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        self._socket.connect((endpoint.host, endpoint.port))
+    def __init__(self, line: Line, factory: DtlsSessionFactory) -> None:
+        self._line = line
         self._session: ISession = factory.initiate(time.monotonic())
         self._runtime = Runtime(secrets.SystemRandom())
         self._reassembly = Reassembly(self._runtime)
 
     @classmethod
-    def open(cls, invitation: Invitation, guest: GuestCredentials) -> _Conversation:
+    def open(cls, invitation: Invitation, guest: GuestCredentials, proxy_of: Callable[[str], Proxy | None]) -> _Conversation:
         """A session with the first member of the invitation that answers."""
         refusal: IpopError | None = None
-        for endpoint in invitation.endpoints:
+        for endpoint in sorted(invitation.endpoints, key=lambda endpoint: endpoint.scheme != "udp"):
             try:
-                conversation = cls(endpoint, DtlsSessionFactory(guest))
+                conversation = cls(_line_to(endpoint, guest, proxy_of), DtlsSessionFactory(guest))
             except OSError:
+                continue
+            except IpopError as error:
+                refusal = error if not isinstance(error, Unreachable) else refusal
                 continue
             try:
                 conversation._handshake()
@@ -109,13 +109,13 @@ class _Conversation:
                 conversation.close()
                 refusal = error if not isinstance(error, Unreachable) else refusal
         named = ", ".join(map(str, invitation.endpoints)) or "no endpoint at all"
-        raise refusal or Unreachable(f"no member answers at {named}", "check that one of them runs and that UDP passes")
+        raise refusal or Unreachable(f"no member answers at {named}", "check that one of them runs and that UDP or TLS passes")
 
     def close(self) -> None:
         """Say goodbye, so that the member has room for the next guest at once, and free the socket."""
         if self._session.established:
             self._send(self._session.protect(CONTROL, m.encode(m.Close("the guest has asked"))))
-        self._socket.close()
+        self._line.close()
 
     def _handshake(self) -> None:
         deadline = time.monotonic() + HANDSHAKE_SECONDS
@@ -163,15 +163,16 @@ class _Conversation:
         return message
 
     def _send(self, datagram: bytes) -> None:
-        try:
-            self._socket.send(datagram)
-        except OSError:
-            return  # as on the wire: what is lost is sent again
+        self._line.send(datagram)
 
     def _receive(self, seconds: float) -> Iterator[bytes]:
-        ready, _, _ = select.select([self._socket], [], [], max(0.0, seconds))
-        if ready:
-            try:
-                yield self._socket.recv(65536)
-            except OSError:
-                time.sleep(min(0.1, max(0.0, seconds)))  # nobody listens there (yet)
+        return self._line.receive(seconds)
+
+
+def _line_to(endpoint: Endpoint, guest: GuestCredentials, proxy_of: Callable[[str], Proxy | None]) -> Line:
+    """Raises `OSError`, `IpopError`."""
+    if endpoint.scheme == "udp":
+        return UdpLine(endpoint)
+    if endpoint.scheme == "tls":
+        return TlsLine(endpoint, guest, proxy_of(endpoint.host), HANDSHAKE_SECONDS)
+    raise Unreachable(f"{endpoint} is not reached from a command line")

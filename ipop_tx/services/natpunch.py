@@ -27,8 +27,17 @@ class NATPunchService(Service):
     _log = Logger()
     name = "natpunch"
 
-    def __init__(self, reactor: Any, protocol: ChordProtocol, transport: ITransport, advertise: tuple[Endpoint, ...]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        protocol: ChordProtocol,
+        transport: ITransport,
+        advertise: tuple[Endpoint, ...],
+        carries: tuple[tuple[str, int], ...] = (("udp", 0),),
+    ) -> None:
+        """`carries`: see `Transports.carries`."""
         self._protocol = protocol
+        self._carries = carries
         self._transport = transport
         self._advertise = advertise
         self._told: tuple[Endpoint, ...] | None = None
@@ -54,7 +63,7 @@ class NATPunchService(Service):
         if endpoints != self._told:
             self._told = endpoints
             self._log.info("endpoints_changed endpoints={endpoints}", endpoints=" ".join(map(str, endpoints)))
-            self._protocol.submit(c.Reachable(endpoints))
+            self._protocol.submit(c.Reachable(endpoints, carries=self._carries))
 
     def _is_inner(self, endpoint: Endpoint) -> bool:
         """Whether it is reached through the network itself: a bridge has our overlay address beside others."""

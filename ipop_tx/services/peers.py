@@ -18,6 +18,8 @@ from ipop_tx.values import Endpoint
 SAVE_EVERY = 10.0
 SAVE_AFTER = 0.3
 MOST = 32
+MAKESHIFTS = 8
+"""So many of them for the day on which UDP does not pass any more."""
 
 
 class PeerCache(Service):
@@ -75,9 +77,11 @@ class PeerCache(Service):
 
     def save(self) -> None:
         """Write the endpoints down if they have changed; those that are linked now come first, older ones are kept behind them."""
-        linked = [str(link.active) for link in self._protocol.node.links if isinstance(link.active, Endpoint)]
-        fresh = list(dict.fromkeys([*sorted(linked), *self._saved]))[:MOST]
-        if fresh == self._saved or not linked:
+        node = self._protocol.node
+        linked = [str(link.active) for link in node.links if isinstance(link.active, Endpoint) and not link.active.inward]
+        makeshifts = sorted({str(endpoint) for link in node.links for endpoint in node.makeshifts(link.ident)})[:MAKESHIFTS]
+        fresh = list(dict.fromkeys([*sorted(linked), *makeshifts, *self._saved]))[:MOST]
+        if fresh == self._saved or not (linked or makeshifts):
             return
         try:
             self._state.write_json(files.PEERS, {"endpoints": fresh})

@@ -1,9 +1,10 @@
 """A small loop inside the reactor's: descriptors with much traffic, served many times for each turn of the reactor.
 
 A turn of a Twisted reactor costs about as much as carrying 64 kB through this daemon, and several times that when it has slept. So
-the TAP and the UDP socket are registered with an epoll of their own, and only that with the reactor. Once the reactor finds it ready,
-the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else to do: that it sees by having
-the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep the reactor for `LONGEST` at most.
+the TAP, the UDP socket and TLS connections are registered with an epoll of their own, and only that with the reactor. Once the
+reactor finds it ready, the pump serves its descriptors and waits for more, until a timer is due or the reactor has something else
+to do: that it sees by having the reactor's own epoll beside its descriptors in a second one. Descriptors that are always ready keep
+the reactor for `LONGEST` at most.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ LINGER = 0.001
 
 @implementer(IReadDescriptor)
 class Pump:
-    """To its descriptors it is a reactor: it has `addReader`, `removeReader`, `addWriter`, `removeWriter` and `callLater`."""
+    """To its descriptors, Twisted's TCP ones among them, it is a reactor: it has what these ask of one, and no more."""
 
     _log = Logger()
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self.callLater = reactor.callLater
+        self.seconds = reactor.seconds
         self._epoll: select.epoll | None = None
         self._all: select.epoll | None = None
         """Our descriptors and the reactor's epoll."""
@@ -46,6 +48,10 @@ class Pump:
         """Call `reader.doRead` when it is readable."""
         self._readers[reader.fileno()] = reader
         self._update(reader.fileno())
+
+    def resolve(self, name: str, *patience: float) -> Any:
+        """The address of a host, in a Deferred."""
+        return self._reactor.resolve(name, *patience)
 
     def addWriter(self, writer: Any) -> None:
         """Call `writer.doWrite` when it is writable."""
@@ -61,6 +67,11 @@ class Pump:
         self._remove(self._writers, writer)
 
     def _remove(self, table: dict[int, Any], descriptor: Any) -> None:
+        number = descriptor.fileno()
+        if table.get(number) is descriptor:
+            del table[number]
+            self._update(number)
+            return
         for number in [number for number, known in table.items() if known is descriptor]:
             del table[number]
             self._update(number)
@@ -70,10 +81,7 @@ class Pump:
         if self._epoll is None:
             self._begin()
         for epoll in self._epolls():
-            with suppress(OSError):  # when it was not registered, or is closed
-                epoll.unregister(number)
-            if wanted:
-                epoll.register(number, wanted)
+            _watch(epoll, number, wanted)
         if not self._readers and not self._writers:
             self.stop()
 
@@ -138,9 +146,14 @@ class Pump:
         reader, writer = self._readers.get(number), self._writers.get(number)
         try:
             if writer is not None and events & ~select.EPOLLIN:
-                writer.doWrite()
-            if reader is not None and events & ~select.EPOLLOUT:
-                reader.doRead()
+                end = writer.doWrite()
+                if end is not None:
+                    self._lost(writer, end)
+                    return
+            if reader is not None and events & ~select.EPOLLOUT and number in self._readers:
+                end = reader.doRead()
+                if end is not None:
+                    self._lost(reader, end)
         except Exception:  # noqa: BLE001 - as a reactor would: the descriptor is given up, the process is not
             self._log.failure("descriptor_failed fd={fd}", fd=number)
             for descriptor in (reader, writer):
@@ -148,6 +161,12 @@ class Pump:
                     self.removeReader(descriptor)
                     self.removeWriter(descriptor)
                     descriptor.connectionLost(Failure())
+
+    def _lost(self, descriptor: Any, end: Any) -> None:
+        """A descriptor says that it has ended, as Twisted's own do for a connection."""
+        self.removeReader(descriptor)
+        self.removeWriter(descriptor)
+        descriptor.connectionLost(Failure(end))
 
     def fileno(self) -> int:
         """The epoll itself, which is readable when one of its descriptors is ready."""
@@ -162,3 +181,15 @@ class Pump:
         for descriptor in [*self._readers.values(), *self._writers.values()]:
             descriptor.connectionLost(reason)
         self.stop()
+
+
+def _watch(epoll: select.epoll, number: int, wanted: int) -> None:
+    """Have an epoll tell of these events of a descriptor, which it may know already, or of none."""
+    if not wanted:
+        with suppress(OSError):  # it was not registered, or is closed
+            epoll.unregister(number)
+        return
+    try:
+        epoll.modify(number, wanted)
+    except OSError:
+        epoll.register(number, wanted)

@@ -16,6 +16,7 @@ from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.guests import GuestService
 from ipop_tx.services.tap import TapService
+from ipop_tx.transport.several import Transports
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.address import ipv6_of
@@ -34,7 +35,8 @@ class Status:
         protocol: ChordProtocol,
         plane: ForwardingPlane,
         tap: TapService | None,
-        transport: UdpTransport,
+        udp: UdpTransport,
+        transports: Transports,
         guests: GuestService | None,
     ) -> None:
         self._protocol = protocol
@@ -42,7 +44,8 @@ class Status:
         self._plane = plane
         self._fib = plane.fib
         self._tap = tap
-        self._transport = transport
+        self._udp = udp
+        self._transports = transports
         self._guests = guests
         self._since = protocol.clock()
 
@@ -54,8 +57,12 @@ class Status:
             "peers": [self._peer(link) for link in links],
             "guests": self._guests.status() if self._guests else [],
             "health": self.health(),
-            "counters": {**self._node.runtime.counters, **self._plane.counters(), "replica_commits": self._protocol.commits},
+            "counters": self._counters(),
         }
+
+    def _counters(self) -> dict[str, int]:
+        of_node, of_plane, of_transports = self._node.runtime.counters, self._plane.counters(), self._transports.counts()
+        return {**of_node, **of_plane, **of_transports, "replica_commits": self._protocol.commits}
 
     def _self(self) -> dict[str, Any]:
         node = self._node
@@ -71,7 +78,7 @@ class Status:
             "endpoints": [str(endpoint) for endpoint in node.paths.facts.candidates()],
             "tap": self._tap.name if self._tap else None,
             "mtu": self._tap.mtu if self._tap else None,
-            "offloads": {"tap": list(self._tap.offloads) if self._tap else [], "udp": list(self._transport.offloads)},
+            "offloads": {"tap": list(self._tap.offloads) if self._tap else [], "udp": list(self._udp.offloads)},
             "admits": node.peer.admits,
             "ring": self._ring(),
             "dht": self._dht(),
@@ -104,6 +111,7 @@ class Status:
             "address": self._address_of(link.ident, hello.address if hello else b""),
             "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),
             "path": self.path_of(link),
+            "why": self.why(link),
             "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
             "mtu": adjacency.piece + HEADER_BYTES if adjacency and adjacency.endpoint else None,
             "width": adjacency.width.pieces if adjacency else None,
@@ -120,7 +128,7 @@ class Status:
         return _text(said or min(verified, default=b""))
 
     def path_of(self, link: Link | None) -> str:
-        """`direct udp:...`, `relay via NAME` or `idle`."""
+        """`direct udp:...`, `direct tls:...`, `relay via NAME` or `idle`."""
         if link is None:
             return "idle"
         if isinstance(link.active, Endpoint):
@@ -128,6 +136,12 @@ class Status:
         assert isinstance(link.active, Route)
         first = link.first_hop or next(iter(link.active.via), None)
         return f"relay via {self.name_of(first)}" if first else "relay"
+
+    def why(self, link: Link) -> str | None:
+        """Why a path is not the best kind; None when it is, or when nothing is known."""
+        if isinstance(link.active, Endpoint) and not link.settled:
+            return "UDP unanswered" if link.ident in self._node.paths.makeshifts.unanswered else "UDP not tried yet"
+        return None
 
     def name_of(self, ident: Ident) -> str:
         """The name of a linked node or of this one, else the beginning of its ident."""
@@ -153,7 +167,7 @@ class Status:
             sentences.extend(self._tap.health())
         if self._guests is not None:
             sentences.extend(self._guests.health())
-        sentences.extend(self._transport.health())
+        sentences.extend(self._transports.health())
         left = node.peer.not_after - time.time()
         if left < EXPIRY_WARNING:
             sentences.append(f"this node's certificate ends in {max(0, int(left // 86400))} days: join anew before it does")

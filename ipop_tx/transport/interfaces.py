@@ -46,6 +46,21 @@ def interface_addresses() -> list[InterfaceAddress]:
     return found
 
 
+def own_hosts(ipv6: bool, ignore: Container[str] = ()) -> list[str]:
+    """The addresses, written out, under which others may reach this machine; those that the internet can reach first.
+
+    Without `ipv6` only IPv4. Interfaces whose names are in `ignore` do not count, nor do loopback and link-local addresses.
+    """
+    versions = (4, 6) if ipv6 else (4,)
+    addresses = [
+        one.ip
+        for name, one in interface_addresses()
+        if name not in ignore and one.version in versions and not one.is_loopback and not (one.version == 6 and one.is_link_local)
+    ]
+    addresses.sort(key=lambda one: (not one.is_global, one.version))
+    return list(dict.fromkeys(map(str, addresses)))
+
+
 def largest_mtu(ignore: Container[str] = ()) -> int:
     """The largest MTU of the interfaces that are up and lead out; Ethernet's if there are none.
 

@@ -58,6 +58,7 @@ class MemoryTransport:
     """One endpoint of a `MemoryNet`."""
 
     scheme = "mem"
+    datagram_bytes = 0
 
     def __init__(self, net: MemoryNet, host: str, port: int) -> None:
         self._net = net

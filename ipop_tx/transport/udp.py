@@ -16,7 +16,7 @@ from zope.interface import implementer
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.interfaces import IDatagramReceiver, ITransport
 from ipop_tx.log import Logger
-from ipop_tx.transport.interfaces import interface_addresses
+from ipop_tx.transport.interfaces import own_hosts
 from ipop_tx.transport.native import Incoming, Layout, Outgoing, native_address, python_address, segment_ancillary
 from ipop_tx.transport.runs import LEAST_SIZE, MOST_SIZES, USUAL_SIZE, Scatter
 from ipop_tx.transport.udp_socket import bound_socket, offloads_of, problem_of, version_of
@@ -62,6 +62,7 @@ class UdpTransport:
     """
 
     scheme = "udp"
+    datagram_bytes = 0  # `core.mtu` finds it out for each path
     _log = Logger()
 
     def __init__(self, reactor: Any, host: str, port: int, ignore: Iterable[str] = ()) -> None:
@@ -322,14 +323,7 @@ class UdpTransport:
         bound = ip_address(self._socket.getsockname()[0])
         if not bound.is_unspecified:
             return [Endpoint(self.scheme, str(bound), self.port)]
-        versions = (4, 6) if bound.version == 6 else (4,)
-        addresses = [
-            one.ip
-            for name, one in interface_addresses()
-            if name not in self.ignore and one.version in versions and not one.is_loopback and not (one.version == 6 and one.is_link_local)
-        ]
-        addresses.sort(key=lambda one: (not one.is_global, one.version))
-        return [Endpoint(self.scheme, str(address), self.port) for address in dict.fromkeys(addresses)]
+        return [Endpoint(self.scheme, host, self.port) for host in own_hosts(bound.version == 6, self.ignore)]
 
     def fileno(self) -> int:
         """The socket, -1 when it is closed."""
