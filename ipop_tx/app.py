@@ -31,10 +31,13 @@ from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.services.guests import GuestService
+from ipop_tx.services.natcheck import NATCheckService
 from ipop_tx.services.natpunch import NATPunchService
+from ipop_tx.services.netcheck import netcheck
 from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
+from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
@@ -51,6 +54,7 @@ from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.address import ipv6_of
+from ipop_tx.wire.portmap import NONCE_BYTES
 
 INVITATION_SECONDS = 3600.0
 
@@ -103,6 +107,10 @@ class Node(MultiService):
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise, transport.carries())
+        self.natcheck = NATCheckService(reactor, self.protocol, udp)
+        nonce = credentials.derive(b"port mapping")[:NONCE_BYTES]
+        portmap = PortMapService(reactor, udp, [config.tap.name], self.puncher.mapped, nonce, network.pool)
+        self.portmap = portmap if config.nat.port_mapping else None
         self.dht = DHTService(self.protocol)
         lease = config.lease
         self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
@@ -124,7 +132,7 @@ class Node(MultiService):
         if self.tap is not None:
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
-        carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher
+        carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.natcheck, self.portmap
         for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, trim):
             if service is not None:
                 service.setServiceParent(self)
@@ -183,6 +191,7 @@ class Node(MultiService):
             "GET /status": lambda arguments: self.status(),
             "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
+            "POST /netcheck": lambda arguments: Deferred.fromCoroutine(netcheck(self.protocol, self.natcheck, self.portmap)),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),

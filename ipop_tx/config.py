@@ -113,6 +113,13 @@ class DhtSection(msgspec.Struct, frozen=True):
         return Quota(self.member_registers, self.member_megabytes << 20, self.megabytes << 20)
 
 
+class NatSection(msgspec.Struct, frozen=True):
+    """`[nat]`: the router before this node."""
+
+    port_mapping: bool = True
+    """Whether to ask it to lead our UDP port here: PCP, NAT-PMP, UPnP-IGD."""
+
+
 class ControlSection(msgspec.Struct, frozen=True):
     """`[control]`: how `ipop` talks to the daemon."""
 
@@ -141,6 +148,7 @@ class Config(msgspec.Struct, frozen=True):
     lease: LeaseSection = LeaseSection()
     dhcp: DhcpSection = DhcpSection()
     dht: DhtSection = DhtSection()
+    nat: NatSection = NatSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
@@ -156,6 +164,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "lease": LeaseSection,
     "dhcp": DhcpSection,
     "dht": DhtSection,
+    "nat": NatSection,
     "control": ControlSection,
     "log": LogSection,
     "network": NetworkSection,
@@ -327,6 +336,7 @@ _READERS: dict[str, _Reader] = {
     "dht.member_registers": _amount,
     "dht.member_megabytes": _amount,
     "dht.megabytes": _amount,
+    "nat.port_mapping": _flag,
     "control.socket": _socket_path,
     "log.level": _level,
     "network.name": _text,

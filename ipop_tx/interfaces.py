@@ -256,6 +256,9 @@ class INode(Interface):
     def receive_datagram(now: float, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
         """One datagram from a transport."""
 
+    def receive_aside(now: float, number: int, endpoint: Endpoint, datagram: bytes) -> None:
+        """One datagram by a socket that `ipop_tx.core.events.SideWanted` has asked for."""
+
     def submit(now: float, command: object) -> Any:
         """Ask for something: one of the commands of `ipop_tx.core.commands`. Gives a future of the core."""
 

@@ -17,9 +17,11 @@ from twisted.trial.unittest import TestCase
 from ipop_tx.cli.tables import print_status
 from ipop_tx.errors import LocalMisuse, Unreachable
 from ipop_tx.services.control import ControlService, Route
+from tests.test_netcheck import REPORT
 
 ROOT = Path(__file__).parent.parent
 
+WHY = "both behind address-and-port-dependent mappings"
 STATUS: dict[str, Any] = {
     "self": {
         "name": "office",
@@ -43,7 +45,15 @@ STATUS: dict[str, Any] = {
             "tx_bytes": 0,
             "rx_bytes": 999,
         },
-        {"name": "campus", "address": "10.128.1.2", "path": "relay via cloud", "rtt_ms": 1234.5, "tx_bytes": 27_400_000, "rx_bytes": 1500},
+        {
+            "name": "campus",
+            "address": "10.128.1.2",
+            "path": "relay via cloud",
+            "why": WHY,
+            "rtt_ms": 1234.5,
+            "tx_bytes": 27_400_000,
+            "rx_bytes": 1500,
+        },
         {"name": "home", "address": "10.128.1.3", "path": "idle", "rtt_ms": None, "tx_bytes": 10**13, "rx_bytes": 3_100_000_000},
         {"name": "n" * 63, "address": None, "path": "direct udp:[2001:db8:1:2:3:4:5:6]:45000", "rtt_ms": 0.4, "tx_bytes": 1, "rx_bytes": 2},
     ],
@@ -77,6 +87,7 @@ class Command(TestCase):
         return {
             "GET /status": lambda _: STATUS,
             "POST /ping": self.answer_ping,
+            "POST /netcheck": lambda _: REPORT,
             "POST /invite": lambda _: {"token": "ipop1-abc", "expires": 1_800_000_000},
             "POST /leave": lambda _: {},
             "POST /recover": self.answer_recover,
@@ -167,6 +178,7 @@ class Status(Command):
         self.assertEqual(rows["home"], ["10.128.1.3", "home", "idle", "-", "10T", "3.1G"])
         self.assertEqual(rows["box"], ["10.128.7.7", "box", "02:00:00:00:00:01", "bound", "29", "min", "59", "s"])
         self.assertIn("-           -     02:00:00:00:00:02  waiting", out)
+        self.assertIn(f"relayed: campus: {WHY}", lines)
         self.assertEqual(lines[-1], "warning: the lease could not be renewed: 2 of 5 replicas reached")
         self.assertLessEqual(max(map(len, lines)), 80)
         self.assertNotIn("\x1b", out)
@@ -200,6 +212,24 @@ class Status(Command):
         nowhere = {"IPOP_SOCKET": ""}
         self.assertEqual((await self.ipop("status", "--json", "--config", str(config), env=nowhere))[2], 0)
         self.assertEqual((await self.ipop("status", "--json", "--socket", str(self.path), env=nowhere))[2], 0)
+
+
+class Netcheck(Command):
+    """`ipop netcheck`."""
+
+    async def test_text(self) -> None:
+        out, err, status = await self.ipop("netcheck")
+        self.assertEqual((err, status), ("", 0))
+        self.assertIn("mapping       endpoint-independent, port changed\n", out)
+        self.assertLessEqual(max(map(len, out.splitlines())), 80)
+        self.assertTrue(out.endswith(f"\n\n{REPORT['verdict']}\n"))
+
+    async def test_json(self) -> None:
+        out, _, status = await self.ipop("netcheck", "--json")
+        self.assertEqual((json.loads(out), status), (REPORT, 0))
+
+    async def test_no_daemon(self) -> None:
+        self.assertIn("no daemon answers on", await self.fails("netcheck", socket=self.directory / "nothing"))
 
 
 class Ping(Command):

@@ -36,27 +36,27 @@ class TwoWayNet(SimulatedNet):
         own = (machine.endpoint, self.tls(machine)) if machine.number in self.listening else (machine.endpoint,)
         machine.submit(c.Reachable(own, carries=(("udp", 0), ("tls", DATAGRAM))))
 
-    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes) -> None:
-        other = self.receiver(endpoint, endpoint)
+    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes, port: int | None = None) -> None:
+        other = self.receiver(endpoint, endpoint)[0]
         if endpoint.carrier == "udp":
             if sender.number in self.blocked or (other is not None and other.number in self.blocked):
                 return
         elif other is not None:
             self.dialled.append((self.now, sender.number, other.number))
-        super().carry(sender, endpoint, datagram)
+        super().carry(sender, endpoint, datagram, port)
 
-    def source(self, sender: SimulatedNode, endpoint: Endpoint) -> Endpoint:
+    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
         if endpoint.scheme == "tls":
             return Endpoint("tls-in", sender.endpoint.host, 50000 + self.epoch.get(sender.number, 0))
-        return self.tls(sender) if endpoint.scheme == "tls-in" else sender.endpoint
+        return self.tls(sender) if endpoint.scheme == "tls-in" else super().source(sender, endpoint, port)
 
-    def receiver(self, source: Endpoint, endpoint: Endpoint) -> SimulatedNode | None:
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
         machine = next((one for one in self.machines.values() if one.endpoint.host == endpoint.host), None)
         if machine is None or endpoint.scheme == "udp":
-            return machine
+            return super().receiver(source, endpoint)
         if endpoint.scheme == "tls":
-            return machine if machine.number in self.listening else None
-        return machine if endpoint.port == 50000 + self.epoch.get(machine.number, 0) else None
+            return (machine if machine.number in self.listening else None), None
+        return (machine if endpoint.port == 50000 + self.epoch.get(machine.number, 0) else None), None
 
 
 def link_of(one: SimulatedNode, other: SimulatedNode) -> Link | None:
@@ -239,7 +239,7 @@ class OfferTests(MakeshiftCase):
         net.run(60)
         for machine in (self.relay, self.one, self.other):
             node = machine.running
-            known = [*node.paths.facts.candidates(), *node.paths.facts.seen.values(), *node.bootstrap.endpoints]
+            known = [*node.paths.facts.candidates(), *node.paths.facts.observed(), *node.bootstrap.endpoints]
             self.assertFalse([endpoint for endpoint in known if endpoint.inward])
         self.assertIsNone(self.one.running.paths.admissible("tls-in:192.0.2.9:50000"))
 

@@ -277,7 +277,7 @@ class PathChangeTests(MtuCase):
         one.submit(c.PathSeen(other.ident, stranger))
         separate(net, [(one, other)])
         self.becomes(net, lambda: not link_of(one, other).is_direct, 60, "the ring instead")
-        one.running.paths.try_candidates(link_of(one, other), [str(stranger)])
+        one.running.paths.offered(link_of(one, other), m.Offer((str(stranger),)))
         one.settle()
         net.run(5)
         self.assertGreater(len(sent), 3)

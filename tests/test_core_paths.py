@@ -224,7 +224,7 @@ class PathTests(PathCase):
 
         self.patch(self.sim, "carry", note)
         for candidates in (bad[:5], bad[5:], ("udp:203.0.113.8:9",)):
-            self.one.running.paths.try_candidates(link_of(self.one, self.other), candidates)
+            self.one.running.paths.offered(link_of(self.one, self.other), m.Offer(tuple(candidates)))
             self.one.settle()
             self.sim.run(5)
         self.assertEqual(set(sent) & set(bad) - {str(self.one.endpoint)}, set())
@@ -264,9 +264,9 @@ class PathTests(PathCase):
         """Peers tell a node how they see it; nobody offers more than a few endpoints."""
         self.sim.run(30)
         facts = self.one.running.paths.facts
-        self.assertEqual(set(facts.seen.values()), {self.one.endpoint})
+        self.assertEqual(set(facts.observed()), {self.one.endpoint})
         facts.local = [Endpoint("udp", f"192.0.2.{number}", 1) for number in range(20)]
-        self.assertEqual(len(self.one.running.paths.offer()), 8)
+        self.assertEqual(len(self.one.running.paths.offer().candidates), 8)
 
     def test_ping(self) -> None:
         """A ping takes as long as the way there and back."""

@@ -78,6 +78,18 @@ class PlaneTestCase(SynchronousTestCase):
 class InterfaceTests(PlaneTestCase):
     """What is promised to others."""
 
+    def test_the_control_plane_hears_of_the_end(self) -> None:
+        """Of each burst, also of one in which something goes wrong: its answers wait for that."""
+        self.plane.burst_ended()
+        self.assertEqual(self.elsewhere.bursts, 1)
+
+        def failing() -> None:
+            raise ValueError("on purpose")
+
+        self.patch(self.plane.outbound, "frames_waiting", failing)
+        self.assertRaises(ValueError, self.plane.burst_ended)
+        self.assertEqual(self.elsewhere.bursts, 2)
+
     def test_interfaces(self) -> None:
         verifyObject(IFrameReceiver, self.plane)
         verifyObject(IForwardingControl, self.control)

@@ -267,6 +267,14 @@ class OfflineSigningTests(FoundedCase):
 class CredentialsTests(FoundedCase):
     """Loading, and what is said of files that do not fit."""
 
+    def test_derived(self) -> None:
+        """Secrets of a node: the same each time, others for other purposes and other nodes."""
+        mine = Credentials.load(self.state, clock)
+        self.assertEqual(mine.derive(b"one"), Credentials.load(self.state, clock).derive(b"one"))
+        others = {mine.derive(b"one"), mine.derive(b"two"), self.other_network()[1].derive(b"one")}
+        self.assertEqual({len(secret) for secret in others}, {32})
+        self.assertEqual(len(others), 3)
+
     def test_loading_refusals(self) -> None:
         late = WALL + 2 * certs.MEMBER_LIFETIME
         words = ("node.crt is not good: this node's certificate ended", "admitted anew")

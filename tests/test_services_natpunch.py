@@ -28,4 +28,4 @@ class ReachableTests(SynchronousTestCase):
         service = NATPunchService(Clock(), protocol, transport, ())
         service.look()
         service.look()
-        self.assertEqual(told, [c.Reachable((own, onion))])
+        self.assertEqual(told, [c.Reachable((own, onion), carries=(("udp", 0),))])

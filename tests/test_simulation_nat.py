@@ -45,10 +45,10 @@ class NatTests(TestCase):
         """Who may answer depends on whom one has sent to."""
         for filtering, admitted in ((NOTHING, [True, True, True]), (ADDRESS, [True, True, False]), (ENDPOINT, [True, False, False])):
             nat = Nat("198.51.100.1", NOTHING, filtering)
-            self.assertFalse(nat.admits(ONE, 20001))
+            self.assertIsNone(nat.admits(ONE, 20001))
             port = nat.outward(ONE).port
-            self.assertEqual([nat.admits(remote, port) for remote in (ONE, OTHER_PORT, OTHER)], admitted)
-            self.assertFalse(nat.admits(ONE, port + 1))
+            self.assertEqual([nat.admits(remote, port) is not None for remote in (ONE, OTHER_PORT, OTHER)], admitted)
+            self.assertIsNone(nat.admits(ONE, port + 1))
 
 
 class PunchTests(NetCase):
@@ -105,4 +105,4 @@ class PunchTests(NetCase):
     def test_observed(self) -> None:
         """A node behind a NAT learns how others see it and offers that."""
         first = self.pair(1, KINDS["port-restricted"], KINDS["port-restricted"])[1]
-        self.assertIn("udp:198.51.100.1:20001", first.running.paths.offer())
+        self.assertIn("udp:198.51.100.1:20001", first.running.paths.offer().candidates)

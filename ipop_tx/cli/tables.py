@@ -21,6 +21,7 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
     if peers:
         console.print()
         console.print(_peers(peers, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
+        _print_reasons(console, peers)
     else:
         console.print("no peers yet")
     guests = status.get("guests", [])
@@ -58,7 +59,7 @@ def _peers(peers: list[Mapping[str, Any]], name_width: int) -> Table:
         table.add_row(
             Text(str(peer.get("address") or "-")),
             Text(str(peer.get("name", "-"))),
-            Text(bare(path) + (f" ({peer['why']})" if peer.get("why") else ""), style=style),
+            Text(bare(path) + (f" ({peer['why']})" if peer.get("why") and path.startswith("direct") else ""), style=style),
             "-" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.1f}ms",
             size(peer.get("tx_bytes", 0)),
             size(peer.get("rx_bytes", 0)),
@@ -79,6 +80,16 @@ def _guests(guests: list[Mapping[str, Any]], name_width: int) -> Table:
         state = Text(str(guest.get("state", "")), style="green" if bound else "yellow")
         table.add_row(Text(str(guest.get("address") or "-")), Text(str(guest.get("name") or "-")), Text(str(guest["mac"])), state, left)
     return table
+
+
+def _print_reasons(console: Console, peers: list[Mapping[str, Any]]) -> None:
+    """Why there is no direct path, once for all peers with the same reason."""
+    names: dict[str, list[str]] = {}
+    for peer in peers:
+        if peer.get("why") and not str(peer.get("path", "")).startswith("direct"):
+            names.setdefault(str(peer["why"]), []).append(str(peer.get("name") or "-"))
+    for why, whom in names.items():
+        console.print(Text(f"relayed: {', '.join(whom)}: {why}", style="dim"))
 
 
 def bare(path: str) -> str:

@@ -20,11 +20,13 @@ class Start:
 class Reachable:
     """These are the endpoints under which this machine itself knows that it can be reached. Future of None.
 
+    `endpoints` are those of its interfaces, `mapped` those that a router leads here, because it was told so by hand or by protocol.
     `carries` names the schemes of its transports and the largest datagram of each, 0 where that depends on the path; without it, the
     schemes are those of the endpoints.
     """
 
     endpoints: tuple[Endpoint, ...]
+    mapped: tuple[Endpoint, ...] = ()
     carries: tuple[tuple[str, int], ...] = ()
 
 
@@ -187,6 +189,16 @@ class Punch:
     """Try now for a direct path to a linked member. Future of None."""
 
     ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
+class CheckNat:
+    """Find out with the help of other members what our NAT does. Future of `NatFacts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnLifetime:
+    """Find out with the help of another member for how long our NAT keeps an idle mapping, within some minutes. Future of `Lifetime`."""
 
 
 @dataclass(frozen=True, slots=True)

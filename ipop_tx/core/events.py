@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ipop_tx.values import Ident
+from ipop_tx.values import Endpoint, Ident
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,35 @@ class LookupDisagreed:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """Peers see us at other endpoints than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideWanted:
+    """Open a UDP socket on a port of its own and call it `number`: settle `port` (a core future) with its port, or fail it."""
+
+    number: int
+    port: Any
+
+
+@dataclass(frozen=True, slots=True)
+class SideSend:
+    """Send a datagram by one of those sockets."""
+
+    number: int
+    endpoint: Endpoint
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SideDone:
+    """Close one of those sockets, if it was opened."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class NatChecked:
+    """A check of our NAT has ended (`Node.nat.check.facts`), or more is known of how long its mappings live (`Node.nat.life.lifetime`)."""
 
 
 @dataclass(frozen=True, slots=True)

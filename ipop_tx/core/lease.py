@@ -31,8 +31,10 @@ T = TypeVar("T")
 
 TRIES = 200
 """Candidates tried before the pool counts as full."""
-WIDEST = 32
-"""Candidates looked at in parallel: one at first, then twice as many each time, so that an almost full pool is soon searched."""
+SWEPT = 4096
+"""Pools of up to so many addresses are searched to the last one; in larger ones, as many tries find a free one unless almost none is."""
+WIDEST = 64
+"""Candidates looked at in parallel: one at first, then four times as many each time, so that an almost full pool is soon searched."""
 REMEMBERED = 30 * 86400.0
 """Seconds for which it is remembered which address a holder had last."""
 HOLDER_BYTES = 64
@@ -70,12 +72,10 @@ def memory_key(network: Network, ident: Ident, holder: bytes) -> bytes:
 def candidates(pool: IPv4Network, seed: bytes) -> Iterator[bytes]:
     """Host addresses of the pool in an order that the seed fixes; the network's own and the broadcast address are left out."""
     usable = pool.num_addresses - 2
-    for attempt in range(TRIES):
-        digest = hashlib.sha256(seed + attempt.to_bytes(4, "big")).digest()
-        yield (int(pool.network_address) + 1 + int.from_bytes(digest[:8], "big") % usable).to_bytes(4, "big")
-    if usable <= 4 * TRIES:
-        for offset in range(usable):
-            yield (int(pool.network_address) + 1 + offset).to_bytes(4, "big")
+    drawn = [int.from_bytes(hashlib.sha256(seed + number.to_bytes(4, "big")).digest()[:8], "big") % usable for number in range(TRIES)]
+    swept = ((drawn[0] + step) % usable for step in range(usable if usable <= SWEPT else 0))
+    for offset in dict.fromkeys([*drawn, *swept]):
+        yield (int(pool.network_address) + 1 + offset).to_bytes(4, "big")
 
 
 @dataclass(slots=True)
@@ -179,13 +179,16 @@ class Lease:
         order = (address for address in every if address not in self._avoid)
         problem: IpopError | None = None
         while batch := list(islice(order, width)):
-            found = await all_settled([spawn(self._dht.get(lease_key(self._network, address))) for address in batch])
-            for address, done in zip(batch, found, strict=True):
+            asked = {address: spawn(self._dht.get(lease_key(self._network, address))) for address in batch}
+            while asked:
+                await first(list(asked.values()))
+                address = next(address for address, done in asked.items() if done.done)
+                done = asked.pop(address)
                 if isinstance(done.error, IpopError):
                     problem = done.error
                 elif await self._take(address, done.result()):
                     return await self._gained(address)
-            width = min(WIDEST, 2 * width)
+            width = min(WIDEST, 4 * width)
         raise problem or PoolExhausted(f"no free address was found in {self._network.pool}", "release leases that are not used")
 
     async def _preferred(self, wish: bytes | None) -> list[bytes]:

@@ -98,6 +98,18 @@ class Links(LinkTable):
             return
         self.unsealed(path, link, session, kind, payload)
 
+    def open_aside(self, datagram: bytes) -> tuple[Link, m.Message] | None:
+        """A control message that came by another socket than the node's own: it says nothing of the paths of its link."""
+        entry = self._by_index.get(receiver_index(datagram)) if form_of(datagram) is Form.SEALED else None
+        if entry is None or not entry[0].up:
+            return None
+        try:
+            kind, payload = entry[1].unprotect(datagram)
+            return (entry[0], m.decode(payload)) if kind == CONTROL else None
+        except (BadDatagram, BadMessage):
+            self._runtime.count("aside_bad")
+            return None
+
     def of_session(self, session: ISession) -> Link | None:
         """The link that a session belongs to."""
         entry = self._by_index.get(session.local_index)

@@ -23,6 +23,7 @@ from ipop_tx.core.link import Link, PathKey, detour
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
+from ipop_tx.core.nat import Nat
 from ipop_tx.core.paths import Paths
 from ipop_tx.core.recovery import Recovery
 from ipop_tx.core.relay import Relay
@@ -47,8 +48,9 @@ from ipop_tx.wire import messages as m
 class Node:
     """One node without its sockets, clock and disk.
 
-    The driver's contract. Inputs: `receive_datagram`, `receive_unsealed` (what a forwarding plane opened itself), `submit`,
-    `handle_timeout`; each takes `now`, seconds of one monotonic clock that never goes back. After every input, in this order:
+    The driver's contract. Inputs: `receive_datagram`, `receive_unsealed` (what a forwarding plane opened itself), `receive_aside` (by a
+    socket that was asked for), `submit`, `handle_timeout`; each takes `now`, seconds of one monotonic clock that never goes back. After
+    every input, in this order:
 
     1. take events from `poll_event` until it gives None;
     2. commit the replica store;
@@ -104,6 +106,7 @@ class Node:
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
         self.rivalry = Rivalry(self.leases, self.resolver, self.ring, self.links, self.rpc, self.runtime)
         self.spare = Spare(self.links, self.rpc, self.runtime)
+        self.nat = Nat(self.links, self.rpc, self.paths, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}
         # ... then wire everything.
         self.links.on_control = self._control
@@ -111,6 +114,7 @@ class Node:
         self.links.on_down.append(self._forget_hello)
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
+        self.nat.tell = lambda link: self.runtime.background(self._greet(link))
         self.paths.endpoints_of = self.endpoints_of
         self.leases.own.on_gained = self._greet_all
         self.ring.on_placed = self._greet_all
@@ -145,6 +149,8 @@ class Node:
             c.Connect: self._connect,
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
+            c.CheckNat: lambda x: self.nat.check_now(),
+            c.LearnLifetime: lambda x: self.nat.life.learn(),
             c.Suspect: self._suspect,
             c.PathLost: self._path_lost,
             c.DoubtMtu: self._doubt_mtu,
@@ -167,6 +173,11 @@ class Node:
         link = self.links.of_session(session)
         if link is not None:
             self.links.unsealed(endpoint, link, session, kind, payload)
+
+    def receive_aside(self, now: float, number: int, endpoint: Endpoint, datagram: bytes) -> None:
+        """One datagram by a socket that we had asked for (`events.SideWanted`)."""
+        self.runtime.now = now
+        self.nat.sides.received(number, endpoint, datagram)
 
     def submit(self, now: float, command: object) -> Future[Any]:
         """Ask for something: one of `ipop_tx.core.commands`."""
@@ -203,6 +214,8 @@ class Node:
             self.paths.challenged(link, path, message)
         elif isinstance(message, m.PathResponse):
             self.paths.responded(link, path, message)
+        elif isinstance(message, m.Probe):
+            self.nat.help.probed(link, path, message)
         elif isinstance(message, m.Opened):
             self._note_frames(link)
             self.runtime.emit(Reported(link.ident, message.index, message.highest, message.opened, message.failed))
@@ -214,7 +227,8 @@ class Node:
     def hello(self) -> m.Hello:
         """What we tell of ourselves on a new link."""
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
-        return m.Hello(flags, self.paths.offer(), self.leases.own.address or b"")
+        offer = self.paths.offer()
+        return m.Hello(flags, offer.candidates, self.leases.own.address or b"", offer.mapping, offer.filtering)
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -237,7 +251,7 @@ class Node:
     def _take_hello(self, link: Link, body: m.Hello) -> None:
         self.peer_hellos[link.ident] = body
         link.placed = bool(body.flags & m.PLACED)
-        self.paths.try_candidates(link, body.candidates)
+        self.paths.offered(link, body)
 
     def endpoints_of(self, ident: Ident) -> tuple[str, ...]:
         """The endpoints that a linked member has offered, written out."""
@@ -259,8 +273,8 @@ class Node:
         self.bootstrap.lost(link.ident, tuple(dict.fromkeys(wanted)))
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:
-        self.paths.try_candidates(link, body.candidates)
-        return m.Offer(self.paths.offer())
+        self.paths.offered(link, body)
+        return self.paths.offer()
 
     def _enrol(self, link: Link, body: m.Enrol) -> Future[m.Answer]:
         """A guest asks for admission, or a member passes on what a guest asked it. The driver decides."""
@@ -278,9 +292,10 @@ class Node:
         return len(shards) == self.network.shards and all(shard.members == (self.ident,) for shard in shards.values())
 
     def _reachable(self, command: c.Reachable) -> Future[None]:
-        changed = self.paths.facts.local != list(command.endpoints)
-        self.paths.facts.local = list(command.endpoints)
-        self.paths.facts.carries.update(command.carries or {endpoint.scheme: 0 for endpoint in command.endpoints})
+        facts, told = self.paths.facts, (list(command.endpoints), list(command.mapped))
+        changed = (facts.local, facts.mapped) != told
+        facts.local, facts.mapped = told
+        facts.carries.update(command.carries or {endpoint.scheme: 0 for endpoint in command.endpoints})
         if changed:
             for link in self.links:
                 self.runtime.background(self.paths.punch(link))

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged, Observed
-from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route, detour
+from ipop_tx.core.facts import CANDIDATES, Facts
+from ipop_tx.core.link import Link, PathKey, Route, detour
 from ipop_tx.core.links import Links
-from ipop_tx.core.makeshift import MAKESHIFT_AFTER, MOST_OFFERED, Makeshifts, better, by_worth, is_lost
+from ipop_tx.core.makeshift import MAKESHIFT_AFTER, Makeshifts, better, by_worth, is_lost
 from ipop_tx.core.mtu import PathMtu, padded
+from ipop_tx.core.natkind import Kind, Reach
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
@@ -27,6 +29,8 @@ from ipop_tx.wire import messages as m
 
 KEEPALIVE = 20.0
 """Seconds between challenges on a link; with its spread under 30 s, the shortest usual life of a NAT mapping."""
+MOST_KEEPALIVE = 45.0
+"""The most, for a node whose mappings are known to live for longer."""
 NEIGHBOUR_KEEPALIVE = 5.0
 """The same for neighbours on the ring, whose death must be noticed sooner."""
 PROBE_WAIT = 0.5
@@ -36,8 +40,6 @@ ASKED_AGAIN = 3.0
 """Seconds within which a second challenge over the ring means that our answer to the first one was lost on its way."""
 ROUNDS = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0)
 """When the candidates of a peer are challenged, in seconds after they became known."""
-CANDIDATES = 8
-"""Most endpoints offered to a peer, and most that we challenge for one peer at once."""
 RETRY_DIRECT = 60.0
 """Seconds between attempts to turn a relayed link into a direct one."""
 
@@ -52,36 +54,6 @@ class _Pending:
     size: int
 
 
-@dataclass(slots=True)
-class Facts:
-    """What this node knows of its own reachability."""
-
-    local: list[Endpoint] = field(default_factory=list)
-    carries: dict[str, int] = field(default_factory=lambda: {"udp": 0})
-    """The schemes that our transports reach, and the largest datagram of each; 0: it depends on the path."""
-    seen: dict[Ident, Endpoint] = field(default_factory=dict)
-    """Under which endpoint each peer saw us last."""
-
-    def forget(self, witness: Ident) -> None:
-        """A witness is gone."""
-        self.seen.pop(witness, None)
-
-    def candidates(self) -> list[Endpoint]:
-        """What to offer: our own endpoints, then those that peers saw, most witnesses first."""
-        witnesses: dict[Endpoint, int] = {}
-        for endpoint in self.seen.values():
-            witnesses[endpoint] = witnesses.get(endpoint, 0) + 1
-        observed = sorted(witnesses, key=lambda endpoint: (-witnesses[endpoint], endpoint))
-        makeshifts = [endpoint for endpoint in self.local if detour(endpoint)][:MOST_OFFERED]
-        best = [endpoint for endpoint in self.local if not detour(endpoint)]
-        ordered = list(dict.fromkeys([*best[: CANDIDATES // 2], *observed, *best]))
-        return [*ordered[: CANDIDATES - len(makeshifts)], *makeshifts]
-
-    def fresh(self, endpoint: Endpoint, rtt: float, now: float) -> DirectPath:
-        """What is known at first of a path that has answered."""
-        return DirectPath(rtt, now, self.carries.get(endpoint.carrier, 0) or BASE)
-
-
 class Paths:
     """Challenges, keep-alive, fall-back and upgrade of the paths of all links."""
 
@@ -91,6 +63,12 @@ class Paths:
         """Whether a member is a ring neighbour, whose death must be noticed soon."""
         self.ask: Callable[[Link, m.Ask], Future[m.Answer]]
         """Sends a request on a link: `Rpc.on_link`."""
+        self.keepalive = KEEPALIVE
+        """Seconds between challenges on a link; changes with what is known of our NAT."""
+        self.reaches: dict[Ident, Reach] = {}
+        """What peers say of their NATs."""
+        self.tried: dict[Ident, tuple[float, int]] = {}
+        """When we last challenged the candidates of a peer, and how many they were."""
         self.endpoints_of: Callable[[Ident], Iterable[str]] = lambda ident: ()
         """The endpoints that a linked peer has offered last."""
         self.makeshifts = Makeshifts(links, runtime, self.punch)
@@ -159,16 +137,16 @@ class Paths:
         if isinstance(pending.path, Endpoint):
             self._direct_answered(link, pending.path, rtt)
             if observed and path == pending.path:
-                self._observe(link.ident, observed)
+                self._observe(link.ident, observed, pending.path.host)
 
-    def _observe(self, witness: Ident, text: str) -> None:
+    def _observe(self, witness: Ident, text: str, host: str) -> None:
         try:
             endpoint = Endpoint.parse(text)
         except LocalMisuse:
             self._runtime.count("observed_bad")
             return
-        known = self.facts.seen.get(witness)
-        self.facts.seen[witness] = endpoint
+        known = self.facts.seen_by(witness)
+        self.facts.seen[witness] = endpoint, host
         if known != endpoint:
             self._runtime.emit(Observed())
 
@@ -236,16 +214,20 @@ class Paths:
 
     def _link_down(self, link: Link) -> None:
         self.facts.forget(link.ident)
-        self._strangers.pop(link.ident, None)
+        for known in (self._strangers, self.reaches, self.tried):
+            known.pop(link.ident, None)
 
     async def _keep(self, link: Link) -> None:
         """Challenge now and then. One end's challenge serves both: who has just heard the other need not ask."""
         interval = 0.0
         while link.up:
-            if self._runtime.now - link.heard >= 0.7 * interval:
+            silent = self._runtime.now - link.heard
+            if silent >= 0.7 * interval:
                 await self.probe(link)
-            interval = NEIGHBOUR_KEEPALIVE if self.watched(link.ident) else KEEPALIVE
-            await self._runtime.sleep(self._runtime.spread(interval))
+                silent = 0.0
+            interval = min(self.keepalive, NEIGHBOUR_KEEPALIVE) if self.watched(link.ident) else self.keepalive
+            # From when the peer was heard: its own interval may be far longer, and it shall not be silent for longer than ours.
+            await self._runtime.sleep(max(0.1 * interval, self._runtime.spread(interval) - silent))
 
     async def probe(self, link: Link) -> None:
         """Make sure that the active path carries; fall back to another, and drop the link when none does."""
@@ -327,19 +309,25 @@ class Paths:
     async def punch(self, link: Link) -> None:
         """Tell the peer our candidates; its answer makes both ends challenge each other at the same time."""
         try:
-            answer = await self.ask(link, m.Offer(self.offer()))
+            answer = await self.ask(link, self.offer())
         except IpopError:
             return
         if isinstance(answer, m.Offer):
-            self.try_candidates(link, answer.candidates)
+            self.offered(link, answer)
 
-    def offer(self) -> tuple[str, ...]:
-        """Our candidates, written out."""
-        return tuple(str(endpoint) for endpoint in self.facts.candidates())
+    def offer(self) -> m.Offer:
+        """Our candidates, and what is known of our NAT."""
+        return m.Offer(tuple(str(endpoint) for endpoint in self.facts.candidates()), self.facts.reach.mapping, self.facts.reach.filtering)
+
+    def offered(self, link: Link, body: m.Offer | m.Hello) -> None:
+        """A peer tells of itself: its NAT, and where it may be reached."""
+        self.reaches[link.ident] = Reach(Kind.of(body.mapping), Kind.of(body.filtering))
+        self.try_candidates(link, body.candidates)
 
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
         """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""
         endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))]
+        self.tried[link.ident] = self._runtime.now, len(endpoints)
         wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
         if wanted:
             self._runtime.background(self._challenge_all(link, wanted))
@@ -366,7 +354,7 @@ class Paths:
         loopback = any(_is_loopback(local.host) for local in self.facts.local)
         inner = address in (self._network.pool if address.version == 4 else self._network.prefix)
         silly = address.is_multicast or address.is_unspecified or address.is_link_local or (address.is_loopback and not loopback)
-        if endpoint.scheme not in self.facts.carries or inner or silly or endpoint in self.facts.local:
+        if endpoint.scheme not in self.facts.carries or inner or silly or endpoint in self.facts.local or endpoint in self.facts.mapped:
             return None
         return endpoint
 

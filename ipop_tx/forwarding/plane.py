@@ -162,10 +162,12 @@ class ForwardingPlane:
 
     def burst_ended(self) -> None:
         """The transport has delivered what it had. The kernel may have answered already: look, rather than wait to be told."""
-        self.inbound.burst_ended()
-        if not self.outbound.held:
-            self.outbound.frames_waiting()
-        self._control_plane.burst_ended()
+        try:
+            self.inbound.burst_ended()
+            if not self.outbound.held:
+                self.outbound.frames_waiting()
+        finally:  # last, since it may wait for the disk; whatever happens, since answers wait for it
+            self._control_plane.burst_ended()
 
     def path_lost(self, endpoint: Endpoint) -> None:
         """A connection of the transport has ended: the control plane decides what follows."""

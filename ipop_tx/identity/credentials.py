@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import time
 from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from ipop_tx.errors import PeerRefused, StateError
@@ -53,6 +55,11 @@ class Credentials:
         except PeerRefused as refusal:
             mend = refusal.mend or "put back copies of the key and the chain, or join the network anew"
             raise StateError(f"{path} is not good: {refusal.sentence}", mend) from refusal
+
+    def derive(self, purpose: bytes) -> bytes:
+        """32 bytes for one purpose: always the same, and nobody knows them who does not know the key."""
+        der = self.private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        return hashlib.sha256(purpose + b"\0" + der).digest()
 
     @property
     def fingerprint(self) -> bytes:

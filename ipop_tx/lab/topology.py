@@ -214,9 +214,10 @@ class Lab:
         self._record.save()
         self._catch_sigterm()
         try:
-            self._core = Host(self, "internet", CORE, None)
-            netns.configure(self._core.namespace, f"addr add {CORE}/32 dev lo")
-            netns.set_kernel(self._core.namespace, "ipv4.ip_forward", 1)
+            self.core = Host(self, "internet", CORE, None)
+            """The internet's own router."""
+            netns.configure(self.core.namespace, f"addr add {CORE}/32 dev lo")
+            netns.set_kernel(self.core.namespace, "ipv4.ip_forward", 1)
         except BaseException:
             self.close()
             raise
@@ -266,18 +267,18 @@ class Lab:
         """A cable from the internet's router to a new interface of `host`, with its address and default route."""
         netns.configure(
             host.namespace,
-            f"link add {interface} type veth peer name v{host.address} netns {self._core.namespace}",
+            f"link add {interface} type veth peer name v{host.address} netns {self.core.namespace}",
             f"addr add {host.address}/32 dev {interface}",
             f"link set {interface} up",
         )
-        netns.configure(self._core.namespace, f"link set v{host.address} up")
+        netns.configure(self.core.namespace, f"link set v{host.address} up")
         netns.configure(host.namespace, f"route add {CORE} dev {interface}", f"route add default via {CORE} dev {interface}")
         self.route(host.address, host)
 
     def route(self, address: str, host: Host) -> None:
         """Make the internet deliver `address` to `host`."""
         via = f" via {host.address}" if address != host.address else ""
-        netns.configure(self._core.namespace, f"route add {address}/32{via} dev v{host.address}")
+        netns.configure(self.core.namespace, f"route add {address}/32{via} dev v{host.address}")
 
     def new_public_address(self) -> str:
         """The next free address of the internet; neighbours in the list are in different /24."""

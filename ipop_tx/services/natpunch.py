@@ -40,7 +40,8 @@ class NATPunchService(Service):
         self._carries = carries
         self._transport = transport
         self._advertise = advertise
-        self._told: tuple[Endpoint, ...] | None = None
+        self._mapped: tuple[Endpoint, ...] = ()
+        self._told: tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]] | None = None
         self._look = LoopingCall(self.look)
         self._look.clock = reactor
         protocol.on(e.Observed, self._observed)
@@ -58,12 +59,18 @@ class NATPunchService(Service):
 
     def look(self) -> None:
         """Compare the machine's endpoints with what was told; on a change every relayed link tries again for a direct path."""
-        local = (endpoint for endpoint in self._transport.local_endpoints() if not self._is_inner(endpoint))
-        endpoints = tuple(dict.fromkeys([*self._advertise, *local]))
-        if endpoints != self._told:
-            self._told = endpoints
-            self._log.info("endpoints_changed endpoints={endpoints}", endpoints=" ".join(map(str, endpoints)))
-            self._protocol.submit(c.Reachable(endpoints, carries=self._carries))
+        endpoints = tuple(endpoint for endpoint in self._transport.local_endpoints() if not self._is_inner(endpoint))
+        mapped = tuple(dict.fromkeys([*self._advertise, *self._mapped]))
+        if (endpoints, mapped) != self._told:
+            self._told = endpoints, mapped
+            self._log.info("endpoints_changed endpoints={endpoints}", endpoints=" ".join(map(str, dict.fromkeys([*mapped, *endpoints]))))
+            self._protocol.submit(c.Reachable(endpoints, mapped, self._carries))
+
+    def mapped(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """A router leads these here, or no longer any."""
+        self._mapped = endpoints
+        if self.running:
+            self.look()
 
     def _is_inner(self, endpoint: Endpoint) -> bool:
         """Whether it is reached through the network itself: a bridge has our overlay address beside others."""

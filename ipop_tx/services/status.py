@@ -11,6 +11,7 @@ from zope.interface import implementer
 from ipop_tx import __version__
 from ipop_tx.core.link import Link, Route
 from ipop_tx.core.node import Node
+from ipop_tx.core.why import why_relayed
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol
@@ -111,7 +112,7 @@ class Status:
             "address": self._address_of(link.ident, hello.address if hello else b""),
             "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),
             "path": self.path_of(link),
-            "why": self.why(link),
+            "why": self.why(link) or why_relayed(link, self._node.paths, self._protocol.clock()),
             "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
             "mtu": adjacency.piece + HEADER_BYTES if adjacency and adjacency.endpoint else None,
             "width": adjacency.width.pieces if adjacency else None,

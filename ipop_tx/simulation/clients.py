@@ -51,6 +51,8 @@ class Clients:
         self._net = net
         self._machines = machines
         self._length, self._ttl = length, ttl
+        self._tending = 0.7 if ttl >= TTL else 0.15
+        """How often a client that holds a register writes it again or gives it up; seldom, where records are to expire."""
         self._rng = Random(f"clients/{seed}")
         self._busy: set[tuple[bytes, int]] = set()
         self._known: dict[tuple[bytes, int], int] = {}
@@ -79,7 +81,7 @@ class Clients:
 
     def _command(self, place: tuple[bytes, int]) -> c.Get | c.Create | c.CompareAndSet | c.Delete:
         key, value, version = place[0], str(self._count).encode(), self._known.get(place)
-        if version is not None and self._rng.random() < 0.7:
+        if version is not None and self._rng.random() < self._tending:
             return c.Delete(key, version) if self._rng.random() < 0.4 else c.CompareAndSet(key, version, value, self._ttl)
         return c.Get(key) if self._rng.random() < 0.5 else c.Create(key, value, self._ttl)
 

@@ -5,7 +5,7 @@ The check knows the specification of a register and the times of calls and answe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class Undecided(Exception):
     """The search became too wide."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Operation:
     """One call by one client; each writes a value that no other writes. `end` is infinite while nobody knows whether it took effect."""
 
@@ -100,6 +100,17 @@ def _shows(record: Record | None, content: Content | None) -> bool:
     return (record.owner, record.version, record.value) == content[:3]
 
 
+def _unseen(operation: Operation, seen: Mapping[bytes, int]) -> bool:
+    return isinstance(operation.command, c.Create) and operation.command.value not in seen
+
+
+def _builders_on_unseen(operations: Iterable[Operation]) -> set[Ident]:
+    """Clients who name a version of theirs that nobody saw. A version that was seen is that of one record, and of no unseen one."""
+    records = {(one.outcome.owner, one.outcome.version) for one in operations if isinstance(one.outcome, Record)}
+    named = ((one.client, one.command.version) for one in operations if isinstance(one.command, (c.CompareAndSet, c.Delete)))
+    return {client for client, version in named if (client, version) not in records}
+
+
 def _versions(operations: Iterable[Operation]) -> dict[bytes, int]:
     records = (operation.outcome for operation in operations if isinstance(operation.outcome, Record))
     return {record.value: record.version for record in records}
@@ -110,52 +121,80 @@ def linearizable(operations: Iterable[Operation]) -> bool:
 
     Those without an answer may take effect at any time after their call, or never. Raises `Undecided`.
     """
-    ordered = sorted(operations, key=lambda operation: operation.begin)
-    search = _Search([one for one in ordered if one.known], [one for one in ordered if not one.known and not one.idle], _versions(ordered))
-    return search.succeeds()
+    return _Search(sorted(operations, key=lambda operation: operation.begin)).succeeds()
+
+
+class _Place(NamedTuple):
+    """How far a search has come: which operations have taken effect, and what the register holds."""
+
+    base: int
+    """All known operations before this one."""
+    mask: int
+    """Of the known operations from `base` on, those with a bit here."""
+    used: int
+    """The unknown ones with a bit here."""
+    unseen: int
+    """So many of the unseen creates."""
+    state: State
 
 
 class _Search:
-    """Depth first. A place: all known operations before `base` are done, and those after it in `mask`, and the unknown ones in `used`."""
+    """Depth first, over operations in the order of their calls.
 
-    def __init__(self, known: list[Operation], unknown: list[Operation], seen: dict[bytes, int]) -> None:
-        self._known = known
-        self._unknown = unknown
-        self._seen = seen
-        self._open: list[tuple[int, int, int, State]] = [(0, 0, 0, EMPTY)]
+    Creates without an answer whose value nobody ever saw, and on which no other operation can build, differ in nothing but their beginning,
+    and the earlier one may do whatever the later one may. So they are used in that order.
+    """
+
+    def __init__(self, ordered: list[Operation]) -> None:
+        self._seen = _versions(ordered)
+        self._known = [one for one in ordered if one.known]
+        unknown = [one for one in ordered if not one.known and not one.idle]
+        builders = _builders_on_unseen(ordered)
+        self._unseen = [one for one in unknown if _unseen(one, self._seen) and one.client not in builders]
+        self._unknown = [one for one in unknown if one not in self._unseen]
+        self._open = [_Place(0, 0, 0, 0, EMPTY)]
 
     def succeeds(self) -> bool:
         """Whether there is an order."""
-        been: set[tuple[int, int, int, State]] = set()
+        been: set[_Place] = set()
         while self._open:
             place = self._open.pop()
             if place in been:
                 continue
             been.add(place)
-            if place[0] == len(self._known):
+            if place.base == len(self._known):
                 return True
             if len(been) > MOST_STATES:
                 raise Undecided
-            self._go_on(*place)
+            self._go_on(place)
         return False
 
-    def _go_on(self, base: int, mask: int, used: int, state: State) -> None:
-        next_ones, earliest = self._next(base, mask)
-        onward: list[tuple[int, int, int, State]] = []
+    def _go_on(self, place: _Place) -> None:
+        next_ones, earliest = self._next(place.base, place.mask)
+        onward: list[_Place] = []
         for at in next_ones:
             operation = self._known[at]
-            places = [(*_advanced(base, mask | 1 << at - base), used, after) for after in operation.apply(state, earliest, self._seen)]
+            base, mask = _advanced(place.base, place.mask | 1 << at - place.base)
+            afters = operation.apply(place.state, earliest, self._seen)
+            places = [_Place(base, mask, place.used, place.unseen, after) for after in afters]
             if places and operation.idle:
                 self._open += places  # where it fits it may as well stand, since nothing depends on it
                 return
             onward += places
+        self._open += [*self._unknown_ones(place, earliest), *onward]
+
+    def _unknown_ones(self, place: _Place, earliest: float) -> Iterator[_Place]:
+        """Where unknown operations may lead next: none must take effect, so only where they change something."""
         for at, operation in enumerate(self._unknown):
             if operation.begin > earliest:
                 break
-            if not used >> at & 1:
-                afters = operation.apply(state, earliest, self._seen)
-                self._open += [(base, mask, used | 1 << at, after) for after in afters if after != state]
-        self._open += onward
+            if not place.used >> at & 1:
+                for after in operation.apply(place.state, earliest, self._seen):
+                    if after != place.state:
+                        yield place._replace(used=place.used | 1 << at, state=after)
+        if place.unseen < len(self._unseen) and self._unseen[place.unseen].begin <= earliest:
+            for after in self._unseen[place.unseen].apply(place.state, earliest, self._seen):
+                yield place._replace(unseen=place.unseen + 1, state=after)
 
     def _next(self, base: int, mask: int) -> tuple[list[int], float]:
         """The known operations that may come next: they began before any other that is left had ended."""

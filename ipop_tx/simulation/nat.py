@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from random import Random
 
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.values import Endpoint, Network
+
+FIRST_PORT = 20001
 
 
 class Depends(Enum):
@@ -20,25 +23,75 @@ class Depends(Enum):
         return {"NOTHING": (), "ADDRESS": (remote.host,), "ENDPOINT": (remote.host, remote.port)}[self.name]
 
 
-class Nat:
-    """A router with one outer address; mappings do not expire."""
+class Ports(Enum):
+    """Which outer port a new mapping gets."""
 
-    def __init__(self, host: str, mapping: Depends, filtering: Depends) -> None:
+    IN_ORDER = "the next one"
+    RANDOM = "any that is free"
+    KEPT = "the inner one, if it is free"
+
+
+class Nat:
+    """A router with one outer address. A mapping that nothing has used for `lifetime` seconds is gone; `now` is the time of a datagram."""
+
+    def __init__(
+        self,
+        host: str,
+        mapping: Depends,
+        filtering: Depends,
+        ports: Ports = Ports.IN_ORDER,
+        lifetime: float = float("inf"),
+        hairpin: bool = False,
+        seed: int = 0,
+    ) -> None:
         self.host = host
         self.mapping = mapping
         self.filtering = filtering
-        self._ports: dict[tuple[str | int, ...], int] = {}
-        self._admitted: set[tuple[str | int, ...]] = set()
+        self.ports = ports
+        self.lifetime = lifetime
+        self.hairpin = hairpin
+        self._rng = Random(seed)
+        self._next = FIRST_PORT
+        self._outer: dict[tuple[str | int, ...], int] = {}
+        self._inner: dict[int, int] = {}
+        self._used: dict[int, float] = {}
+        self._admitted: dict[int, set[tuple[str | int, ...]]] = {}
 
-    def outward(self, remote: Endpoint) -> Endpoint:
-        """Our machine sends to `remote`: under which endpoint that sees it."""
-        port = self._ports.setdefault(self.mapping.part(remote), 20001 + len(self._ports))
-        self._admitted.add((port, *self.filtering.part(remote)))
-        return Endpoint(remote.scheme, self.host, port)
+    def outward(self, remote: Endpoint, port: int = 4500, now: float = 0.0) -> Endpoint:
+        """Our machine sends from a port to `remote`: under which endpoint that sees it."""
+        self._expire(now)
+        key = (port, *self.mapping.part(remote))
+        outer = self._outer.get(key)
+        if outer is None:
+            outer = self._outer[key] = self._new_port(port)
+            self._inner[outer] = port
+            self._admitted[outer] = set()
+        self._used[outer] = now
+        self._admitted[outer].add(self.filtering.part(remote))
+        return Endpoint(remote.scheme, self.host, outer)
 
-    def admits(self, remote: Endpoint, port: int) -> bool:
-        """Whether a datagram from `remote` to one of our ports gets through to the machine."""
-        return (port, *self.filtering.part(remote)) in self._admitted
+    def admits(self, remote: Endpoint, port: int, now: float = 0.0) -> int | None:
+        """The inner port that gets a datagram from `remote` to one of our outer ports, if it gets through."""
+        self._expire(now)
+        if self.filtering.part(remote) not in self._admitted.get(port, ()):
+            return None
+        self._used[port] = now
+        return self._inner[port]
+
+    def _new_port(self, port: int) -> int:
+        if self.ports is Ports.KEPT and port not in self._inner:
+            return port
+        while self.ports is not Ports.IN_ORDER:
+            drawn = self._rng.randrange(FIRST_PORT, 60000)
+            if drawn not in self._inner:
+                return drawn
+        self._next += 1
+        return self._next - 1
+
+    def _expire(self, now: float) -> None:
+        for outer in [outer for outer, used in self._used.items() if now - used > self.lifetime]:
+            del self._used[outer], self._inner[outer], self._admitted[outer]
+            self._outer = {key: port for key, port in self._outer.items() if port != outer}
 
 
 class NattedNet(SimulatedNet):
@@ -49,22 +102,24 @@ class NattedNet(SimulatedNet):
         self._nats: dict[SimulatedNode, Nat] = {}
         self._inside: dict[str, SimulatedNode] = {}
 
-    def behind(self, machine: SimulatedNode, mapping: Depends, filtering: Depends) -> Nat:
+    def behind(self, machine: SimulatedNode, mapping: Depends, filtering: Depends, ports: Ports = Ports.IN_ORDER) -> Nat:
         """Put a NAT in front of a machine."""
-        nat = Nat(f"198.51.100.{len(self._nats) + 1}", mapping, filtering)
+        nat = Nat(f"198.51.100.{len(self._nats) + 1}", mapping, filtering, ports, seed=self.seed)
         self._nats[machine] = nat
         self._inside[nat.host] = machine
         return nat
 
-    def receiver(self, source: Endpoint, endpoint: Endpoint) -> SimulatedNode | None:
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
         """Through the NAT that has the endpoint; a machine behind one has no other way in."""
         inside = self._inside.get(endpoint.host)
-        if inside is not None:
-            return inside if self._nats[inside].admits(source, endpoint.port) else None
-        machine = super().receiver(source, endpoint)
-        return None if machine in self._nats else machine
+        if inside is None:
+            machine, port = super().receiver(source, endpoint)
+            return (None if machine in self._nats else machine), port
+        nat = self._nats[inside]
+        inner = nat.admits(source, endpoint.port, self.now) if source.host != nat.host or nat.hairpin else None
+        return (inside if inner is not None else None), inner if inner != inside.endpoint.port else None
 
-    def source(self, sender: SimulatedNode, endpoint: Endpoint) -> Endpoint:
+    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
         """As the sender's NAT maps it."""
         nat = self._nats.get(sender)
-        return nat.outward(endpoint) if nat is not None else super().source(sender, endpoint)
+        return nat.outward(endpoint, port or sender.endpoint.port, self.now) if nat is not None else super().source(sender, endpoint, port)

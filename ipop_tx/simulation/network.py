@@ -14,7 +14,7 @@ from typing import Any
 from zope.interface import implementer
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.events import Fault
+from ipop_tx.core.events import Fault, SideDone, SideSend, SideWanted
 from ipop_tx.core.node import Node
 from ipop_tx.core.replica import genesis
 from ipop_tx.core.tasks import Future
@@ -73,6 +73,8 @@ class SimulatedNode:
         self.signer = PlainSigner(self.ident)
         self.node: Node | None = None
         self.started = 0
+        self.sides: dict[int, int] = {}
+        """The ports of the sockets that the node has asked for, by number."""
         self._armed: float | None = None
 
     @property
@@ -98,6 +100,7 @@ class SimulatedNode:
     def crash(self) -> None:
         """Power off, without a word. The disk stays."""
         self.node = self._armed = None
+        self.sides.clear()
 
     def submit(self, command: object) -> Future[Any]:
         """Ask the node for something."""
@@ -109,6 +112,12 @@ class SimulatedNode:
         """A datagram arrives, if the machine is on."""
         if self.node is not None:
             self.node.receive_datagram(self.net.now, source, datagram)
+            self.settle()
+
+    def receive_aside(self, source: Endpoint, datagram: bytes, port: int) -> None:
+        """A datagram arrives at another port than the node's own one."""
+        for number in [number for number, side in self.sides.items() if side == port]:
+            self.running.receive_aside(self.net.now, number, source, datagram)
             self.settle()
 
     def wake(self, moment: float) -> None:
@@ -126,6 +135,7 @@ class SimulatedNode:
         while (event := node.poll_event()) is not None:
             if isinstance(event, Fault):
                 self.net.faults.append(f"n{self.number} at {self.net.now:.3f}: {event.text}")
+            self._beside(event)
             self.net.on_event(self, event)
         self.store.commit()
         while (sending := node.poll_transmit()) is not None:
@@ -134,6 +144,16 @@ class SimulatedNode:
         if due is not None and (self._armed is None or due < self._armed):
             self._armed = due
             self.net.at(due, lambda: self.wake(due))
+
+    def _beside(self, event: object) -> None:
+        """Sockets besides the node's own one."""
+        if isinstance(event, SideWanted):
+            self.sides[event.number] = port = 49152 + event.number % 16384
+            event.port.succeed(port)
+        elif isinstance(event, SideSend) and event.number in self.sides:
+            self.net.carry(self, event.endpoint, event.datagram, self.sides[event.number])
+        elif isinstance(event, SideDone):
+            self.sides.pop(event.number, None)
 
 
 class SimulatedNet:
@@ -147,6 +167,7 @@ class SimulatedNet:
         self.network = network
         self.now = 0.0
         self.machines: dict[Endpoint, SimulatedNode] = {}
+        self._hosts: dict[str, SimulatedNode] = {}
         self.faults: list[str] = []
         self.reachable: Callable[[SimulatedNode, SimulatedNode], bool] = lambda one, other: True
         self.mtu: Callable[[SimulatedNode, SimulatedNode], int] = lambda one, other: LARGEST_DATAGRAM
@@ -161,6 +182,7 @@ class SimulatedNet:
         """One more machine, switched off."""
         machine = SimulatedNode(self, len(self.machines), self.network)
         self.machines[machine.endpoint] = machine
+        self._hosts[machine.endpoint.host] = machine
         return machine
 
     def founder(self) -> SimulatedNode:
@@ -175,27 +197,29 @@ class SimulatedNet:
         """Make `call` at `moment`."""
         heapq.heappush(self._queue, (max(moment, self.now), next(self._order), call))
 
-    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes) -> None:
-        """Put a datagram on its way."""
+    def carry(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes, port: int | None = None) -> None:
+        """Put a datagram on its way, from the sender's own port or another one."""
         self.datagrams += 1
         self.bytes += len(datagram) + 28
-        source = self.source(sender, endpoint)
-        receiver = self.receiver(source, endpoint)
+        source = self.source(sender, endpoint, port)
+        receiver, inner = self.receiver(source, endpoint)
         if receiver is None or not self.reachable(sender, receiver) or (self.loss and self.rng.random() < self.loss):
             return
         if len(datagram) > self.mtu(sender, receiver):
             return
         (x, y), (u, v) = sender.place, receiver.place
         delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)
-        self.at(self.now + delay, lambda: receiver.receive(source, datagram))
+        arrive = (lambda: receiver.receive(source, datagram)) if inner is None else lambda: receiver.receive_aside(source, datagram, inner)
+        self.at(self.now + delay, arrive)
 
-    def source(self, sender: SimulatedNode, endpoint: Endpoint) -> Endpoint:
-        """Under which endpoint a machine is seen at another."""
-        return sender.endpoint
+    def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
+        """Under which endpoint a machine's own port, or another one of it, is seen at another."""
+        return sender.endpoint if port is None else sender.endpoint._replace(port=port)
 
-    def receiver(self, source: Endpoint, endpoint: Endpoint) -> SimulatedNode | None:
-        """Which machine gets what `source` sends to an endpoint."""
-        return self.machines.get(endpoint)
+    def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
+        """Which machine gets what `source` sends to an endpoint, and at which port if not at its own one."""
+        machine = self.machines.get(endpoint)
+        return (machine, None) if machine is not None else (self._hosts.get(endpoint.host), endpoint.port)
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass, at most until the condition holds; gives whether it does."""

@@ -10,7 +10,7 @@ from ipop_tx.simulation.clients import TTL, Clients
 from ipop_tx.simulation.network import NETWORK
 from ipop_tx.simulation.registers import Fate, RegisterNet, RegisterNode, grown
 
-PAUSES = (0.02, 0.2, 2.0, 6.0, 20.0)
+PAUSES = (0.02, 0.02, 0.2, 2.0, 6.0, 20.0)
 """Seconds for which a node stays off: some are back before anybody has noticed, some after their views have changed."""
 
 SHORT_TTL = 25.0
@@ -44,13 +44,13 @@ class Plan:
         return cls(
             seed,
             operations,
-            nodes=rng.randrange(3, 13),
-            shards=rng.choice((1, 2, 4, 8)),
+            nodes=rng.choice((3, 3, 4, 5, 6, 8, 12)),
+            shards=rng.choice((1, 2, 4)),
             per_second=rng.choice((15.0, 30.0, 60.0)),
-            registers=rng.choice((4, 12, 24)),
+            registers=rng.choice((2, 4, 12)),
             ttl=rng.choice((TTL, SHORT_TTL)),
-            trouble_every=rng.uniform(1.5, 5.0),
-            loss=rng.choice((0.0, 0.02, 0.1, 0.2)),
+            trouble_every=rng.uniform(1.0, 4.0),
+            loss=rng.choice((0.0, 0.05, 0.2, 0.3)),
             doubled=rng.choice((0.0, 0.05, 0.2)),
             delayed=rng.choice((0.0, 0.02, 0.1)),
         )

@@ -68,11 +68,11 @@ def largest_mtu(ignore: Container[str] = ()) -> int:
     `ignore`. Raises `OSError` when the kernel refuses, which Linux does not do.
     """
     request = rtnetlink.LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    links = (_outward(body) for body in rtnetlink.dump(rtnetlink.RTM_GETLINK, rtnetlink.RTM_NEWLINK, request))
+    links = (outward(body) for body in rtnetlink.dump(rtnetlink.RTM_GETLINK, rtnetlink.RTM_NEWLINK, request))
     return max((mtu for name, mtu in filter(None, links) if name not in ignore), default=ETHERNET_MTU)
 
 
-def _outward(body: bytes) -> tuple[str, int] | None:
+def outward(body: bytes) -> tuple[str, int] | None:
     """Name and MTU of an interface that may lead out."""
     _, kind, _, flags, _ = rtnetlink.LINK.unpack_from(body)
     attributes = attributes_of(body[rtnetlink.LINK.size :])

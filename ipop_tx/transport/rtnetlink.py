@@ -21,9 +21,11 @@ LINK = struct.Struct("=BxHiII")
 """ifinfomsg: family, type, index, flags, which flags to change."""
 ADDRESS = struct.Struct("=BBBBI")
 """ifaddrmsg: family, prefix length, flags, scope, index."""
+ROUTE = struct.Struct("=BBBBBBBBI")
+"""rtmsg: family, length of destination and source prefix, tos, table, protocol, scope, type, flags."""
 NUMBER = struct.Struct("=I")
 """The value of most attributes."""
-RTM_NEWLINK, RTM_GETLINK, RTM_SETLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 16, 18, 19, 20, 21, 22
+RTM_NEWLINK, RTM_GETLINK, RTM_SETLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 16, 18, 19, 20, 21, 22, 24, 26
 CREATE = 0x600
 """Flags: make what must not exist yet."""
 

@@ -22,6 +22,7 @@ from ipop_tx.wire.fields import (
     Ident,
     Key,
     Name,
+    NatKind,
     Neighbourhood,
     PublicKey,
     Small,
@@ -119,17 +120,24 @@ class Opened(Body, frozen=True, tag=7):
 
 
 class Hello(Body, frozen=True, tag=10):
-    """First request on a link, and its own reply: flags, the endpoints to try, the overlay address held (4 bytes or empty)."""
+    """First request on a link, and its own reply: flags, the endpoints to try, the overlay address held (4 bytes or empty).
+
+    `mapping` and `filtering` are what the sender knows of its NAT (`core.natkind.Kind`).
+    """
 
     flags: Count
     candidates: Endpoints
     address: Annotated[bytes, Meta(max_length=4)]
+    mapping: NatKind = 0
+    filtering: NatKind = 0
 
 
 class Offer(Body, frozen=True, tag=11):
-    """Endpoints to try for a direct path, now. Its own reply."""
+    """Endpoints to try for a direct path, now. Its own reply. `mapping` and `filtering` as in `Hello`."""
 
     candidates: Endpoints
+    mapping: NatKind = 0
+    filtering: NatKind = 0
 
 
 class Renew(Body, frozen=True, tag=12):
@@ -143,6 +151,43 @@ class Renewed(Body, frozen=True, tag=13):
     """My key: the new session opens from now on."""
 
     public: PublicKey
+
+
+# --- what a NAT does ------------------------------------------------------------------------------
+
+
+class Probe(Body, frozen=True, tag=80):
+    """At which endpoint do you see me? Answered by `Probed` on the way it came by, if the sender is known to be at that address."""
+
+    nonce: Count
+
+
+class Probed(Body, frozen=True, tag=81):
+    """There. Or what a `Knock` has asked for; the nonce tells."""
+
+    nonce: Count
+    observed: EndpointText
+
+
+class Assist(Body, frozen=True, tag=82):
+    """Open a second port for a minute. Answered by `Assisting`."""
+
+
+class Assisting(Body, frozen=True, tag=83):
+    """It is this one; 0 when there is none to be had."""
+
+    port: Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Knock(Body, frozen=True, tag=84):
+    """Send me one `Probed` with this nonce, to an endpoint of mine; from your second port, if `second`. Answered by `Done`.
+
+    Only an address at which the asker has answered the other's own challenge will do, whatever the port.
+    """
+
+    nonce: Count
+    endpoint: EndpointText
+    second: bool
 
 
 # --- ring ----------------------------------------------------------------------------------------
@@ -313,6 +358,8 @@ Ask = (
     Hello
     | Offer
     | Renew
+    | Assist
+    | Knock
     | GetNeighbours
     | Notify
     | Lookup
@@ -346,6 +393,7 @@ Answer = (
     Hello
     | Offer
     | Renewed
+    | Assisting
     | Neighbours
     | Found
     | Done
@@ -379,7 +427,7 @@ class Reply(Body, frozen=True, tag=6):
     body: Answer
 
 
-Message = PathChallenge | PathResponse | Close | Fragment | Opened | Request | Reply
+Message = PathChallenge | PathResponse | Close | Fragment | Opened | Probe | Probed | Request | Reply
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

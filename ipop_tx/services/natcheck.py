@@ -1,0 +1,132 @@
+"""NATCheckService: the sockets for checks of the NAT, when checks are due, and the report of `ipop netcheck`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from ipop_tx.core import commands as c
+from ipop_tx.core import events as e
+from ipop_tx.core.natcheck import HELPERS
+from ipop_tx.core.natkind import Kind, Lifetime, NatFacts
+from ipop_tx.errors import EnvironmentProblem
+from ipop_tx.interfaces import ITransport
+from ipop_tx.log import Logger
+from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.transport.sides import SideSockets
+from ipop_tx.values import Endpoint
+
+LOOK_EVERY = 5.0
+"""Seconds between looks whether a check is due."""
+CALM = 10.0
+"""Seconds for which nothing must have changed before a check."""
+ANEW = 3600.0
+"""Seconds until what was found is checked again ..."""
+DOUBT = 600.0
+"""... and until then, if it is not sure."""
+
+
+class NATCheckService(Service):
+    """Checks when the node has its first links, when it knows more members, when its addresses have changed, and every hour.
+
+    How long mappings live is learnt after the first check, and again when another outer address shows that the router is another one.
+    """
+
+    _log = Logger()
+    name = "natcheck"
+
+    def __init__(self, reactor: Any, protocol: ChordProtocol, transport: ITransport) -> None:
+        self._reactor = reactor
+        self._protocol = protocol
+        self._nat = protocol.node.nat
+        self._sockets = SideSockets(reactor, lambda: str(getattr(transport, "host", "0.0.0.0")), self._received)
+        self._look = LoopingCall(self.look)
+        self._look.clock = reactor
+        self._changed = 0.0
+        """When what a check depends on changed last."""
+        self._place: object = None
+        self._learnt: object = None
+        self._said: object = None
+        for kind, listener in (
+            (e.SideWanted, self._open),
+            (e.SideSend, lambda event: self._sockets.send(event.number, event.endpoint, event.datagram)),
+            (e.SideDone, lambda event: self._sockets.close(event.number)),
+            (e.NatChecked, self._checked),
+        ):
+            protocol.on(kind, listener)
+
+    def startService(self) -> None:
+        """Look now and then whether a check is due."""
+        Service.startService(self)
+        self._look.start(LOOK_EVERY, now=False)
+
+    def stopService(self) -> None:
+        """Close what is open."""
+        Service.stopService(self)
+        if self._look.running:
+            self._look.stop()
+        self._sockets.close_all()
+
+    # --- sockets -----------------------------------------------------------------------------
+
+    def _open(self, event: e.SideWanted) -> None:
+        try:
+            port = self._sockets.open(event.number)
+        except OSError as error:
+            event.port.fail(EnvironmentProblem(f"no second UDP port could be opened ({error.strerror})"))
+        else:
+            event.port.succeed(port)
+
+    def _received(self, number: int, endpoint: Endpoint, datagram: bytes) -> None:
+        if self.running:
+            self._protocol.node.receive_aside(self._protocol.clock(), number, endpoint, datagram)
+            self._protocol.settle()
+
+    # --- when --------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Check if it is time to."""
+        now = self._protocol.clock()
+        facts = self._protocol.node.paths.facts
+        place = tuple(facts.local), frozenset(endpoint.host for endpoint in facts.observed())
+        if place != self._place:
+            self._place, self._changed = place, now
+        helpers = len(self._nat.check.helpers())
+        if (helpers or self._nat.check.without_udp()) and now - self._changed >= CALM and not self._fresh(now, helpers):
+            self.check().addErrback(self._failed)
+
+    def _fresh(self, now: float, helpers: int) -> bool:
+        """Whether what is known is good enough: of this place, not too old, and no worse for want of members than it need be."""
+        last = self._nat.check.facts
+        sure = last.mapping_sure and last.filtering_sure
+        more = last.helpers < min(helpers, HELPERS - 1)
+        return last.at >= self._changed and now - last.at < (CALM if more else ANEW if sure else DOUBT)
+
+    def check(self) -> Deferred[NatFacts]:
+        """Check now."""
+        return self._protocol.submit(c.CheckNat())
+
+    def _failed(self, failure: Failure) -> None:
+        self._changed = self._protocol.clock()  # and again when all has been calm for a while
+        self._log.info("natcheck_failed reason={reason}", reason=str(failure.value))
+
+    def _checked(self, event: e.NatChecked) -> None:
+        facts, lifetime = self._nat.check.facts, self._nat.life.lifetime
+        if (facts.reach, lifetime.dead) != self._said:
+            self._said = facts.reach, lifetime.dead
+            self._log.info(
+                "nat_checked mapping={mapping} filtering={filtering} helpers={helpers} alive_s={alive} dead_s={dead}",
+                mapping=facts.reach.mapping.title,
+                filtering=facts.reach.filtering.title,
+                helpers=facts.helpers,
+                alive=lifetime.alive,
+                dead=lifetime.dead,
+            )
+        router = frozenset(endpoint.host for endpoint in facts.outer)
+        if facts.reach.mapping is not Kind.UNKNOWN and (router != self._learnt or lifetime == Lifetime()):
+            self._learnt = router
+            self._protocol.submit(c.LearnLifetime()).addErrback(self._failed)

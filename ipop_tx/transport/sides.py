@@ -1,0 +1,104 @@
+"""UDP sockets beside the transport's own one, each for one short check of the NAT."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ipop_tx.transport.udp_socket import version_of
+from ipop_tx.values import Endpoint
+
+AT_ONCE = 16
+"""Datagrams that one wake-up reads at most."""
+LARGEST = 2048
+_MAPPED = "::ffff:"
+
+Received = Callable[[int, Endpoint, bytes], None]
+
+
+@implementer(IReadDescriptor)
+class _Side:
+    """One of them. Twisted's own UDP ports would write three lines into the log for each."""
+
+    def __init__(self, host: str, number: int, received: Received) -> None:
+        self._number = number
+        self._received = received
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            if family == socket.AF_INET6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            self._socket.bind((host, 0))
+        except OSError:
+            self._socket.close()
+            raise
+        self.port = int(self._socket.getsockname()[1])
+
+    def doRead(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                datagram, address = self._socket.recvfrom(LARGEST)
+            except OSError:  # nothing more, or what ICMP says of something that was sent
+                return
+            host = str(address[0])
+            self._received(self._number, Endpoint("udp", host.removeprefix(_MAPPED) if "." in host else host, address[1]), datagram)
+
+    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
+        sixth, version = self._socket.family == socket.AF_INET6, version_of(endpoint.host)
+        if version is None or (version == 6 and not sixth):
+            return
+        try:
+            self._socket.sendto(datagram, (_MAPPED + endpoint.host if sixth and version == 4 else endpoint.host, endpoint.port))
+        except OSError:  # no route, a firewall, a full queue
+            return
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return f"side:{self.port}"
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._socket.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class SideSockets:
+    """Opens, closes and serves them, by numbers that the user gives. `host` tells where to bind, as the transport does."""
+
+    def __init__(self, reactor: Any, host: Callable[[], str], received: Received) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._received = received
+        self._sides: dict[int, _Side] = {}
+
+    def open(self, number: int) -> int:
+        """A socket on any free port; gives the port. Raises `OSError`."""
+        side = self._sides[number] = _Side(self._host(), number, self._received)
+        self._reactor.addReader(side)
+        return side.port
+
+    def send(self, number: int, endpoint: Endpoint, datagram: bytes) -> None:
+        """Send one datagram; what cannot be sent is lost, as on the wire."""
+        side = self._sides.get(number)
+        if side is not None:
+            side.send(endpoint, datagram)
+
+    def close(self, number: int) -> None:
+        """Close one. Idempotent."""
+        side = self._sides.pop(number, None)
+        if side is not None:
+            self._reactor.removeReader(side)
+            side.close()
+
+    def close_all(self) -> None:
+        """Close what is open."""
+        for number in list(self._sides):
+            self.close(number)
