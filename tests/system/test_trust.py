@@ -7,7 +7,7 @@ import shutil
 
 from ipop_tx.errors import Unreachable
 from ipop_tx.lab import Host, wait_for
-from ipop_tx.lab.node import LabNode, program
+from ipop_tx.lab.node import LabNode, environment, program
 from ipop_tx.wire.address import mac_of
 from tests.system.case import LabTestCase
 
@@ -77,7 +77,7 @@ class RecoveryTests(LabTestCase):
         self.assertEqual(status, 0)
         self.assertIn("32 parts of the DHT have no majority; not reached:", out)
         self.assertIn("if those are lost for ever, and only then", told)
-        killed = founder.host.start(["timeout", "60", *program("ipop"), *recover, "--yes"], log="killed.log")
+        killed = founder.host.start(["timeout", "60", *program("ipop"), *recover, "--yes"], log="killed.log", environment=environment())
         wait_for("the order", 60, lambda: "views_founded" in founder.process.output, every=0.005)
         founder.kill9()
         killed.wait(60)
