@@ -39,6 +39,7 @@ from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping
 from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
+from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
@@ -94,6 +95,7 @@ class Node(MultiService):
             self.store,
             flags_of(admitter),
             now=boot_seconds(),
+            quota=config.dht.quota,
         )
         self.core = core
         self.store.close()  # twistd forks before it starts us; a database must not be carried along
@@ -111,8 +113,7 @@ class Node(MultiService):
         self.portmap = portmap if config.nat.port_mapping else None
         self.dht = DHTService(self.protocol)
         lease = config.lease
-        wish = IPv4Address(credentials.facts.address) if credentials.facts.address else lease.address
-        self.pool = DHCPService(self.protocol, network.pool, self.state, wish, lease.hours, self._address_changed)
+        self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
         tap = config.tap
         self.tap = TapService(pump, tap.name, tap_mtu(config), network, core.ident, tap.bridge) if tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
@@ -125,6 +126,7 @@ class Node(MultiService):
         plane = self.forwarding.plane
         trim = TrimService(reactor)
         self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests)
+        self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
         if self.tap is not None:
@@ -191,6 +193,7 @@ class Node(MultiService):
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(netcheck(self.protocol, self.natcheck, self.portmap)),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
+            "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
@@ -202,7 +205,10 @@ class Node(MultiService):
         name = arguments.get("name") or ""
         if not isinstance(name, str):
             raise LocalMisuse("name is not a text")
-        invitation, expires = await self.admission.invite(float(seconds), name, bool(arguments.get("appoints")))
+        address = arguments.get("address") or ""
+        if not isinstance(address, str):
+            raise LocalMisuse("address is not a text")
+        invitation, expires = await self.admission.invite(float(seconds), name, bool(arguments.get("appoints")), address)
         return {"token": str(invitation), "expires": expires}
 
     async def _leave_and_exit(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ipop_tx.readers import Reader as _Reader
 from ipop_tx.readers import Wrong as _Wrong
 from ipop_tx.readers import kind as _kind
 from ipop_tx.readers import text as _text
-from ipop_tx.values import Endpoint, Network, Proxy
+from ipop_tx.values import Endpoint, Network, Proxy, Quota
 
 DEFAULT_PATH = Path("/etc/ipop/node.toml")
 DEFAULT_SOCKET = Path("/run/ipop/control.sock")
@@ -97,6 +97,22 @@ class DhcpSection(msgspec.Struct, frozen=True):
     """Networks, and the address by which each is reached."""
 
 
+class DhtSection(msgspec.Struct, frozen=True):
+    """`[dht]`: what this node keeps of the DHT, were it to keep all of it; it keeps its shards' part."""
+
+    member_registers: int = Quota().registers
+    """Registers that one member may have."""
+    member_megabytes: int = Quota().bytes >> 20
+    """What one member may fill."""
+    megabytes: int = Quota().total >> 20
+    """What all members together may fill."""
+
+    @property
+    def quota(self) -> Quota:
+        """The same in bytes."""
+        return Quota(self.member_registers, self.member_megabytes << 20, self.megabytes << 20)
+
+
 class NatSection(msgspec.Struct, frozen=True):
     """`[nat]`: the router before this node."""
 
@@ -131,6 +147,7 @@ class Config(msgspec.Struct, frozen=True):
     tap: TapSection = TapSection()
     lease: LeaseSection = LeaseSection()
     dhcp: DhcpSection = DhcpSection()
+    dht: DhtSection = DhtSection()
     nat: NatSection = NatSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
@@ -146,6 +163,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "tap": TapSection,
     "lease": LeaseSection,
     "dhcp": DhcpSection,
+    "dht": DhtSection,
     "nat": NatSection,
     "control": ControlSection,
     "log": LogSection,
@@ -272,6 +290,14 @@ def _routes(value: Any, base: Path) -> tuple[tuple[ipaddress.IPv4Network, ipaddr
         raise _Wrong("has something that is not a route", mend) from None
 
 
+def _amount(value: Any, _: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _Wrong(f"is {_kind(value)}, not a whole number", "write a number, without quotes")
+    if not 1 <= value <= 2**30:
+        raise _Wrong("is out of range", "choose 1 or more")
+    return value
+
+
 def _address(value: Any, base: Path) -> ipaddress.IPv4Address:
     try:
         return ipaddress.IPv4Address(_text(value, base))
@@ -307,6 +333,9 @@ _READERS: dict[str, _Reader] = {
     "dhcp.domain": _domain,
     "dhcp.router": _address,
     "dhcp.routes": _routes,
+    "dht.member_registers": _amount,
+    "dht.member_megabytes": _amount,
+    "dht.megabytes": _amount,
     "nat.port_mapping": _flag,
     "control.socket": _socket_path,
     "log.level": _level,

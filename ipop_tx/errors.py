@@ -48,6 +48,10 @@ class PoolExhausted(LocalMisuse):
     """No address of the network's pool is free."""
 
 
+class QuotaExceeded(LocalMisuse):
+    """A member may not fill more of the DHT, or its replicas are full. Nothing was written."""
+
+
 class InvitationRefused(LocalMisuse):
     """An invitation is malformed, unknown, used up or expired."""
 

@@ -212,12 +212,20 @@ class IRecordSigner(Interface):
 
     ident: Ident = Attribute("the ident of this node")
     signer: bytes = Attribute("what others need to check our signatures: public key and salt")
+    assigned: bytes = Attribute("the IPv4 address (4 bytes) that the authority has assigned to this node; empty if none")
+    proof: bytes = Attribute("where one is assigned: what serves in place of `signer`, and proves that")
 
     def sign(data: bytes) -> bytes:
         """A signature by this node's key."""
 
     def verify(signer: bytes, data: bytes, signature: bytes) -> Ident | None:
-        """The ident whose key made `signature` over `data`, or None when it is not good."""
+        """The ident whose key made `signature` over `data`, or None when it is not good. The same at any time and at every node."""
+
+    def assignment(signer: bytes) -> tuple[bytes, int]:
+        """The address (4 bytes) that the authority has assigned to a `signer` that is a proof, and when (Unix seconds); else (b"", 0)."""
+
+    def by_authority(data: bytes, signature: bytes) -> bool:
+        """Whether the network's authority made `signature` over `data`."""
 
 
 class IReplicaStore(Interface):
@@ -306,7 +314,7 @@ class IAddressPool(Interface):
     network: IPv4Network = Attribute("the pool")
 
     def claim(wish: IPv4Address | None = None) -> Deferred[IPv4Address]:
-        """Lease an address: the one held before, else `wish`, else the first free of this node's own order."""
+        """Lease an address: the one that the authority assigned, the one held before, `wish`, the first free of this node's own order."""
 
     def renew() -> Deferred[IPv4Address]:
         """Extend the lease. Fails with `Conflict` when somebody else holds the address."""
@@ -347,6 +355,9 @@ class IForwardingControl(Interface):
 
     def owns(ident: Ident, address: IPv4Address) -> Deferred[bool]:
         """Whether `address` is verifiably leased to `ident`; asked once for each new inner source address."""
+
+    def misdirected(ident: Ident, address: IPv4Address) -> None:
+        """A frame for `address`, which is not ours, came from a peer that takes us for its owner. Called a few times a second at most."""
 
     def connect(ident: Ident) -> Deferred[Any]:
         """Make a link to a node; fires when the FIB knows it."""

@@ -1,7 +1,8 @@
 """The log: Twisted's, with a threshold of our own and fixed names of events and fields.
 
 One event, one line; a line begins with the event's name. Fields: `peer` and `ident` (idents), `name` (of a node or interface),
-`path`, `endpoints`, `address` (overlay), `reason` (a sentence), `source`, `expires`, `appoints`, `interface`, `error`.
+`path`, `endpoints`, `address` (overlay), `reason` (a sentence), `source`, `expires`, `appoints`, `interface`, `error`, `shards` (how
+many), `view` (its number), `members` (idents).
 """
 
 from __future__ import annotations

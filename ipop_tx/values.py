@@ -130,6 +130,18 @@ class Network:
     """Into how many parts the key space of the DHT is divided; fixed for the life of a network."""
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a replica keeps of the DHT, were it to keep all of it: a shard gets its part. See docs/dht.md."""
+
+    registers: int = 16384
+    """Registers that one member may have."""
+    bytes: int = 8 << 20
+    """Bytes that one member may fill."""
+    total: int = 256 << 20
+    """Bytes of all members together."""
+
+
 def short(ident: Ident) -> str:
     """The first eight hex digits of an ident, for people."""
     return ident[:4].hex()

@@ -189,6 +189,9 @@ class TableControl:
         self.calls.append(("owns", ident, address))
         return self._result(self.owners.get(address) == ident)
 
+    def misdirected(self, ident: Ident, address: IPv4Address) -> None:
+        self.calls.append(("misdirected", ident, address))
+
     def connect(self, ident: Ident) -> Deferred[Any]:
         self.calls.append(("connect", ident))
         return self._result(None)

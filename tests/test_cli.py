@@ -78,6 +78,7 @@ class Command(TestCase):
         self.path = self.directory / "c.sock"
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.pings: list[Any] = []
+        self.lost: list[int] = []
         self.service = ControlService(self.path, {name: self.recorded(name, route) for name, route in self.routes().items()})
         self.service.startService()
         self.addCleanup(self.service.stopService)
@@ -89,6 +90,7 @@ class Command(TestCase):
             "POST /netcheck": lambda _: REPORT,
             "POST /invite": lambda _: {"token": "ipop1-abc", "expires": 1_800_000_000},
             "POST /leave": lambda _: {},
+            "POST /recover": self.answer_recover,
         }
 
     def recorded(self, name: str, route: Route) -> Route:
@@ -97,6 +99,11 @@ class Command(TestCase):
             return route(arguments)
 
         return recording
+
+    def answer_recover(self, arguments: dict[str, Any]) -> Any:
+        lost = [{"shard": n, "view": 7, "members": ["office", "cloud"], "missing": ["cloud"], "copies": n} for n in self.lost]
+        works = [{"shard": n, "copies": n, "number": 7, "registers": 5, "works": n < 2} for n in self.lost]
+        return {"lost": lost, "founded": works if arguments["confirm"] else []}
 
     def answer_ping(self, _: dict[str, Any]) -> Any:
         answer = self.pings.pop(0)
@@ -122,6 +129,37 @@ class Command(TestCase):
         self.assertEqual((out, got), ("", status), err)
         self.assertTrue(err.startswith("ipop: ") and err.endswith("\n") and err.count("\n") == 1, err)
         return err
+
+
+class Recover(Command):
+    """`ipop network recover`."""
+
+    async def test_nothing(self) -> None:
+        out, err, status = await self.ipop("network", "recover")
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("nothing to recover", out)
+
+    async def test_only_told(self) -> None:
+        """Without --yes it says what is lost, and how to go on, and asks for nothing."""
+        self.lost = [0, 1]
+        out, err, status = await self.ipop("network", "recover")
+        self.assertEqual(status, 0)
+        self.assertIn("2 parts of the DHT have no majority; not reached: cloud", out)
+        self.assertIn("of 1 of them no copy is left", err)
+        self.assertIn("if those are lost for ever, and only then:  ipop network recover --yes", err)
+        self.assertEqual(self.asked, [("POST /recover", {"confirm": False})])
+
+    async def test_done(self) -> None:
+        self.lost = [1]
+        out, _, status = await self.ipop("network", "recover", "--yes")
+        self.assertEqual(status, 0)
+        self.assertIn("1 parts founded anew with 5 registers", out)
+
+    async def test_not_all(self) -> None:
+        self.lost = [1, 2]
+        _, err, status = await self.ipop("network", "recover", "--yes")
+        self.assertEqual(status, 1)
+        self.assertIn("ipop: 1 parts do not work yet: run it again when more members are linked", err)
 
 
 class Status(Command):
@@ -240,14 +278,14 @@ class Others(Command):
     """invite, leave, version."""
 
     async def test_invite(self) -> None:
-        out, err, status = await self.ipop("invite", "--expires", "30m", "--name", "n4", "--appoint")
+        out, err, status = await self.ipop("invite", "--expires", "30m", "--name", "n4", "--appoint", "--address", "10.128.3.4")
         self.assertEqual((out, status), ("ipop1-abc\n", 0))
         self.assertIn("once, until 2027-01-15 08:00:00 UTC", err)
-        self.assertEqual(self.asked, [("POST /invite", {"expires_s": 1800, "name": "n4", "appoints": True})])
+        self.assertEqual(self.asked, [("POST /invite", {"expires_s": 1800, "name": "n4", "appoints": True, "address": "10.128.3.4"})])
 
     async def test_invite_defaults(self) -> None:
         await self.ipop("invite")
-        self.assertEqual(self.asked, [("POST /invite", {"expires_s": 3600, "name": None, "appoints": False})])
+        self.assertEqual(self.asked, [("POST /invite", {"expires_s": 3600, "name": None, "appoints": False, "address": None})])
 
     async def test_leave(self) -> None:
         out, _, status = await self.ipop("leave")

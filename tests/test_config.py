@@ -88,6 +88,11 @@ class Values(TestCase):
         for text, mtu in (("mtu = 1400", 1400), ('mtu = "auto"', None), ("", None)):
             self.assertEqual(read(with_state(f"[tap]\n{text}")).tap.mtu, mtu)
 
+    def test_quota(self) -> None:
+        """Megabytes are bytes inside."""
+        quota = read(with_state("[dht]\nmember_registers = 7\nmember_megabytes = 2\nmegabytes = 3")).dht.quota
+        self.assertEqual((quota.registers, quota.bytes, quota.total), (7, 2 << 20, 3 << 20))
+
     def test_a_password_is_not_repeated(self) -> None:
         wrong = self.assertRaises(ConfigError, read, with_state('[listen.tls]\nproxy = "https://me:secret@p:1"'))
         self.assertNotIn("secret", str(wrong))
@@ -173,6 +178,9 @@ MISTAKES = [
     ('[dhcp]\nroutes = ["192.168.7.1/24 via 10.128.0.9"]', ["dhcp.routes", "not a route", '"192.168.7.0/24 via 10.128.0.9"']),
     ('[dhcp]\nroutes = ["192.168.7.0/24"]', ["dhcp.routes", "not a route"]),
     ("[dhcp]\nroutes = [[]]", ["dhcp.routes", "is a list, not a string"]),
+    ("[dht]\nmegabytes = 0", ["dht.megabytes", "out of range"]),
+    ("[dht]\nmember_registers = 1.5", ["dht.member_registers", "not a whole number"]),
+    ("[dht]\nmember_megabytes = true", ["dht.member_megabytes", "is a truth value"]),
     ('[log]\nlevel = "loud"', ['log.level = "loud"', "choose one of debug, info"]),
     ("[control]\nsocket = '/" + "s" * 200 + "'", ["control.socket", "107 bytes"]),
     ('[network]\nname = "a\\nb"', ["network.name", "cannot be printed"]),

@@ -276,7 +276,7 @@ class LeaseTests(NetCase):
         self.becomes(net, lambda: machines[1].running.leases.own.address not in (None, address), 300, "another address")
         lost = next(event for event in events if isinstance(event, LeaseLost))
         self.assertEqual(lost.address, address)
-        self.assertIn("belongs to another node now", lost.reason)
+        self.assertIn(f"belongs to node {machines[2].ident.hex()[:8]} now (its lease here had run out)", lost.reason)
         self.assertEqual([event.address for event in events if isinstance(event, LeaseGained)][-1], machines[1].running.leases.own.address)
 
     def test_name_taken(self) -> None:

@@ -114,12 +114,20 @@ def replace_owner(record: m.Record) -> m.Record:
 class LinearizableTests(NetCase):
     """Whole nodes."""
 
-    def busy(self, seed: int, operations: int, trouble: Callable[[Trouble, Random], None], loss: float = 0.02, nodes: int = 7) -> Clients:
+    def busy(
+        self,
+        seed: int,
+        operations: int,
+        trouble: Callable[[Trouble, Random], None],
+        loss: float = 0.02,
+        nodes: int = 7,
+        registers: int = 12,
+    ) -> Clients:
         """Operations at thirty a second, with trouble every ten seconds; then a calm end, in which all are answered or given up."""
         net = self.net(seed, network=replace(NETWORK, shards=4))
         machines = self.grow(net, nodes)
         net.loss = loss
-        clients = Clients(net, machines, 12, seed)
+        clients = Clients(net, machines, registers, seed)
         troubles, rng = Trouble(net, machines, clients), Random(f"trouble/{seed}")
         for number in range(operations):
             clients.step()

@@ -144,7 +144,7 @@ class RegisterTests(NetCase):
 
     def test_forged(self) -> None:
         """A record without its owner's signature, or in somebody else's name, is refused at the door."""
-        signed = self.machines[2].running.dht._signer.record(KEY, 1, 3600, b"x")
+        signed = self.machines[2].running.dht.signer.record(KEY, 1, 3600, b"x")
         forged = msgspec.structs.replace(signed, value=b"y")
         for sender, record in ((self.machines[2], forged), (self.machines[3], signed)):
             error = self.assertRaises(LocalMisuse, self.do, sender, c.Ask(self.other_keeper(sender).ident, m.Write(KEY, 0, record)))

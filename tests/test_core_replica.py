@@ -171,6 +171,8 @@ class ReplicaTests(TestCase):
         self.assertEqual(self.install(2), m.Stale(SHARD, 3, (ME, YOU), False))
         self.assertEqual(self.install(4, (YOU,)), m.Stale(SHARD, 3, (ME, YOU), False))
         self.assertIn(KEY, self.replicas.shards[SHARD].cells)
+        self.assertIsInstance(self.replicas.install(YOU, m.Install(4, 2, (ME, YOU), (), 0, True, 1)), m.Stale)
+        self.assertNotIn(4, self.replicas.shards, "there are only four shards")
 
     def test_hearsay(self) -> None:
         """A copy is not given up because somebody names a later view, only when a majority of that has it."""
@@ -205,7 +207,7 @@ class ReplicaTests(TestCase):
         """Parts of a hand-over are bounded in bytes and number, and never empty."""
         large = m.Cell(KEY, m.NO_BALLOT, m.NO_BALLOT, self.record(bytes(m.MAX_VALUE)), 0)
         small = m.Cell(KEY, m.NO_BALLOT, m.NO_BALLOT, None, 0)
-        self.assertEqual((len(page([large] * 9)), len(page([small] * 99)), len(page([large])), page([])), (5, 64, 1, ()))
+        self.assertEqual((len(page([large] * 9)), len(page([small] * 99)), len(page([large])), page([])), (6, 64, 1, ()))
 
     def loaded(self) -> list[tuple[int, bytes, bytes]]:
         """What lies on the disk."""

@@ -69,6 +69,20 @@ class RingTests(NetCase):
         self.predecessors_match(net)
         self.owners_agree(net)
 
+    def test_leave_and_come_back(self) -> None:
+        """The second of two nodes leaves soon after it came and comes back at once: its place is the first one's to give, and is given."""
+        for seed in range(10):
+            net = self.net(seed, width_s=0.002)
+            first, second = net.founder(), net.add()
+            net.wait(first.start())
+            net.wait(second.start(first))
+            net.run(net.rng.random() * 2)
+            net.wait(second.submit(c.Leave()))
+            second.crash()
+            net.run(1 + net.rng.random() * 2)
+            net.wait(second.start(first), 10)
+            self.heals(net, 10)
+
     def test_neighbours_crash(self) -> None:
         """A node's next neighbours die one after another, without a pause."""
         net = self.net(5)

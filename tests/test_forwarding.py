@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from ipop_tx.errors import Unreachable
-from ipop_tx.forwarding import offload, waiting
+from ipop_tx.forwarding import neighbour, offload, waiting
 from ipop_tx.forwarding import plane as plane_module
 from ipop_tx.forwarding.fib import Fib
 from ipop_tx.forwarding.memory import FramePair
@@ -456,6 +456,22 @@ class InTests(PlaneTestCase):
         self.assertEqual(self.port.taken, [])
         wanted = {"in_ethertype": 2, "in_destination_address": 2}
         self.assertDropped(**wanted, in_source_address=1, in_neighbour=1, in_runt=4)
+
+    def test_misdirected(self) -> None:
+        """Who sends us frames for an address that is not ours is told, a few times a second at most."""
+        us, them = mac_of(OURS), mac_of(PEER)
+        self.control.calls.clear()
+        for _ in range(5):
+            self.receive(ipv4(us, them, THIRD_IP, PEER_IP))
+        self.assertEqual(self.control.calls, [("misdirected", PEER, THIRD_IP)])
+        self.clock.advance(plane_module.TELL_EVERY)
+        self.receive(ipv4(us, them, THIRD_IP, PEER_IP))
+        self.assertEqual(self.control.calls, [("misdirected", PEER, THIRD_IP)] * 2)
+
+    def test_announcement(self) -> None:
+        """The kernel is told of an owner that has changed."""
+        self.plane.announce(THIRD_IP, PEER)
+        self.assertEqual(self.port.taken, [neighbour.announcement(THIRD_IP, mac_of(PEER))])
 
     def test_without_an_address_no_ipv4_is_ours(self) -> None:
         self.plane.configure(None)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from ipop_tx.forwarding.neighbour import Request, answer, checksum, heard, is_discovery, parse, probe
+from ipop_tx.forwarding.neighbour import Request, announcement, answer, checksum, heard, is_discovery, parse, probe
 
 OWNER = bytes.fromhex("020203040506")
 ASKER = bytes.fromhex("620a0b0c0d0e")
@@ -67,6 +67,13 @@ class ArpTests(SynchronousTestCase):
         request = parse(memoryview(bytearray(ARP_REQUEST)))
         assert request is not None
         self.assertEqual(answer(request, OWNER), ARP_REPLY)
+
+    def test_announcement(self) -> None:
+        """Bytes for bytes; and it asks nothing."""
+        frame = announcement(IPv4Address("10.128.0.2"), OWNER)
+        pinned = "ffffffffffff0202030405060806 0001080006040001 020203040506 0a800002 000000000000 0a800002"
+        self.assertEqual(frame, bytes.fromhex(pinned))
+        self.assertIsNone(parse(frame))
 
     def test_padding_and_unicast_are_fine(self) -> None:
         self.assertEqual(parse(OWNER + ARP_REQUEST[6:] + bytes(18)), parse(ARP_REQUEST))

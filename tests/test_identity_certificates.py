@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
@@ -15,10 +15,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from ipop_tx.core.records import RegisterSigner, lease_key
 from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity import signer as signer_module
 from ipop_tx.identity import state as files
+from ipop_tx.identity.assignment import Assignments
 from ipop_tx.identity.authority import Admitter, create_network, install_chain, make_request, request, sign_request
 from ipop_tx.identity.credentials import Credentials, GuestCredentials, guest_certificate, verify_guest
 from ipop_tx.identity.keys import generate_key, ident_of, point_of, write_key
@@ -311,6 +313,90 @@ class CredentialsTests(FoundedCase):
         self.patch(signer_module, "REMEMBERED", 1)
         self.assertEqual(other.verify(other.signer, b"c", other.sign(b"c")), other.ident)
         self.assertEqual(len(other._good), 2)
+
+
+class AssignmentTests(FoundedCase):
+    """Addresses that the authority has assigned, and the proof of that in a record."""
+
+    address = IPv4Address("10.128.3.4").packed
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.wall = WALL
+
+    def credentials(self, admitter: Admitter, address: str = "10.128.3.4") -> Credentials:
+        """A member with an assigned address."""
+        leaf = admitter.admit(request(self.key, "bob"), "bob", WALL, address=address)
+        return Credentials(self.key, [leaf, admitter.certificate, admitter.root], clock)
+
+    def judge(self, proof: bytes) -> tuple[bytes, int]:
+        """What another member of the network makes of a proof."""
+        return Assignments(self.root, lambda: self.wall).of(proof)
+
+    def test_proof(self) -> None:
+        """It proves address and ident, fits a record, and serves to check the owner's signature."""
+        signer = self.credentials(self.admitter).signer()
+        verifyObject(IRecordSigner, signer)
+        self.assertEqual((signer.assigned, self.judge(signer.proof)), (self.address, (self.address, int(WALL - certs.BACKDATED))))
+        self.assertLessEqual(len(signer.proof), 2048)
+        other = Credentials.load(self.state, clock).signer()
+        self.assertEqual(other.verify(signer.proof, b"lease", signer.sign(b"lease")), signer.ident)
+        self.assertIsNone(other.verify(signer.proof, b"lease", other.sign(b"lease")))
+        self.assertEqual(other.assignment(signer.proof)[0], self.address)
+        self.assertEqual((other.assigned, other.proof, other.assignment(other.signer)), (b"", b"", (b"", 0)))
+
+    def test_record(self) -> None:
+        """Only the lease of that very address shows the proof, and only that is overridden."""
+        mine = RegisterSigner(self.network, self.credentials(self.admitter).signer())
+        other = RegisterSigner(self.network, Credentials.load(self.state, clock).signer())
+        key, elsewhere = lease_key(self.network, self.address), lease_key(self.network, bytes(4))
+        theirs = other.record(key, 1, 60, b"x")
+        record = mine.record(key, 2, 60, b"x")
+        self.assertTrue(other.authentic(key, record))
+        self.assertEqual((other.overrides(key, record, theirs), other.overrides(key, theirs, record)), (True, False))
+        self.assertEqual((mine.takes_over(key, theirs), other.takes_over(key, record)), (True, False))
+        self.assertEqual(len(mine.record(elsewhere, 1, 60, b"x").signer), 49)
+        moved = mine.record(elsewhere, 2, 60, b"x")
+        forged = msgspec.structs.replace(moved, signer=record.signer)
+        self.assertFalse(other.authentic(elsewhere, forged), "the proof is under the signature")
+        self.assertEqual((other.overrides(elsewhere, forged, theirs), mine.takes_over(elsewhere, theirs)), (False, False))
+
+    def test_end(self) -> None:
+        """A certificate that has ended proves nothing, but the signature on what was written stays good."""
+        signer = self.credentials(self.admitter).signer()
+        signature = signer.sign(b"lease")
+        self.wall = WALL + certs.MEMBER_LIFETIME + 1
+        self.assertEqual(self.judge(signer.proof), (b"", 0))
+        self.assertEqual(RecordSigner(generate_key(), bytes(16)).verify(signer.proof, b"lease", signature), signer.ident)
+
+    def test_no_proof(self) -> None:
+        """Certificates of others, of another network, without an address, damaged ones, and junk."""
+        mallory, _ = self.other_network()
+        good = self.credentials(self.admitter).signer().proof
+        leaf = msgspec.msgpack.decode(good)[0]
+        for proof in (
+            self.credentials(mallory).signer().proof,
+            msgspec.msgpack.encode((leaf, certs.to_der(mallory.certificate))),
+            msgspec.msgpack.encode((certs.to_der(self.leaf), certs.to_der(self.admission))),
+            msgspec.msgpack.encode((certs.to_der(self.admission), certs.to_der(self.root))),
+            good[:-1],
+            good[:100] + bytes([good[100] ^ 1]) + good[101:],
+            b"",
+            b"\xff" * 60,
+            msgspec.msgpack.encode((1, 2)),
+            msgspec.msgpack.encode((b"", b"")),
+        ):
+            self.assertEqual(self.judge(proof), (b"", 0))
+            RecordSigner(generate_key(), bytes(16)).verify(proof, b"lease", b"signature")
+
+    def test_signed_by_hand(self) -> None:
+        """`ipop sign --address` assigns one of the pool, and nothing else."""
+        state = StateDirectory(self.mktemp())
+        install_chain(state, sign_request(self.state, make_request(state, "carol"), wall=WALL, address="10.128.3.4"), wall=WALL)
+        self.assertEqual(Credentials.load(state, clock).signer().assigned, self.address)
+        for address in ("10.129.0.1", "10.128.0.0", "10.128.255.255", "fd00::1", "junk"):
+            call = lambda address=address: sign_request(self.state, make_request(state, "carol"), wall=WALL, address=address)  # noqa: E731
+            self.assertRefused(call, "is no address of the network's pool", "assign one of 10.128.0.0/16", kind=LocalMisuse)
 
 
 class HandshakeTests(FoundedCase):

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 
 import msgspec
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -109,8 +110,8 @@ class InvitedCase(FoundedCase):
         self.record = self.make_record()
         self.guest = GuestCredentials(self.invitation.key, self.invitation.fingerprint, clock)
 
-    def make_record(self, name: str = "", appoints: bool = False) -> InvitationRecord:
-        return InvitationRecord.make(self.invitation, name, appoints, self.admitter.key, self.admission)
+    def make_record(self, name: str = "", appoints: bool = False, address: str = "") -> InvitationRecord:
+        return InvitationRecord.make(self.invitation, name, appoints, self.admitter.key, self.admission, address)
 
     def assertRefused(self, call: Callable[[], object], *words: str, kind: type[Exception] = InvitationRefused) -> None:
         super().assertRefused(call, *words, kind=kind)
@@ -120,11 +121,12 @@ class RecordTests(InvitedCase):
     """What the DHT holds of an invitation."""
 
     def test_good(self) -> None:
-        value = self.make_record("x" * 40, True).encode()
+        value = self.make_record("x" * 40, True, "10.128.123.234").encode()
         self.assertLessEqual(len(value), 1024)
         record = InvitationRecord.decode(value)
         record.verify(self.root, WALL)
         self.assertEqual((record.public, record.name, record.expires, record.appoints), (self.invitation.public, "x" * 40, SOON, True))
+        self.assertEqual(record.address, "10.128.123.234")
 
     def test_at_most_four_endpoints(self) -> None:
         self.assertEqual(self.invitation.endpoints, (V4, V6, V4, V6))
@@ -134,9 +136,19 @@ class RecordTests(InvitedCase):
 
     def test_altered(self) -> None:
         other = Invitation.make(self.root, SOON, ()).public
-        for change in ({"name": "eve"}, {"expires": SOON + 1}, {"appoints": True}, {"public": other}, {"signature": b""}):
-            altered = msgspec.structs.replace(self.record, **change)
-            self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
+        for change in (
+            {"name": "eve"},
+            {"expires": SOON + 1},
+            {"appoints": True},
+            {"public": other},
+            {"signature": b""},
+            {"address": "10.128.0.9"},
+        ):
+            for record in (self.record, self.make_record(address="10.128.0.8")):
+                altered = msgspec.structs.replace(record, **change)
+                self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
+        taken = msgspec.structs.replace(self.make_record(address="10.128.0.8"), address="")
+        self.assertRefused(lambda: taken.verify(self.root, WALL), "not signed by a member that may admit")
 
     def test_signed_by_others(self) -> None:
         other, _ = self.other_network()
@@ -211,6 +223,11 @@ class EnrolmentTests(InvitedCase):
         self.assertRefused(lambda: self.check(self.enrolment, self.make_record(appoints=True)), "asks for other rights")
         record = InvitationRecord.make(Invitation.make(self.root, SOON, ()), "", False, self.admitter.key, self.admission)
         self.assertRefused(lambda: self.check(self.enrolment, record), "another invitation's")
+
+    def test_assigned_address(self) -> None:
+        """It stands in the certificate that the newcomer gets."""
+        granted = grant(self.enrolment, self.make_record(address="10.128.0.8"), self.admitter, WALL)
+        self.assertEqual(certs.facts_of(x509.load_der_x509_certificate(granted[0])).address, "10.128.0.8")
 
     def test_one_key_for_both_is_refused(self) -> None:
         record = self.make_record(appoints=True)

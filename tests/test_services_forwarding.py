@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from ipop_tx.core.events import AddressMoved
 from ipop_tx.core.link import Keyed, Link
+from ipop_tx.forwarding.memory import FramePair
+from ipop_tx.forwarding.neighbour import announcement
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.values import Endpoint, Peer
+from ipop_tx.wire.address import mac_of
 from tests.plane import NETWORK, Wire, clear_pair
 
-OURS, THEIRS = b"a" * 20, b"b" * 20
+OURS, THEIRS, THIRD = b"a" * 20, b"b" * 20, b"c" * 20
+ADDRESS = IPv4Address("10.128.3.4")
 
 
 class Node:
@@ -68,3 +74,28 @@ class ConnectTests(SynchronousTestCase):
         self.node.linked.callback(link)
         self.successResultOf(self.service.connect(THEIRS))
         self.assertEqual(self.service.fib.by_ident, {})
+
+
+class MovedTests(SynchronousTestCase):
+    """An address that was one member's is another's."""
+
+    def setUp(self) -> None:
+        self.node: Any = Node()
+        self.port = FramePair(mtu=1500)
+        self.service = ForwardingService(Clock(), self.node, self.port, Wire())
+        self.port.start(self.service.plane)
+        self.former = self.service.fib.update(THEIRS, [], None)
+        assert self.former is not None
+        self.former.addresses.add(ADDRESS.packed)
+
+    def test_moved(self) -> None:
+        """The former owner's frames are not believed any more, and the kernel hears of the new one."""
+        self.service._moved(AddressMoved(ADDRESS.packed, THEIRS, THIRD))
+        self.assertEqual(self.former.addresses, set())
+        self.assertEqual(self.port.taken, [announcement(ADDRESS, mac_of(THIRD))])
+
+    def test_to_nobody_or_to_us(self) -> None:
+        """Then there is nothing to tell the kernel."""
+        for owner in (None, OURS):
+            self.service._moved(AddressMoved(ADDRESS.packed, THEIRS, owner))
+        self.assertEqual((self.former.addresses, self.port.taken), (set(), []))

@@ -15,6 +15,7 @@ from ipop_tx.wire import messages as m
 A, B, K = bytes(range(20)), bytes(range(20, 40)), bytes(range(40, 60))
 BALLOT = m.Ballot(7, A)
 RECORD = m.Record(A, 3, 86400, b"value", b"signer", b"signature")
+FLOOR = m.Floor(BALLOT, 9)
 CELL = m.Cell(K, BALLOT, BALLOT, RECORD, 1500)
 ENDPOINT = "udp:198.51.100.7:4500"
 
@@ -26,6 +27,7 @@ PARTS = {
     "endpoint": "b57564703a3139382e35312e3130302e373a34353030",
 }
 PARTS["ballot"] = "933207" + PARTS["a"]
+PARTS["floor"] = "9344" + PARTS["ballot"] + "09"
 PARTS["record"] = "9728" + PARTS["a"] + "03ce00015180c40576616c7565c4067369676e6572c4097369676e6174757265"
 
 VECTORS: list[tuple[m.Message, str]] = [
@@ -58,6 +60,8 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Seek(K, 40, 3, 2)), "930501951e{k}280302"),
     (m.Request(1, m.Unneeded()), "9305019122"),
     (m.Reply(1, m.Needed()), "9306019123"),
+    (m.Request(1, m.NotYours(bytes((10, 128, 0, 9)))), "9305019224c4040a800009"),
+    (m.Request(1, m.NotMine(bytes((10, 128, 0, 9)), True)), "9305019325c4040a800009c3"),
     (m.Request(1, m.HandOver(bytes((10, 128, 0, 9)), b"\x01guest")), "9305019326c4040a800009c406016775657374"),
     (m.Request(1, m.Read(K)), "9305019229{k}"),
     (m.Request(1, m.Write(K, 2, RECORD)), "930501942a{k}02{record}"),
@@ -66,8 +70,9 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Reply(1, m.NoMajority(1, 3, 5)), "930601942d010305"),
     (m.Request(1, m.WhoKeeps(31)), "930501922e1f"),
     (m.Request(1, m.Peek(31, 4, K)), "930501942f1f04{k}"),
-    (m.Request(1, m.Prepare(31, 4, K, BALLOT)), "93050195331f04{k}{ballot}"),
-    (m.Reply(1, m.Promise(BALLOT, None, 0)), "9306019434{ballot}c000"),
+    (m.Request(1, m.Prepare(31, 4, K, BALLOT)), "93050197331f04{k}{ballot}c40000"),
+    (m.Request(1, m.Prepare(31, 4, K, BALLOT, A, 300)), "93050197331f04{k}{ballot}{a}cd012c"),
+    (m.Reply(1, m.Promise(BALLOT, None, 0, 7)), "9306019534{ballot}c00007"),
     (m.Request(1, m.Accept(31, 4, K, BALLOT, RECORD, 1500)), "93050197351f04{k}{ballot}{record}cd05dc"),
     (m.Reply(1, m.Refused(BALLOT)), "9306019236{ballot}"),
     (m.Reply(1, m.Stale(31, 4, (A, B), True)), "93060195371f0492{a}{b}c3"),
@@ -75,9 +80,19 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Reply(1, m.Sealed(m.NO_BALLOT, (), 17)), "9306019439933200c41400000000000000000000000000000000000000009011"),
     (m.Request(1, m.Succeed(31, 4, BALLOT, (A, B))), "930501953a1f04{ballot}92{a}{b}"),
     (m.Request(1, m.Fetch(31, 4, b"")), "930501943b1f04c400"),
-    (m.Reply(1, m.Page((CELL,), False)), "930601933d91963c{k}{ballot}{ballot}{record}cd05dcc2"),
-    (m.Request(1, m.Install(31, 5, (A, B), (CELL,), 0, True, 7)), "930501983e1f0592{a}{b}91963c{k}{ballot}{ballot}{record}cd05dc00c307"),
+    (m.Reply(1, m.Page((CELL,), False, FLOOR)), "930601943d91963c{k}{ballot}{ballot}{record}cd05dcc2{floor}"),
+    (m.Request(1, m.Forget(31, 4, K, BALLOT)), "93050195401f04{k}{ballot}"),
+    (
+        m.Request(1, m.Install(31, 5, (A, B), (CELL,), 0, True, 7, FLOOR)),
+        "930501993e1f0592{a}{b}91963c{k}{ballot}{ballot}{record}cd05dc00c307{floor}",
+    ),
     (m.Request(1, m.Retire(31, 4, (A, B))), "930501943f1f0492{a}{b}"),
+    (
+        m.Request(1, m.Order(A, 9, (B,), (0, 31), bytes(range(16)), 1800000000, b"signature")),
+        "9305019841{a}0991{b}92001fc410000102030405060708090a0b0c0d0e0fce6b49d200c4097369676e6174757265",
+    ),
+    (m.Request(1, m.Salvage(31, 9, b"")), "93050194421f09c400"),
+    (m.Reply(1, m.Salvaged(4, (CELL,), False, FLOOR)), "93060195430491963c{k}{ballot}{ballot}{record}cd05dcc2{floor}"),
     (
         m.Request(1, m.Enrol(b"invitation", b"csr", b"", b"signature", "alice", A)),
         "9305019746c40a696e7669746174696f6ec403637372c400c4097369676e6174757265a5616c696365{a}",
@@ -164,7 +179,7 @@ class RefusalTests(TestCase):
             m.Reply(1, m.Redirect(1, 1, (A,) * 17)),
             m.Request(1, m.Write(K, 0, long)),
             m.Request(1, m.Write(K, 0, m.Record(A, 1, 0, b"", b"", b""))),
-            m.Request(1, m.Write(K, 0, m.Record(A, 1, 60, b"", bytes(129), b""))),
+            m.Request(1, m.Write(K, 0, m.Record(A, 1, 60, b"", bytes(2049), b""))),
             m.Request(1, m.Fetch(1, 1, bytes(21))),
             m.Reply(1, m.Page((CELL,) * 65, False)),
             m.Reply(1, m.Failed("x" * 41, "", "")),

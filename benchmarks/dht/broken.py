@@ -130,7 +130,7 @@ VARIANTS: dict[str, tuple[Patch, ...]] = {
     "view changed without majority": ((views, "majority", _one),),
     "sealed views go on accepting": ((registers, "Replicas", Unsealed),),
     "view numbers ignored": ((registers, "Replicas", Numberless),),
-    "hand-over keeps the oldest copy": ((views, "_merge", _lost_cells),),
+    "hand-over keeps the oldest copy": ((views, "merge", _lost_cells),),
     "records expire a second early": ((registers, "Coordinator", Impatient),),
     "late creates revive what was deleted": ((dht, "change_of", _any_version),),
 }

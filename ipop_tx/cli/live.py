@@ -82,10 +82,11 @@ def _probe(daemon: Daemon, target: str, quiet: bool) -> dict[str, Any] | None:
 @click.option("--expires", type=duration, default="1h", show_default=True, help="For how long it may be used: 30m, 1h, 2d.")
 @click.option("--name", help="The name of the node that it admits.")
 @click.option("--appoint", is_flag=True, help="Whoever joins by it may invite others.")
+@click.option("--address", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
 @daemon_options
-def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool) -> None:
+def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool, address: str | None) -> None:
     """Print an invitation: one line that admits one machine, once."""
-    answer = daemon.post("/invite", {"expires_s": expires, "name": name, "appoints": appoint})
+    answer = daemon.post("/invite", {"expires_s": expires, "name": name, "appoints": appoint, "address": address})
     until = answer.get("expires")
     if isinstance(until, (int, float)):
         until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(until))

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from ipop_tx.cli.daemon import Daemon, daemon_options
 from ipop_tx.config import DEFAULT_PATH, load_config
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.values import Endpoint, Proxy
@@ -60,7 +61,7 @@ def host_name() -> str:
 
 @click.group()
 def network() -> None:
-    """Make a network."""
+    """Make a network, or mend it after a great loss."""
 
 
 @network.command()
@@ -81,6 +82,34 @@ def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, c
     click.echo(f"network {created.name}: pool {created.pool}, prefix {created.prefix}")
     click.echo(f"{state} holds its authority key: keep a copy in a safe place", err=True)
     _finish(config, state, ())
+
+
+@network.command()
+@click.option("--yes", is_flag=True, help="Do it, rather than only say what is lost.")
+@daemon_options
+def recover(daemon: Daemon, yes: bool) -> None:
+    """Found the parts of the DHT anew whose members are lost for ever. Only where the authority's key is.
+
+    Without --yes it changes nothing. What only the lost members had is gone: leases and names that were written last may be given to
+    others, what was deleted may be back. Never do it while the missing members may still run: both sides would give addresses away.
+    """
+    answer = daemon.post("/recover", {"confirm": yes})
+    if not answer["lost"]:
+        click.echo("every part of the DHT has its majority: there is nothing to recover")
+        return
+    missing = sorted({name for loss in answer["lost"] for name in loss["missing"]})
+    bare = sum(not loss["copies"] for loss in answer["lost"])
+    click.echo(f"{len(answer['lost'])} parts of the DHT have no majority; not reached: {', '.join(missing) or 'nobody'}")
+    if bare:
+        click.echo(f"of {bare} of them no copy is left: those begin empty", err=True)
+    if not yes:
+        click.echo("if those are lost for ever, and only then:  ipop network recover --yes", err=True)
+        return
+    works = sum(one["works"] for one in answer["founded"])
+    saved = sum(one["registers"] for one in answer["founded"])
+    click.echo(f"{works} parts founded anew with {saved} registers; members that come back learn that their copies are void")
+    if works < len(answer["founded"]):
+        raise EnvironmentProblem(f"{len(answer['founded']) - works} parts do not work yet", "run it again when more members are linked")
 
 
 @click.command()
@@ -120,16 +149,17 @@ def request(name: str | None, state: Path | None, config: Path | None) -> None:
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--name", default="", help="The name to give instead of the one that is asked for.")
+@click.option("--address", default="", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
 @state_option
 @config_option
-def sign(file: BinaryIO, name: str, state: Path | None, config: Path | None) -> None:
+def sign(file: BinaryIO, name: str, address: str, state: Path | None, config: Path | None) -> None:
     """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there."""
     from ipop_tx.identity.authority import Admitter, sign_request
     from ipop_tx.identity.certificates import fingerprint
     from ipop_tx.identity.state import StateDirectory
 
     _, state = _places(config, state)
-    chain = sign_request(StateDirectory(state), file.read(), name)
+    chain = sign_request(StateDirectory(state), file.read(), name, address=address)
     authority = fingerprint(Admitter.load(StateDirectory(state)).root).hex()
     click.echo(f"next, there:  ipop install FILE --authority {authority}", err=True)
     click.echo(chain.decode(), nl=False)

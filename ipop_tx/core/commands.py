@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire.messages import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,18 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Survey:
+    """Which shards can be neither read nor written. Future of a list of `recovery.Loss`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarryOut:
+    """Found views anew by the authority's order. Future of a list of `recovery.Founded`."""
+
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
 class Lookup:
     """Who owns a key of the ring. Future of `Found`."""
 
@@ -138,6 +152,22 @@ class Resolve:
     """Who owns an overlay address or a name. Future of an `Owner` or None."""
 
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owns:
+    """Whether an IPv4 address is leased to a member; if not, the member is told, in case it believes so. Future of bool."""
+
+    ident: Ident
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Disown:
+    """A member has sent us frames for an IPv4 address that is not ours: tell it so. Future of None, at once."""
+
+    ident: Ident
+    address: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)

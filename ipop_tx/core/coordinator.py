@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ipop_tx.core.ident import shard_of
+from ipop_tx.core.quota import size_of
 from ipop_tx.core.replica import Replicas, Shard
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, failed, first, quorum, settled, spawn
-from ipop_tx.errors import EnvironmentProblem, IpopError, Unavailable
+from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse, QuotaExceeded, Unavailable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 
@@ -34,6 +35,9 @@ REPLICA_DEADLINE = 3.0
 """Seconds that a replica is given to answer."""
 HEDGE = 0.15
 """Seconds, beside two round trips, after which the members are asked too that were spared a question at first."""
+
+BY_MEMBERS = (m.Prepare, m.Accept, m.Seal, m.Succeed, m.Fetch, m.Forget)
+"""What only a member of the view may ask."""
 
 Change = Callable[[m.Record | None, int], m.Record | None]
 """From the live record and the newest version, dead or alive, to the record to write; None leaves the register as it is."""
@@ -61,6 +65,7 @@ class Coordinator:
             m.Succeed: replicas.succeed,
             m.Fetch: replicas.fetch,
             m.Retire: replicas.retire,
+            m.Forget: replicas.forget,
         }
         for kind in (*self._acceptor, m.Install):
             rpc.serve(kind, lambda link, body: self._answer(link.ident, body))
@@ -73,10 +78,10 @@ class Coordinator:
 
     async def read(self, key: bytes) -> Outcome:
         """The live record. Raises `Unavailable`."""
-        return await self.write(key, lambda live, last: None)
+        return await self.write(key, _as_it_is)
 
     async def write(self, key: bytes, change: Change) -> Outcome:
-        """Apply `change` to the live record. Raises `Unavailable`."""
+        """Apply `change` to the live record. Raises `Unavailable`, `QuotaExceeded`."""
         most, members, attempt = 0, tuple[Ident, ...](), 0
         offered: list[m.Record] = []
         give_up = self._runtime.now + PATIENCE
@@ -87,24 +92,27 @@ class Coordinator:
             if len(seen) >= majority(shard.members):
                 live, last = self._live(seen), _last(seen)
                 is_agreed = len({promise.accepted for promise in seen}) == 1
-                if change(live, last) is None and is_agreed and all(record.version <= last for record in offered):
+                wanted = change(live, last)
+                if wanted is None and is_agreed and all(record.version <= last for record in offered):
                     return False, live, last
                 if (other := self._proposing.get(key)) is not None:
                     await other
                     continue
-                done = await self._propose_alone(shard, key, change, offered)
+                done = await self._propose_alone(shard, key, change, offered, None if offered else wanted)
                 if done is not None:
                     return done
             attempt += 1
             await self._runtime.sleep(min(LONGEST_PAUSE, 0.03 * 2**attempt) * self._runtime.rng.random() + (0.3 if not seen else 0.0))
         raise Unavailable(most, majority(members), len(members))
 
-    async def _propose_alone(self, shard: Shard, key: bytes, change: Change, offered: list[m.Record]) -> Outcome | None:
+    async def _propose_alone(
+        self, shard: Shard, key: bytes, change: Change, offered: list[m.Record], intent: m.Record | None
+    ) -> Outcome | None:
         """One ballot, and no other of ours on this register meanwhile: of many clients' writes each would undo the one before it.
 
         Whoever waited peeks again, and mostly finds its answer.
         """
-        work = spawn(self._propose(shard, key, change, offered))
+        work = spawn(self._propose(shard, key, change, offered, intent))
         if not work.done:
             work.then(lambda done: self._proposing.__delitem__(key))
             self._proposing[key] = first([work])
@@ -114,17 +122,24 @@ class Coordinator:
         answers = await self._ask(shard, m.Peek(shard.index, shard.number, key), m.Promise, sparing=True)
         return [answer for answer in answers if isinstance(answer, m.Promise)]
 
-    async def _propose(self, shard: Shard, key: bytes, change: Change, offered: list[m.Record]) -> Outcome | None:
+    async def complete(self, shard: Shard, key: bytes) -> None:
+        """Write what a register holds once more, so that members who missed it have it too."""
+        await self._propose(shard, key, _as_it_is, [], None)
+
+    async def _propose(self, shard: Shard, key: bytes, change: Change, offered: list[m.Record], intent: m.Record | None) -> Outcome | None:
         """One ballot. None when it lost or found no majority; a record that a replica may have accepted all the same is then `offered`.
 
         Only another ballot can end that: while a register is about to expire, one majority may say that it is empty and the next that it
         is not, and a write that was offered to the first could yet come true after the second has been believed.
+
+        Room is asked for `intent`: not for a deletion, nor for what was offered before. Raises `QuotaExceeded`.
         """
-        self._round += 1
-        ballot = m.Ballot(self._round, self._replicas.ident)
-        answers = await self._ask(shard, m.Prepare(shard.index, shard.number, key, ballot), m.Promise, sparing=True)
+        ballot = self.ballot()
+        owner, size = (intent.owner, size_of(intent)) if intent is not None and intent.value else (b"", 0)
+        prepare = m.Prepare(shard.index, shard.number, key, ballot, owner, size)
+        answers = await self._ask(shard, prepare, m.Promise, sparing=True)
         promises = [answer for answer in answers if isinstance(answer, m.Promise)]
-        self._learn_rounds(answers)
+        self.learn_rounds(answers)
         if len(promises) < majority(shard.members):
             return None
         live, last = self._live(promises), _last(promises)
@@ -135,7 +150,7 @@ class Coordinator:
         if wanted is not None:
             offered.append(wanted)
         answers = await self._ask(shard, accept, m.Done)
-        self._learn_rounds(answers)
+        self.learn_rounds(answers)
         if sum(isinstance(answer, m.Done) for answer in answers) < majority(shard.members):
             return None
         return (False, live, last) if wanted is None else (True, wanted, last)
@@ -150,7 +165,13 @@ class Coordinator:
     def _age(self, promises: list[m.Promise], newest: m.Promise) -> int:
         return min(promise.age_ms for promise in promises if promise.accepted == newest.accepted)
 
-    def _learn_rounds(self, answers: list[m.Answer]) -> None:
+    def ballot(self) -> m.Ballot:
+        """A ballot that we have not used in this life."""
+        self._round += 1
+        return m.Ballot(self._round, self._replicas.ident)
+
+    def learn_rounds(self, answers: list[m.Answer]) -> None:
+        """Let our next ballot be above those that others have named."""
         for answer in answers:
             ballot = answer.promised if isinstance(answer, m.Refused) else answer.accepted if isinstance(answer, m.Promise) else m.NO_BALLOT
             self._round = max(self._round, ballot.round)
@@ -186,6 +207,10 @@ class Coordinator:
         spared.clear()
         if timer is not None:
             timer.cancel()
+        if sum(isinstance(answer, good) for answer in answers) < needed:
+            full = [future.error for future in futures if isinstance(future.error, QuotaExceeded)]
+            if len(full) > len(shard.members) - needed:
+                raise full[0]
         return answers
 
     def ask_member(self, member: Ident, body: m.Ask) -> Future[m.Answer]:
@@ -199,7 +224,17 @@ class Coordinator:
             raise EnvironmentProblem("this replica's disk takes no writes", "make room on it")
         if isinstance(body, m.Install):
             return self._replicas.install(asker, body)
+        if isinstance(body, BY_MEMBERS):
+            self._check_asker(asker, body)
         return self._acceptor[type(body)](body)
+
+    def _check_asker(self, asker: Ident, body: Any) -> None:
+        """Only members of a view change anything in it, each under its own ballots: that is what A of docs/dht.md rests on."""
+        shard = self._replicas.shards.get(body.shard)
+        stranger = shard is not None and shard.number == body.number and asker not in shard.members
+        if stranger or (not isinstance(body, m.Fetch) and body.ballot.proposer != asker):
+            self._runtime.count("proposal_refused")
+            raise LocalMisuse("only a member of a view proposes in it, and only under its own ballots")
 
     def _answer_ourselves(self, body: Any) -> Future[m.Answer]:
         try:
@@ -216,9 +251,14 @@ class Coordinator:
             self._replicas.learn(answer.shard, answer.number, answer.members)
 
 
+def _as_it_is(live: m.Record | None, last: int) -> m.Record | None:
+    return None
+
+
 def _last(promises: list[m.Promise]) -> int:
+    """The newest version that there has been; where no record is left, one that is not below it."""
     newest = max(promises, key=lambda promise: promise.accepted).record
-    return newest.version if newest is not None else 0
+    return newest.version if newest is not None else max(promise.last for promise in promises)
 
 
 def majority(members: tuple[Ident, ...]) -> int:

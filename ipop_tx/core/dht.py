@@ -7,25 +7,24 @@ coordinator after a lost answer cannot apply it twice.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
-
-import msgspec
 
 from ipop_tx.core.coordinator import Change, Coordinator, majority
 from ipop_tx.core.ident import shard_of
 from ipop_tx.core.link import Link
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
+from ipop_tx.core.records import RegisterSigner, key_of
 from ipop_tx.core.replica import Replicas
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first, spawn
-from ipop_tx.errors import BadMessage, Conflict, IpopError, LocalMisuse, Unavailable, Unreachable
-from ipop_tx.interfaces import IRecordSigner
-from ipop_tx.values import Ident, Network
+from ipop_tx.errors import BadMessage, Conflict, IpopError, LocalMisuse, QuotaExceeded, Unavailable, Unreachable
+from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
+
+__all__ = ["Dht", "RegisterSigner", "change_of", "key_of"]
 
 PATIENCE = 20.0
 """Seconds until an operation is given up."""
@@ -33,35 +32,6 @@ OPERATION_DEADLINE = 8.0
 """Seconds that one coordinator is given."""
 HEDGE = 0.7
 """Seconds after which another coordinator is asked too. Harmless, since an operation repeated is one operation."""
-
-
-def key_of(kind: str, network: bytes, name: bytes) -> bytes:
-    """The key of a register: SHA-256 over the parts, each with its length, cut to 160 bits."""
-    digest = hashlib.sha256()
-    for part in (kind.encode(), network, name):
-        digest.update(len(part).to_bytes(4, "big") + part)
-    return digest.digest()[:20]
-
-
-class RegisterSigner:
-    """Signs and checks records: network, key, version, time to live and value are all under the signature."""
-
-    def __init__(self, network: Network, signer: IRecordSigner) -> None:
-        self._network = network
-        self._signer = signer
-
-    def record(self, key: bytes, version: int, ttl: float, value: bytes) -> m.Record:
-        """A signed record of this node."""
-        unsigned = m.Record(self._signer.ident, version, max(1, int(ttl)), value, self._signer.signer, b"")
-        return msgspec.structs.replace(unsigned, signature=self._signer.sign(self._text(key, unsigned)))
-
-    def authentic(self, key: bytes, record: m.Record) -> bool:
-        """Whether the record's owner signed it for this key in this network."""
-        unsigned = msgspec.structs.replace(record, signature=b"")
-        return self._signer.verify(record.signer, self._text(key, unsigned), record.signature) == record.owner
-
-    def _text(self, key: bytes, unsigned: m.Record) -> bytes:
-        return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
 
 
 class Dht:
@@ -85,7 +55,7 @@ class Dht:
         self._links = links
         self._rpc = rpc
         self._runtime = runtime
-        self._signer = signer
+        self.signer = signer
         self._ident = replicas.ident
         rpc.serve(m.Read, self._serve_read)
         rpc.serve(m.Write, self._serve_write)
@@ -96,30 +66,33 @@ class Dht:
     async def get(self, key: bytes) -> m.Record | None:
         """The live record. Raises `Unavailable` or `Unreachable`."""
         record = (await self._operate(key, m.Read(key))).record
-        if record is not None and not self._signer.authentic(key, record):
+        if record is not None and not self.signer.authentic(key, record):
             raise BadMessage("a member answered with a record that its owner has not signed", "try again")
         return record
 
     async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
-        """Fill an empty register. Raises `Conflict`, with what is there in its sentence.
+        """Fill an empty register. Raises `Conflict`, with what is there in its sentence, or `QuotaExceeded`.
 
         The version goes on from the one that was deleted or has expired, so an old write that is still under way cannot revive it.
         """
         last = 0
         while True:
-            record = self._signer.record(key, last + 1, ttl, _checked(value))
+            record = self.signer.record(key, last + 1, ttl, _checked(value))
             current = await self._operate(key, m.Write(key, 0, record))
             if current.won or current.record is not None or current.last <= last:
                 return _written(record, current)
             last = current.last
 
     async def compare_and_set(self, key: bytes, version: int, value: bytes, ttl: float) -> m.Record:
-        """Replace our version `version`. Raises `Conflict`."""
-        return await self._write(key, version, self._signer.record(key, version + 1, ttl, _checked(value)))
+        """Replace our version `version`, or that of somebody whom the authority's assignment overrides.
+
+        Raises `Conflict`, `QuotaExceeded`.
+        """
+        return await self._write(key, version, self.signer.record(key, version + 1, ttl, _checked(value)))
 
     async def delete(self, key: bytes, version: int) -> None:
         """Empty our register. Raises `Conflict`."""
-        await self._write(key, version, self._signer.record(key, version + 1, 3600, b""))
+        await self._write(key, version, self.signer.record(key, version + 1, 3600, b""))
 
     async def _write(self, key: bytes, expected: int, record: m.Record) -> m.Record:
         return _written(record, await self._operate(key, m.Write(key, expected, record)))
@@ -144,13 +117,17 @@ class Dht:
         coordinators: set[Ident] = set()
         while self._runtime.now < deadline:
             try:
-                async for answer in self._answers(key, body, coordinators):
+                async for answer in self._answers(key, body, coordinators, deadline):
                     if isinstance(answer, m.Current) and (len(coordinators) == 1 or _is_final(body, answer)):
                         return answer
+                    if isinstance(answer, QuotaExceeded) and not coordinators:
+                        raise answer
                     if isinstance(answer, m.NoMajority) and not (
                         isinstance(problems[-1], Unavailable) and problems[-1].reached > answer.reached
                     ):
                         problems.append(Unavailable(answer.reached, answer.needed, answer.replicas))
+            except QuotaExceeded:
+                raise
             except IpopError as problem:
                 if not isinstance(problems[-1], Unavailable):
                     problems.append(problem)
@@ -158,30 +135,34 @@ class Dht:
             pause = min(1.0, pause * 1.5)
         raise problems[-1]
 
-    async def _answers(self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident]) -> AsyncIterator[m.Answer]:
+    async def _answers(
+        self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident], deadline: float
+    ) -> AsyncIterator[m.Answer | QuotaExceeded]:
         """The answers of one coordinator after the other; all that may have begun to carry the operation out are noted."""
         if self._coordinator.shard(key) is not None:
-            coordinators.add(self._ident)
-            yield await self._run(key, body)
+            yield await self._run_here(key, body, coordinators)
         index = shard_of(key, self._replicas.count)
         closed = self._closed_here(index)
         view = self._replicas.newest(index).members
         to_ask = await self._first_to_ask(index, closed)
         asked: set[Ident] = {self._ident}
         waiting: list[Future[m.Answer]] = []
-        while to_ask or waiting:
+        while (to_ask or waiting) and self._runtime.now < deadline:
             member = self._readiest(to_ask, asked)
             if member is not None:
                 asked.add(member)
                 waiting.append(self._rpc.call(member, body, OPERATION_DEADLINE))
                 waiting[-1].then(lambda done, member=member: _note_closed(member, done, closed))  # type: ignore[misc]
+                fresh = member not in coordinators
                 coordinators.add(member)
-                waiting[-1].then(lambda done, member=member: _note_redirected(member, done, coordinators))  # type: ignore[misc]
+                waiting[-1].then(lambda done, member=member, fresh=fresh: _note_unbegun(member, done, coordinators, fresh))  # type: ignore[misc]
             if not waiting:  # nobody is left but ourselves
                 break
             await (self._runtime.wait(waiting, HEDGE) if to_ask else first(waiting))
             for done in [future for future in waiting if future.done]:
                 waiting.remove(done)
+                if isinstance(done.error, QuotaExceeded):
+                    yield done.error
                 if done.error is not None:
                     continue
                 answer = done.result()
@@ -194,6 +175,17 @@ class Dht:
         if reached := closed & set(view):
             yield m.NoMajority(len(reached), majority(view), len(view))
         self._replicas.known.pop(index, None)
+
+    async def _run_here(self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident]) -> m.Answer | QuotaExceeded:
+        """Coordinate ourselves."""
+        fresh = self._ident not in coordinators
+        coordinators.add(self._ident)
+        try:
+            return await self._run(key, body)
+        except QuotaExceeded as refusal:
+            if fresh:
+                coordinators.discard(self._ident)
+            return refusal
 
     def _readiest(self, to_ask: list[Ident], asked: set[Ident]) -> Ident | None:
         """Take the next member to ask: one with a link before one without, in the order given."""
@@ -237,7 +229,7 @@ class Dht:
         return await self._run(body.key, body)
 
     async def _serve_write(self, link: Link, body: m.Write) -> m.Answer:
-        if body.record.owner != link.ident or not self._signer.authentic(body.key, body.record):
+        if body.record.owner != link.ident or not self.signer.authentic(body.key, body.record):
             self._runtime.count("record_forged")
             raise LocalMisuse("a record is written only by its owner, with its owner's signature")
         if self._coordinator.shard(body.key) is None:
@@ -249,10 +241,22 @@ class Dht:
             if isinstance(body, m.Read):
                 _, record, last = await self._coordinator.read(key)
                 return m.Current(True, record, last)
-            won, record, last = await self._coordinator.write(key, change_of(body))
+            won, record, last = await self._coordinator.write(key, self._change_of(body))
         except Unavailable as error:
             return m.NoMajority(error.reached, error.needed, error.replicas)
         return m.Current(won or record == body.record or _was_deleted(body, record), record, last)
+
+    def _change_of(self, body: m.Write) -> Change:
+        """What a write does, by its own words or because the authority's assignment overrides whoever holds the address."""
+        plain = change_of(body)
+
+        def change(live: m.Record | None, last: int) -> m.Record | None:
+            wanted = plain(live, last)
+            if wanted is None and live is not None and live.version == body.expected and body.record.version == body.expected + 1:
+                return body.record if self.signer.overrides(body.key, body.record, live) else None
+            return wanted
+
+        return change
 
     async def _redirect(self, key: bytes) -> m.Answer:
         index = shard_of(key, self._replicas.count)
@@ -298,9 +302,9 @@ def _note_closed(member: Ident, done: Future[m.Answer], closed: set[Ident]) -> N
         closed.add(member)
 
 
-def _note_redirected(member: Ident, done: Future[m.Answer], coordinators: set[Ident]) -> None:
-    """A member that sends us elsewhere has begun nothing."""
-    if done.error is None and isinstance(done.result(), m.Redirect):
+def _note_unbegun(member: Ident, done: Future[m.Answer], coordinators: set[Ident], fresh: bool) -> None:
+    """A member that sends us elsewhere has begun nothing; one that was given no room has not either, unless it had been asked before."""
+    if (fresh and isinstance(done.error, QuotaExceeded)) or (done.error is None and isinstance(done.result(), m.Redirect)):
         coordinators.discard(member)
 
 

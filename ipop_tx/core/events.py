@@ -143,6 +143,33 @@ class HandOverAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseContested:
+    """Another node used an address of ours (4 bytes, `holder` as in `LeaseGained`) until now, and has given it up."""
+
+    address: bytes
+    ident: Ident
+    holder: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressMoved:
+    """An IPv4 address (4 bytes) that had been resolved to `former` belongs to `owner` now; None: to nobody."""
+
+    address: bytes
+    former: Ident
+    owner: Ident | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewsFounded:
+    """The authority has ordered the view `number` of some shards, with these members; older ones are over."""
+
+    shards: tuple[int, ...]
+    number: int
+    members: tuple[Ident, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EnrolRequested:
     """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
 

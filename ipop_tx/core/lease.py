@@ -8,19 +8,26 @@ a holder had last is remembered in a register of its own: who comes back without
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from ipop_tx.core.dht import Dht, key_of
+from ipop_tx.core.dht import Dht
 from ipop_tx.core.events import LeaseGained, LeaseLost
+from ipop_tx.core.records import key_of, lease_key
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, all_settled, first, spawn
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, PoolExhausted
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.registers import Record
+
+__all__ = ["Lease", "LeaseValue", "Leases", "NameValue", "candidates", "lease_key", "memory_key", "name_key"]
+
+T = TypeVar("T")
 
 TRIES = 200
 """Candidates tried before the pool counts as full."""
@@ -32,6 +39,8 @@ REMEMBERED = 30 * 86400.0
 """Seconds for which it is remembered which address a holder had last."""
 HOLDER_BYTES = 64
 """The longest name of a guest."""
+RETRY_ASSIGNED = 60.0
+"""Seconds between attempts to get the address that the authority has assigned, while another node has it with the same right."""
 RETRY = 10.0
 """Seconds at most between attempts to renew a lease that could not be renewed: so soon a partition that heals shows who lost an address."""
 
@@ -48,11 +57,6 @@ class NameValue(msgspec.Struct, frozen=True, array_like=True):
     """What a name's register holds."""
 
     address: bytes
-
-
-def lease_key(network: Network, address: bytes) -> bytes:
-    """The register of an IPv4 address (4 bytes)."""
-    return key_of("lease", network.ident, address)
 
 
 def name_key(network: Network, name: str) -> bytes:
@@ -74,10 +78,22 @@ def candidates(pool: IPv4Network, seed: bytes) -> Iterator[bytes]:
         yield (int(pool.network_address) + 1 + offset).to_bytes(4, "big")
 
 
+@dataclass(slots=True)
+class Rivals:
+    """What is to be done about other nodes that use an address of ours: called with the address and the other node's ident."""
+
+    taken_over: Callable[[bytes, Ident], None] = lambda address, loser: None
+    """The authority has assigned to us what the other one held."""
+    lost: Callable[[bytes, Ident], None] = lambda address, winner: None
+    """We have given up what the other one holds."""
+    gone: Callable[[bytes], None] = lambda address: None
+    """An address (the only argument) is not ours any more, whoever has it next."""
+
+
 class Lease:
     """Claims, renews and releases one holder's address, and its name if it has one."""
 
-    def __init__(self, ident: Ident, holder: bytes, name: str, network: Network, dht: Dht, runtime: Runtime) -> None:
+    def __init__(self, ident: Ident, holder: bytes, name: str, network: Network, dht: Dht, runtime: Runtime, rivals: Rivals) -> None:
         self.holder = holder
         self.name = name
         self.address: bytes | None = None
@@ -86,6 +102,8 @@ class Lease:
         self.name_problem = ""
         self.until = float("-inf")
         """When the lease ends unless it is renewed, by this node's clock."""
+        self.assigned = dht.signer.assigned if not holder else b""
+        """The address that the authority has assigned to this node, which comes before all others; guests have none."""
         self._name_waits = False
         """Whether the name is not registered only because its register could not be reached."""
         self.on_gained: Callable[[], None] = lambda: None
@@ -95,6 +113,11 @@ class Lease:
         self._network = network
         self._dht = dht
         self._runtime = runtime
+        self._rivals = rivals
+        self._turn: Future[None] | None = None
+        self._wake = Future[None]()
+        self._overridden: Ident | None = None
+        """Whose address we have taken by the authority's assignment, and not told yet."""
         self._running = self._going = False
         self._attempt: Future[bytes] | None = None
         self._held: bytes | None = None
@@ -121,7 +144,7 @@ class Lease:
             try:
                 self._attempt = spawn(self.renew() if self.address else self.claim())
                 await self._attempt
-                wait = self._ttl / 2
+                wait = self._ttl / 2 if self.address == (self.assigned or self.address) else min(RETRY_ASSIGNED, self._ttl / 2)
             except PoolExhausted as error:
                 self.problem, wait = str(error), 60.0
             except IpopError as error:
@@ -129,15 +152,28 @@ class Lease:
                 if self.address is not None:
                     self.problem, wait = f"the lease could not be renewed: {error}", min(RETRY, self._ttl / 20)
             wait = min(wait, RETRY) if self._name_waits else wait
-            await self._runtime.sleep(self._runtime.spread(wait))
+            self._wake = Future()
+            await first([self._runtime.sleep(self._runtime.spread(wait)), self._wake])
+
+    async def _alone(self, work: Coroutine[Any, None, T]) -> T:
+        """One thing at a time: two writes of ours to one register would take each other for a rival's."""
+        while self._turn is not None:
+            await self._turn
+        self._turn = over = Future[None]()
+        try:
+            return await work
+        finally:
+            self._turn = None
+            over.succeed(None)
 
     async def claim(self, wish: bytes | None = None) -> bytes:
         """Lease an address. Raises `PoolExhausted`, `Unavailable`, `Unreachable`."""
+        return await self._alone(self._claim(wish))
+
+    async def _claim(self, wish: bytes | None) -> bytes:
         for address in await self._preferred(wish):
-            current = await self._dht.get(lease_key(self._network, address))
-            if await self._is_handed_over(address, current):
-                current = await self._dht.get(lease_key(self._network, address))
-            if await self._take(address, current):
+            other = await self._obtain(address)
+            if other is None or (await self._is_handed_over(address, other) and await self._obtain(address) is None):
                 return await self._gained(address)
         every, width = candidates(self._network.pool, self._ident + self.holder), 1
         order = (address for address in every if address not in self._avoid)
@@ -157,9 +193,9 @@ class Lease:
 
     async def _preferred(self, wish: bytes | None) -> list[bytes]:
         """The addresses that come before all others."""
-        known = [self._held, wish, self._wish]
+        known = [self.assigned, self._held, wish, self._wish]
         if self._held is None:
-            known.insert(0, await self._remembered())
+            known.insert(1, await self._remembered())
         good = (address for address in dict.fromkeys(known) if address and address not in self._avoid)
         return [address for address in good if IPv4Address(address) in self._network.pool]
 
@@ -167,26 +203,51 @@ class Lease:
         value = _value_of(await self._dht.get(memory_key(self._network, self._ident, self.holder)))
         return value.address if value is not None else None
 
+    async def _obtain(self, address: bytes) -> Record | None:
+        """Make or renew the lease of an address, unless it is another's: then gives the other's record.
+
+        Several times, since a write of ours that was given up may come to its end meanwhile, or another's change what we have read.
+        """
+        for _ in range(3):
+            current = await self._dht.get(lease_key(self._network, address))
+            if await self._take(address, current):
+                return None
+            if current is not None and not self._is_ours(current) and not self._takes_over(address, current):
+                return current
+        raise Conflict(f"the lease of {IPv4Address(address)} changes all the time", "try again")
+
     async def _take(self, address: bytes, current: Record | None) -> bool:
-        """Make or renew the lease of an address whose register holds `current`; False when it is another's."""
+        """Make or renew the lease of an address whose register holds `current`; False when it is another's.
+
+        The authority's assignment makes it ours (`Dht.compare_and_set`).
+        """
         key, until = lease_key(self._network, address), self._runtime.now + self._ttl
         value = msgspec.msgpack.encode(LeaseValue(address, self.name, self.holder))
         try:
             if current is None:
                 await self._dht.create(key, value, self._ttl)
-            elif self._is_ours(current):
+            elif self._is_ours(current) or self._takes_over(address, current):
+                if current.owner != self._ident:
+                    self._overridden = current.owner
                 await self._dht.compare_and_set(key, current.version, value, self._ttl)
             else:
                 return False
         except Conflict:
+            self._overridden = None
             return False
         self.until = until
+        if self._overridden is not None and address == self.assigned:  # now, or by an attempt before that was not answered
+            self._rivals.taken_over(address, self._overridden)
+            self._overridden = None
         return True
 
-    async def _is_handed_over(self, address: bytes, current: Record | None) -> bool:
+    def _takes_over(self, address: bytes, current: Record) -> bool:
+        return address == self.assigned and self._dht.signer.takes_over(lease_key(self._network, address), current)
+
+    async def _is_handed_over(self, address: bytes, current: Record) -> bool:
         """Whether another node had the address for the same guest, and has given it up to us."""
         value = _value_of(current)
-        if current is None or current.owner == self._ident or value is None or not self.holder or value.holder != self.holder:
+        if current.owner == self._ident or value is None or not self.holder or value.holder != self.holder:
             return False
         return self.former is not None and await self.former(current.owner, address, self.holder)
 
@@ -218,17 +279,57 @@ class Lease:
 
     async def renew(self) -> bytes:
         """Extend the lease. Raises `Conflict` when somebody else holds the address now."""
+        return await self._alone(self._renew())
+
+    async def _renew(self) -> bytes:
         if self.address is None:
             raise LocalMisuse("there is no lease to renew")
+        if self.assigned and self.address != self.assigned and await self._move(self.address):
+            return self.assigned
         address = self.address
-        if await self._take(address, await self._dht.get(lease_key(self._network, address))):
-            self.problem = ""
-            await self._claim_name()
-            return address
+        other = await self._obtain(address)
+        if other is not None:
+            self._lose(address, other)
+        self.problem = self._unassigned()
+        await self._claim_name()
+        return address
+
+    def _lose(self, address: bytes, current: Record) -> NoReturn:
         self.address = self._held = None
-        reason = f"{IPv4Address(address)} belongs to another node now; another address is taken"
+        self._wake.succeed(None)
+        why = "the authority has assigned it to that one" if self._dht.signer.is_assigned(current) else "its lease here had run out"
+        whose = "another guest of this node" if current.owner == self._ident else f"node {current.owner.hex()[:8]}"
+        reason = f"{IPv4Address(address)} belongs to {whose} now ({why}); another address is taken"
         self._runtime.emit(LeaseLost(address, reason, self.holder))
+        self._rivals.gone(address)
+        if current.owner != self._ident:
+            self._rivals.lost(address, current.owner)
         raise Conflict(reason)
+
+    def claims(self, address: bytes) -> bool:
+        """Whether it has this address, or is about to get it back."""
+        return address == self.address or (self.address is None and self._running and address in (self._held, self.assigned))
+
+    async def check(self) -> None:
+        """See whether the address is still ours, and renew or give it up if not. Raises as `renew`."""
+        if self.address is not None:
+            current = await self._dht.get(lease_key(self._network, self.address))
+            if self.address is not None and (current is None or not self._is_ours(current)):
+                await self.renew()
+
+    async def _move(self, old: bytes) -> bool:
+        """Go over to the address that the authority has assigned, if it can be had now."""
+        if await self._obtain(self.assigned) is not None:
+            return False
+        await self._gained(self.assigned)
+        self._rivals.gone(old)
+        self._runtime.background(self._give_back(lease_key(self._network, old)))
+        return True
+
+    def _unassigned(self) -> str:
+        if self.address == (self.assigned or self.address):
+            return ""
+        return f"{IPv4Address(self.assigned)} is assigned to this node, but to another one too: ask who admits to take one back"
 
     async def _claim_name(self) -> None:
         """Names are a convenience: a failure is told. A name that is another's is tried again with the next renewal, any other soon."""
@@ -249,28 +350,40 @@ class Lease:
             self._name_waits = not isinstance(error, Conflict)
             self.name_problem = f"the name {self.name} is not registered: {error}"
 
-    async def release(self) -> None:
-        """Give address and name back, as far as the network can be reached; also those that are just being claimed."""
+    async def release(self, after: Future[None] | None = None) -> None:
+        """Give address and name back, as far as the network can be reached; also those that are just being claimed.
+
+        `after` is the release of the same holder's lease before, whose end is to be told first.
+        """
         self._running, self._going = False, True
+        if after is not None:
+            await all_settled([after])
         if self._attempt is not None:
             await all_settled([self._attempt])
+        while self._turn is not None:
+            await self._turn
         self._going = False
         address, self.address = self.address, None
         if address is None:
             return
+        self._rivals.gone(address)
         keys = [lease_key(self._network, address), *([name_key(self._network, self.name)] if self.name else [])]
         for key in keys:
-            current = await self._dht.get(key)
-            if current is not None and current.owner == self._ident:
-                await self._dht.delete(key, current.version)
+            await self._give_back(key)
         self._runtime.emit(LeaseLost(address, "it was released", self.holder))
+
+    async def _give_back(self, key: bytes) -> None:
+        current = await self._dht.get(key)
+        if current is not None and current.owner == self._ident:
+            await self._dht.delete(key, current.version)
 
 
 class Leases:
     """The leases that this node holds: its own, and those of the guests behind it by their holder's name."""
 
     def __init__(self, ident: Ident, name: str, network: Network, dht: Dht, runtime: Runtime) -> None:
-        self._parts = (network, dht, runtime)
+        self.rivals = Rivals()
+        self._parts = (network, dht, runtime, self.rivals)
         self._ident = ident
         self.own = Lease(ident, b"", name, *self._parts)
         self.guests: dict[bytes, Lease] = {}
@@ -296,11 +409,15 @@ class Leases:
             lease.start(held, wish, ttl, avoid, self._leaving.get(holder))
         return lease
 
+    def all(self) -> list[Lease]:
+        """Our own, and those of our guests."""
+        return [self.own, *self.guests.values()]
+
     async def give_up(self, holder: bytes) -> None:
         """Give a guest's address back. Unknown holders are fine; one that is under way already comes to its end."""
         lease, going = self.guests.pop(holder, None), self._leaving.get(holder)
         if lease is not None:
-            going = spawn(lease.release())
+            going = spawn(lease.release(going))
             self._leaving[holder] = going
         if going is None:
             return

@@ -16,6 +16,7 @@ from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.disjoint import Disjoint
 from ipop_tx.core.events import EnrolRequested, Reported
 from ipop_tx.core.fingers import Fingers
+from ipop_tx.core.forgetting import Forgetting
 from ipop_tx.core.handover import HandOver
 from ipop_tx.core.lease import Leases
 from ipop_tx.core.link import Link, PathKey, detour
@@ -24,11 +25,13 @@ from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.merging import Merging
 from ipop_tx.core.nat import Nat
 from ipop_tx.core.paths import Paths
+from ipop_tx.core.recovery import Recovery
 from ipop_tx.core.relay import Relay
 from ipop_tx.core.renewals import Renewals
 from ipop_tx.core.replica import Replicas
 from ipop_tx.core.resolver import Resolver
 from ipop_tx.core.ring import Ring
+from ipop_tx.core.rivalry import Rivalry
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.spare import Spare
@@ -37,7 +40,7 @@ from ipop_tx.core.tasks import Future, settled, spawn
 from ipop_tx.core.views import Views
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
-from ipop_tx.values import Endpoint, Ident, Network, Peer
+from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota
 from ipop_tx.wire import messages as m
 
 
@@ -69,6 +72,7 @@ class Node:
         store: IReplicaStore,
         flags: int = 0,
         now: float = 0.0,
+        quota: Quota | None = None,
     ) -> None:
         """`now` is the clock's reading at the start; the ages of the registers on disk go on from there."""
         self.peer = peer
@@ -91,13 +95,16 @@ class Node:
         self.broadcast = Broadcast(self.ring, self.lookups, self.links, self.rpc, self.runtime)
         self.disjoint = Disjoint(self.ring, self.lookups, self.links, self.rpc, self.runtime)
         self.bootstrap = Bootstrap(self.links, self.ring, self.runtime)
-        self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic)
+        self.replicas = Replicas(peer.ident, network.shards, store, self.runtime, register_signer.authentic, quota)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
+        self.forgetting = Forgetting(self.replicas, self.coordinator, self.runtime)
         self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
+        self.recovery = Recovery(self.replicas, self.coordinator, self.dht, self.links, self.rpc, self.runtime, register_signer.is_ordered)
         self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
         self.handover = HandOver(self.leases, self.rpc, self.runtime)
         self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
+        self.rivalry = Rivalry(self.leases, self.resolver, self.ring, self.links, self.rpc, self.runtime)
         self.spare = Spare(self.links, self.rpc, self.runtime)
         self.nat = Nat(self.links, self.rpc, self.paths, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}
@@ -131,10 +138,14 @@ class Node:
             c.Create: lambda x: spawn(self.dht.create(x.key, x.value, x.ttl)),
             c.CompareAndSet: lambda x: spawn(self.dht.compare_and_set(x.key, x.version, x.value, x.ttl)),
             c.Delete: lambda x: spawn(self.dht.delete(x.key, x.version)),
+            c.Survey: lambda x: spawn(self.recovery.survey()),
+            c.CarryOut: lambda x: spawn(self.recovery.carry_out(x.order)),
             c.Lookup: lambda x: spawn(self.lookups.find(x.key)),
             c.LookupDisjoint: lambda x: spawn(self.disjoint.find(x.key, x.routes)),
             c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
             c.Resolve: lambda x: self.resolver.resolve(x.target),
+            c.Owns: lambda x: spawn(self.rivalry.owns(x.ident, x.address)),
+            c.Disown: self._disown,
             c.Connect: self._connect,
             c.Ping: lambda x: spawn(self._ping(x.ident)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
@@ -296,6 +307,10 @@ class Node:
 
     def _hold_lease(self, command: c.HoldLease) -> Future[None]:
         self.leases.hold(command.holder, command.name, command.wish, command.ttl, command.held, command.avoid)
+        return settled(None)
+
+    def _disown(self, command: c.Disown) -> Future[None]:
+        self.rivalry.disown(command.ident, command.address.packed)
         return settled(None)
 
     def _suspect(self, command: c.Suspect) -> Future[None]:

@@ -1,7 +1,8 @@
 """From an overlay address or a name to the node that verifiably owns it.
 
 IPv4 addresses and names are registers signed by their owner and read from a majority; an IPv6 address carries the first 80 bits
-of its owner's ident, so the ring itself answers. What was found is kept for a while, what was not found for a shorter one.
+of its owner's ident, so the ring itself answers. What was found is kept for a while, what was not found for a shorter one. An owner
+that says it is none any more is believed in that, and the look-up is repeated until there is another one.
 
 Where no majority answers, the owner that was found last still counts, for as long as its lease was good: those who are cut off from the
 others go on with the addresses that they know.
@@ -15,18 +16,27 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import msgspec
 
 from ipop_tx.core.dht import Dht, RegisterSigner
+from ipop_tx.core.events import AddressMoved
 from ipop_tx.core.lease import LeaseValue, NameValue, lease_key, name_key
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, spawn
+from ipop_tx.core.tasks import Future, settled, spawn
+from ipop_tx.errors import IpopError
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import ident_prefix_of
 
 KEEP_FOUND = 60.0
 KEEP_MISSING = 3.0
 MOST = 65536
+FRESH = 1.0
+"""Seconds for which an answer is good enough to doubt what a member says of its own address."""
+FOLLOWED = 30.0
+"""Seconds for which the next owner of an address is looked for that its owner has taken back."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.15, 2.0
+"""Seconds between these look-ups: twice as long each time."""
+FOLLOWED_AT_ONCE = 64
 SOON = 0.5
 """Seconds that the registers are given to confirm an owner found earlier: a kernel that asks for a neighbour waits for one second."""
 
@@ -42,6 +52,17 @@ class Owner:
     """Seconds for which the lease is good at least: half its time to live, at which it is renewed."""
 
 
+@dataclass(slots=True)
+class _Entry:
+    """What is known of an address or a name."""
+
+    asked: float
+    until: float
+    owner: Owner | None
+    last: Ident | None
+    """Who had it last, as far as we know; also where nobody has it now."""
+
+
 class Resolver:
     """Look-ups with a cache; equal questions that are under way are asked once."""
 
@@ -52,7 +73,8 @@ class Resolver:
         self._lookups = lookups
         self._links = links
         self._runtime = runtime
-        self._cache: dict[str, tuple[float, Owner | None]] = {}
+        self._cache: dict[str, _Entry] = {}
+        self._following: set[str] = set()
         self._asking: dict[str, Future[Owner | None]] = {}
         self._relied: dict[str, tuple[float, Owner]] = {}
         """The last owner found, and until when it counts while nobody says otherwise."""
@@ -61,10 +83,8 @@ class Resolver:
     def resolve(self, target: str) -> Future[Owner | None]:
         """The owner of an IPv4 or IPv6 address or of a name. Fails with `Unavailable` or `Unreachable`."""
         cached = self._cache.get(target)
-        if cached is not None and cached[0] > self._runtime.now:
-            hit: Future[Owner | None] = Future()
-            hit.succeed(cached[1])
-            return hit
+        if cached is not None and cached.until > self._runtime.now:
+            return settled(cached.owner)
         asking = self._asking.get(target)
         if asking is None:
             asking = self._asking[target] = spawn(self._ask(target))
@@ -80,14 +100,25 @@ class Resolver:
     def _answered(self, target: str, done: Future[Owner | None]) -> None:
         self._asking.pop(target, None)
         if done.error is None:
-            owner = done.result()
+            owner, now = done.result(), self._runtime.now
             if len(self._cache) >= MOST:
                 self._cache.clear()
                 self._relied.clear()
-            self._cache[target] = (self._runtime.now + (KEEP_FOUND if owner else KEEP_MISSING), owner)
+            before = self._cache.get(target)
+            last = owner.ident if owner else before.last if before else None
+            self._cache[target] = _Entry(now, now + (KEEP_FOUND if owner else KEEP_MISSING), owner, last)
             self._relied.pop(target, None)
             if owner is not None and owner.lasts:
-                self._relied[target] = (self._runtime.now + owner.lasts, owner)
+                self._relied[target] = (now + owner.lasts, owner)
+            self._note_move(before, owner)
+
+    def _note_move(self, before: _Entry | None, owner: Owner | None) -> None:
+        """Tell the driver when an address has another owner than the last one, or none any more."""
+        known = owner or (before.owner if before else None)
+        if before is None or before.last is None or known is None or not known.address:
+            return
+        if (owner.ident if owner else None) != before.last:
+            self._runtime.emit(AddressMoved(known.address, before.last, owner.ident if owner else None))
 
     def _link_down(self, link: Link) -> None:
         if not link.parted:
@@ -95,7 +126,44 @@ class Resolver:
 
     def forget(self, ident: Ident) -> None:
         """A node is gone: what it owned must be asked for again."""
-        self._cache = {target: entry for target, entry in self._cache.items() if entry[1] is None or entry[1].ident != ident}
+        for entry in self._cache.values():
+            if entry.owner is not None and entry.owner.ident == ident:
+                entry.until = self._runtime.now
+
+    async def owns(self, ident: Ident, address: IPv4Address) -> bool:
+        """Whether an address is leased to a member; when we believed that it is another's, the register is asked again."""
+        owner = await self.resolve(str(address))
+        entry = self._cache.get(str(address))
+        if (owner is None or owner.ident != ident) and entry is not None and self._runtime.now - entry.asked > FRESH:
+            entry.until = self._runtime.now
+            owner = await self.resolve(str(address))
+        return owner is not None and owner.ident == ident
+
+    def disowned(self, ident: Ident, address: bytes) -> None:
+        """A member says that an address (4 bytes) is not its own any more: look for the next owner, if we had resolved it to that one."""
+        target = str(IPv4Address(address))
+        entry = self._cache.get(target)
+        if entry is None or entry.last != ident or (entry.owner is not None and entry.owner.ident != ident):
+            return
+        self._relied.pop(target, None)
+        if target not in self._following and len(self._following) < FOLLOWED_AT_ONCE:
+            self._following.add(target)
+            self._runtime.background(self._follow(target, ident)).then(lambda done: self._following.discard(target))
+
+    async def _follow(self, target: str, former: Ident) -> None:
+        pause, give_up = FIRST_PAUSE, self._runtime.now + FOLLOWED
+        while self._runtime.now < give_up:
+            entry = self._cache.get(target)
+            if entry is not None:
+                entry.until = min(entry.until, self._runtime.now)
+            try:
+                owner = await self.resolve(target)
+            except IpopError:
+                owner = None
+            if owner is not None and owner.ident != former:
+                return
+            await self._runtime.sleep(pause)
+            pause = min(LONGEST_PAUSE, 2 * pause)
 
     async def _ask(self, target: str) -> Owner | None:
         try:

@@ -376,6 +376,8 @@ class Ring:
             changed = True
         if ident in self.fingers:
             self.fingers.remove(ident)
+        if ident == self._said_before:  # else it could not come back: its own place would not be ours to give
+            self._said_before = None
         if changed:
             self._refill()
             self._changed()

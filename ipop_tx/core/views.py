@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ipop_tx.core.coordinator import Coordinator, majority
 from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.lookup import Lookups
-from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page
+from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page, raised
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future, quorum
@@ -163,7 +163,8 @@ class Views:
             self._runtime.background(self._verify(shard))
         lagging = self._lagging.pop(shard.index, set()) & set(shard.members) & set(self._links.by_ident)
         for member in sorted(lagging):
-            self._runtime.background(self._install_at(member, self._parts(shard, shard.number, shard.members, self._replicas.copy(shard))))
+            parts = self._parts(shard, shard.number, shard.members, self._replicas.copy(shard), shard.floor)
+            self._runtime.background(self._install_at(member, parts))
 
     async def _verify(self, shard: Shard) -> None:
         peek = m.Peek(shard.index, shard.number, bytes(IDENT_BYTES))
@@ -235,9 +236,9 @@ class Views:
         agreed = await quorum([self._coordinator.ask_member(member, succeed) for member in members], _enough(m.Done, needed))
         if sum(isinstance(answer, m.Done) for answer in agreed) < needed:
             return
-        cells = await self._collect(shard, list(sealed)[:needed], needed)
-        if cells is not None:
-            await self._install(shard, chosen, cells)
+        found = await self._collect(shard, list(sealed)[:needed])
+        if found is not None:
+            await self._install(shard, chosen, *found)
 
     async def _seal(self, shard: Shard, ballot: m.Ballot) -> dict[Ident, m.Sealed]:
         """Who sealed, ourselves first if we did."""
@@ -259,9 +260,10 @@ class Views:
         elif isinstance(answer, m.Stale):
             self._replicas.learn(answer.shard, answer.number, answer.members)
 
-    async def _collect(self, shard: Shard, sources: list[Ident], needed: int) -> list[m.Cell] | None:
-        """All cells of a majority, merged: the highest promise and the newest accepted value of each key."""
+    async def _collect(self, shard: Shard, sources: list[Ident]) -> tuple[list[m.Cell], m.Floor] | None:
+        """All cells of a majority, merged: the highest promise and the newest accepted value of each key; and the highest floor."""
         merged: dict[bytes, m.Cell] = {}
+        floor = shard.floor
         for source in sources:
             after = b""
             while True:
@@ -271,16 +273,17 @@ class Views:
                     return None
                 if not isinstance(answer, m.Page):
                     return None
+                floor = raised(floor, answer.floor)
                 for cell in answer.cells:
-                    merged[cell.key] = _merge(merged.get(cell.key), cell)
+                    merged[cell.key] = merge(merged.get(cell.key), cell)
                 if not answer.more or not answer.cells:
                     break
                 after = answer.cells[-1].key
-        return [merged[key] for key in sorted(merged)]
+        return [merged[key] for key in sorted(merged)], floor
 
-    async def _install(self, shard: Shard, members: tuple[Ident, ...], cells: list[m.Cell]) -> None:
+    async def _install(self, shard: Shard, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor) -> None:
         number = shard.number + 1
-        messages = self._parts(shard, number, members, cells)
+        messages = self._parts(shard, number, members, cells, floor)
         needed = majority(members)
         attempts = 0
         while attempts < 5 or not self._leaving:
@@ -294,13 +297,8 @@ class Views:
             await self._runtime.sleep(min(5.0, attempts))
         self._replicas.learn(shard.index, number, members)
 
-    def _parts(self, shard: Shard, number: int, members: tuple[Ident, ...], cells: list[m.Cell]) -> list[m.Install]:
-        parts: list[tuple[m.Cell, ...]] = []
-        while cells or not parts:
-            parts.append(page(cells))
-            cells = cells[len(parts[-1]) :]
-        attempt = self._runtime.rng.getrandbits(32)
-        return [m.Install(shard.index, number, members, part, at, at == len(parts) - 1, attempt) for at, part in enumerate(parts)]
+    def _parts(self, shard: Shard, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor) -> list[m.Install]:
+        return parts_of(shard.index, number, members, cells, floor, self._runtime.rng.getrandbits(32))
 
     async def _install_at(self, member: Ident, messages: list[m.Install]) -> bool:
         for message in messages:
@@ -319,7 +317,17 @@ class Views:
         await quorum([self._coordinator.ask_member(member, retire) for member in gone], lambda answers: False)
 
 
-def _merge(one: m.Cell | None, other: m.Cell) -> m.Cell:
+def parts_of(index: int, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor, attempt: int) -> list[m.Install]:
+    """The messages that install a view at a member; at least one."""
+    parts: list[tuple[m.Cell, ...]] = []
+    while cells or not parts:
+        parts.append(page(cells))
+        cells = cells[len(parts[-1]) :]
+    return [m.Install(index, number, members, part, at, at == len(parts) - 1, attempt, floor) for at, part in enumerate(parts)]
+
+
+def merge(one: m.Cell | None, other: m.Cell) -> m.Cell:
+    """Of two members' cells of a register the newest accepted value, and the highest promise."""
     if one is None:
         return other
     newest = max(one, other, key=lambda cell: cell.accepted)

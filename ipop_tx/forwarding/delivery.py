@@ -35,6 +35,8 @@ class Delivery:
         """Our own IPv4 address and those of the guests behind us, and the MAC of each."""
         self.mac = mac
         """Our own."""
+        self.misdirected: Callable[[Adjacency, bytes], None] = lambda peer, address: None
+        """Hears of frames for an IPv4 address that is not ours."""
         self._port = port
         self._ipv6 = ipv6
         self._drop = drop
@@ -105,6 +107,7 @@ class Delivery:
                 self._drop("in_runt")
             elif mac is None:
                 self._drop("in_destination_address")
+                self.misdirected(peer, head[18:22])
             elif (
                 head[11] == _UDP
                 and (len(head) < 26 or head[25] in PORTS or head[23] == SERVER_PORT or head[2] != _PLAIN)

@@ -28,7 +28,7 @@ class Adjacency:
     __slots__ = (
         "_each", "_less", "_most", "addresses", "asked", "carrier", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident",
         "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "reports", "rx_bytes",
-        "rx_frames", "session", "stray", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
+        "rx_frames", "session", "stray", "told_at", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes, widest: int = MAX_PIECES) -> None:
@@ -60,6 +60,8 @@ class Adjacency:
         """Largest IP packet that reaches the peer in one datagram; 0 while that is not known or will soon change."""
         self.complain_at = float("-inf")
         """When the kernel may be told again that its packets for this peer are too large."""
+        self.told_at = float("-inf")
+        """When the peer may be told again that it sends us frames for an address that is not ours."""
         self.stray: Endpoint | None = None
         """The last endpoint reported by `IForwardingControl.path_seen`, so that it is reported once."""
         self.addresses: set[bytes] = set()

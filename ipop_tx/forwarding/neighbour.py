@@ -22,6 +22,7 @@ ETHERTYPE_IPV6 = b"\x86\xdd"
 _ARP = struct.Struct(">HHBBH6s4s6s4s")
 _ARP_FORM = (1, 0x0800, 6, 4)
 _ARP_REQUEST, _ARP_REPLY = 1, 2
+_BROADCAST = b"\xff" * 6
 
 _IPV6 = struct.Struct(">IHBB16s16s")
 _ND = struct.Struct(">BBHI16s")
@@ -76,6 +77,12 @@ def answer(request: Request, mac: bytes) -> bytes:
         body = _ARP.pack(*_ARP_FORM, _ARP_REPLY, mac, request.target.packed, request.asker_mac, request.asker_ip)
         return request.asker_mac + mac + ETHERTYPE_ARP + body
     return _advertisement(request, mac)
+
+
+def announcement(address: IPv4Address, mac: bytes) -> bytes:
+    """The frame that tells whoever knows `address` already that `mac` has it now (gratuitous ARP, RFC 5227, 3)."""
+    body = _ARP.pack(*_ARP_FORM, _ARP_REQUEST, mac, address.packed, bytes(6), address.packed)
+    return _BROADCAST + mac + ETHERTYPE_ARP + body
 
 
 def is_discovery(frame: bytes | memoryview) -> bool:

@@ -71,6 +71,9 @@ COMPLAIN_EVERY = 0.1
 """Seconds between two ICMP errors about packets for one peer."""
 _ETHERTYPES = (ETHERTYPE_IPV4, ETHERTYPE_IPV6, neighbour.ETHERTYPE_ARP)
 
+TELL_EVERY = 0.25
+"""Seconds until a peer is told again that an address is not ours."""
+
 
 @implementer(IFrameReceiver, IDatagramReceiver)
 class ForwardingPlane:
@@ -121,6 +124,7 @@ class ForwardingPlane:
         )
         self._check = SourceCheck(fib, control, clock, self.delivery.verified, self._drop)
         # ... then wire everything.
+        self.delivery.misdirected = self._misdirected
         self.relaying.nested = self.inbound.nested
         self.outbound.waiting = self._drained
         self.frames_waiting = self.outbound.frames_waiting
@@ -140,6 +144,10 @@ class ForwardingPlane:
         self.delivery.ours.pop(ipv4, None)
         if mac is not None:
             self.delivery.ours[ipv4] = mac
+
+    def announce(self, address: IPv4Address, owner: Ident) -> None:
+        """Have the kernel send what goes to an address to its new owner from now on, if it sends anything there."""
+        self._port.writev((PLAIN, neighbour.announcement(address, mac_of(owner))))
 
     def counters(self) -> dict[str, int]:
         """What was dropped, by reason, and what was relayed; without zeros."""
@@ -222,6 +230,12 @@ class ForwardingPlane:
                 source = bytes(packed[24:28]) if packed[10:12] == ETHERTYPE_IPV4 else b""
                 macs = self.delivery.ours.get(source, self.fib.mac) + peer.mac
                 self._port.writev((answer[:10], macs, answer[10:]))
+
+    def _misdirected(self, peer: Adjacency, address: bytes) -> None:
+        now = self._clock()
+        if now >= peer.told_at:
+            peer.told_at = now + TELL_EVERY
+            self._control.misdirected(peer.ident, IPv4Address(address))
 
     # frames that are not simply for a peer
 

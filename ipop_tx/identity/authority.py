@@ -55,15 +55,16 @@ class Admitter:
     ) -> x509.Certificate:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
         if address:
-            self._check_address(address)
+            self.check_address(address)
         network = certs.network_ident(_p256(self.root))
         facts = certs.MemberFacts(network, os.urandom(SALT_BYTES), checked_name(name), admits, address, groups, routes)
         return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall)
 
-    def _check_address(self, address: str) -> None:
+    def check_address(self, address: str) -> None:
+        """Raise `LocalMisuse` unless `address` is one that a member of the network can have."""
         pool = certs.network_of(self.root).pool
         try:
-            good = ipaddress.IPv4Address(address) in pool
+            good = ipaddress.IPv4Address(address) in pool and ipaddress.IPv4Address(address) not in (pool[0], pool[-1])
         except ValueError:
             good = False
         if not good:
@@ -127,15 +128,18 @@ def make_request(state: StateDirectory, name: str) -> bytes:
     return request(ensure_key(state, files.NODE_KEY), name).public_bytes(Encoding.PEM)
 
 
-def sign_request(state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None) -> bytes:
-    """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM)."""
+def sign_request(state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, address: str = "") -> bytes:
+    """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM).
+
+    `address` is an IPv4 address to assign to it.
+    """
     admitter = Admitter.load(state)
     try:
         parsed = x509.load_pem_x509_csr(csr)
         wish = str(parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     except (ValueError, IndexError):
         raise LocalMisuse("this is no certificate request", "give the file that `ipop request` wrote") from None
-    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall)
+    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, address=address)
     return certs.to_pem([leaf, admitter.certificate, admitter.root])
 
 

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from ipop_tx.errors import PeerRefused, StateError
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity import state as files
+from ipop_tx.identity.assignment import Assignments, credential
 from ipop_tx.identity.authority import read_certificates
 from ipop_tx.identity.keys import PrivateKey, ident_of, is_p256, point_of, read_key
 from ipop_tx.identity.signer import RecordSigner
@@ -67,7 +68,8 @@ class Credentials:
 
     def signer(self) -> RecordSigner:
         """Signs this node's records."""
-        return RecordSigner(self.private_key, self.facts.salt)
+        proof = credential(self.chain) if self.facts.address else b""
+        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.root, self._wall), proof)
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """Who has shown `chain`, leaf first: a member of this network or a guest. Raises `PeerRefused`."""

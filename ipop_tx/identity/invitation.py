@@ -107,13 +107,21 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
     admission: bytes
     """The inviter's admission certificate, DER."""
     signature: bytes = b""
+    address: str = ""
+    """The IPv4 address that the newcomer is assigned, or nothing: then it takes a lease."""
 
     @classmethod
     def make(
-        cls, invitation: Invitation, name: str, appoints: bool, admission_key: PrivateKey, admission: x509.Certificate
+        cls,
+        invitation: Invitation,
+        name: str,
+        appoints: bool,
+        admission_key: PrivateKey,
+        admission: x509.Certificate,
+        address: str = "",
     ) -> InvitationRecord:
         """The signed record of `invitation`."""
-        unsigned = cls(invitation.public, name, invitation.expires, appoints, certs.to_der(admission))
+        unsigned = cls(invitation.public, name, invitation.expires, appoints, certs.to_der(admission), b"", address)
         return msgspec.structs.replace(unsigned, signature=sign(admission_key, unsigned._signed()))
 
     @classmethod
@@ -150,7 +158,8 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         check_expiry(self.expires, wall)
 
     def _signed(self) -> bytes:
-        return _RECORD_CONTEXT + msgspec.msgpack.encode((self.public, self.name, self.expires, self.appoints))
+        address = (self.address,) if self.address else ()
+        return _RECORD_CONTEXT + msgspec.msgpack.encode((self.public, self.name, self.expires, self.appoints, *address))
 
 
 def check_expiry(expires: int, wall: float) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 from zope.interface import implementer
 
+from ipop_tx.identity.assignment import NONE, Assignments, key_and_salt
 from ipop_tx.identity.keys import (
     COMPRESSED_BYTES,
     SALT_BYTES,
@@ -33,12 +34,16 @@ REMEMBERED = 1024
 class RecordSigner:
     """Signs for one node. `signer` is its compressed public point (33 bytes) and its salt (16 bytes)."""
 
-    def __init__(self, private_key: PrivateKey, salt: bytes) -> None:
+    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, proof: bytes = b"") -> None:
+        """`assignments` judges which addresses the authority has assigned; `proof` is this node's credential, if it has one."""
         self._key = private_key
+        self._assignments = assignments
         public = private_key.public_key()
         self.signer = compressed_point_of(public) + salt
         self.ident = ident_of(point_of(public), salt)
         self._good: OrderedDict[tuple[bytes, bytes, bytes], Ident] = OrderedDict()
+        self.proof = proof
+        self.assigned = self.assignment(proof)[0]
 
     def sign(self, data: bytes) -> bytes:
         """A signature by this node's key, in DER."""
@@ -56,12 +61,26 @@ class RecordSigner:
                     self._good.popitem(last=False)
         return ident
 
+    def assignment(self, signer: bytes) -> tuple[bytes, int]:
+        """The address that the authority has assigned to a signer, and when."""
+        if self._assignments is None or len(signer) == COMPRESSED_BYTES + SALT_BYTES:
+            return NONE
+        return self._assignments.of(signer)
+
+    def by_authority(self, data: bytes, signature: bytes) -> bool:
+        """Whether the network's authority made `signature` over `data`."""
+        return self._assignments is not None and self._assignments.by_authority(data, signature)
+
 
 def _owner(signer: bytes, data: bytes, signature: bytes) -> Ident | None:
-    if len(signer) != COMPRESSED_BYTES + SALT_BYTES:
-        return None
-    try:
-        key = key_of_point(signer[:COMPRESSED_BYTES])
-    except ValueError:
-        return None
-    return ident_of(point_of(key), signer[COMPRESSED_BYTES:]) if signed_by(key, data, signature) else None
+    if len(signer) == COMPRESSED_BYTES + SALT_BYTES:
+        try:
+            key, salt = key_of_point(signer[:COMPRESSED_BYTES]), signer[COMPRESSED_BYTES:]
+        except ValueError:
+            return None
+    else:
+        found = key_and_salt(signer)
+        if found is None:
+            return None
+        key, salt = found
+    return ident_of(point_of(key), salt) if signed_by(key, data, signature) else None

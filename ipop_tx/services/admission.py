@@ -59,16 +59,21 @@ class AdmissionService(Service):
 
     # --- invitations -------------------------------------------------------------------------
 
-    async def invite(self, expires_s: float, name: str = "", appoints: bool = False) -> tuple[Invitation, int]:
-        """A new invitation and when it expires (Unix seconds). Raises `LocalMisuse` when this node may not admit."""
+    async def invite(self, expires_s: float, name: str = "", appoints: bool = False, address: str = "") -> tuple[Invitation, int]:
+        """A new invitation and when it expires (Unix seconds). Raises `LocalMisuse` when this node may not admit.
+
+        `address` is an IPv4 address to assign to whoever joins.
+        """
         admitter = self._admitting()
         if appoints and admitter.authority_key is None:
             raise LocalMisuse("only the node that holds the authority's key can appoint", "invite there, or leave out --appoint")
         if name:
             checked_name(name)
+        if address:
+            admitter.check_address(address)
         expires = int(self._wall() + expires_s)
         invitation = Invitation.make(self._root, expires, tuple(self._bootstrap()))
-        record = InvitationRecord.make(invitation, name, appoints, admitter.key, admitter.certificate)
+        record = InvitationRecord.make(invitation, name, appoints, admitter.key, admitter.certificate, address)
         await self._protocol.submit(c.Create(self._invitation_key(invitation.public), record.encode(), expires_s + KEPT_AFTER_EXPIRY))
         self._log.info("invited name={name} appoints={appoints} expires={expires}", name=name, appoints=appoints, expires=expires)
         return invitation, expires

@@ -17,6 +17,7 @@ from ipop_tx.identity.state import StateDirectory
 from ipop_tx.interfaces import IAddressPool
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.values import short
 
 
 @implementer(IAddressPool)
@@ -43,6 +44,7 @@ class DHCPService(Service):
         self._address_changed = address_changed
         protocol.on(e.LeaseGained, self._gained)
         protocol.on(e.LeaseLost, self._lost)
+        protocol.on(e.LeaseContested, self._contested)
 
     def startService(self) -> None:
         """Begin to ask for an address: the one on disk first."""
@@ -80,6 +82,9 @@ class DHCPService(Service):
         self._log.warn("lease_lost address={address} reason={reason}", address=str(IPv4Address(event.address)), reason=event.reason)
         self._remember("")
         self._address_changed(None)
+
+    def _contested(self, event: e.LeaseContested) -> None:
+        self._log.warn("lease_contested address={address} ident={ident}", address=str(IPv4Address(event.address)), ident=short(event.ident))
 
     def _remember(self, address: str) -> None:
         """The lease is safe in the DHT; without the file the node only asks in another order next time."""

@@ -64,6 +64,7 @@ class ForwardingService(Service):
         protocol.on(e.LinkDown, self._link_down)
         protocol.on(e.RingChanged, lambda event: self._relays_changed())
         protocol.on(e.Reported, self._reported)
+        protocol.on(e.AddressMoved, self._moved)
 
     def startService(self) -> None:
         """Watch for members that fall silent."""
@@ -187,7 +188,19 @@ class ForwardingService(Service):
 
     def owns(self, ident: Ident, address: IPv4Address) -> Deferred[bool]:
         """Whether an address is leased to a member."""
-        return self._protocol.submit(c.Resolve(str(address))).addCallback(lambda owner: owner is not None and owner.ident == ident)
+        return self._protocol.submit(c.Owns(ident, address))
+
+    def misdirected(self, ident: Ident, address: IPv4Address) -> None:
+        """A member takes us for the owner of an address that is not ours: tell it."""
+        self._protocol.submit(c.Disown(ident, address))
+
+    def _moved(self, event: e.AddressMoved) -> None:
+        """An address has another owner: frames from the former one are not believed, and the kernel's packets go to the new one."""
+        address = IPv4Address(event.address)
+        self.fib.disown(event.former, address)
+        if event.owner is not None and event.owner != self._protocol.node.ident:
+            self.plane.announce(address, event.owner)
+            self._protocol.submit(c.Connect(event.owner)).addErrback(lambda failure: None)
 
     def connect(self, ident: Ident) -> Deferred[Any]:
         """A link to a member, fit to carry frames; the FIB has it before the answer."""

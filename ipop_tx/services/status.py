@@ -82,7 +82,16 @@ class Status:
             "offloads": {"tap": list(self._tap.offloads) if self._tap else [], "udp": list(self._udp.offloads)},
             "admits": node.peer.admits,
             "ring": self._ring(),
-            "dht": {"shards": len(node.replicas.shards), "of": node.replicas.count},
+            "dht": self._dht(),
+        }
+
+    def _dht(self) -> dict[str, Any]:
+        kept = self._node.replicas.shards.values()
+        return {
+            "shards": len(kept),
+            "of": self._node.replicas.count,
+            "registers": sum(len(shard.cells) for shard in kept),
+            "bytes": sum(shard.room.total for shard in kept),
         }
 
     def _ring(self) -> dict[str, Any]:
@@ -152,6 +161,7 @@ class Status:
             node.leases.own.name_problem,
             *node.links.twins.values(),
         ]
+        sentences.extend(node.rivalry.recent())
         if self._protocol.disk_problem:
             sentences.append(f"this node is no replica just now: {self._protocol.disk_problem}")
         if self._tap is not None:

@@ -34,9 +34,12 @@ NETWORK = Network(
 class PlainSigner:
     """Signatures that anybody could forge, of the usual size, for nodes that do not try."""
 
-    def __init__(self, ident: Ident) -> None:
+    def __init__(self, ident: Ident, assigned: bytes = b"", issued: int = 1) -> None:
+        """`assigned` is an address that the authority has given to this node, at the time `issued`."""
         self.ident = ident
         self.signer = ident
+        self.assigned = assigned
+        self.proof = ident + assigned + issued.to_bytes(4, "big") if assigned else b""
 
     def sign(self, data: bytes) -> bytes:
         """A digest over signer and data."""
@@ -44,7 +47,15 @@ class PlainSigner:
 
     def verify(self, signer: bytes, data: bytes, signature: bytes) -> Ident | None:
         """The signer, if the digest is right."""
-        return signer if hashlib.sha512(signer + data).digest() == signature else None
+        return signer[:20] if hashlib.sha512(signer[:20] + data).digest() == signature else None
+
+    def by_authority(self, data: bytes, signature: bytes) -> bool:
+        """Whether the authority that all simulated networks share has signed."""
+        return signature == hashlib.sha512(b"authority" + data).digest()
+
+    def assignment(self, signer: bytes) -> tuple[bytes, int]:
+        """What a proof says."""
+        return (signer[20:24], int.from_bytes(signer[24:], "big")) if len(signer) == 28 else (b"", 0)
 
 
 class SimulatedNode:
@@ -59,6 +70,7 @@ class SimulatedNode:
         self.place = (net.rng.random(), net.rng.random())
         self.network = network
         self.store = MemoryReplicaStore()
+        self.signer = PlainSigner(self.ident)
         self.node: Node | None = None
         self.started = 0
         self.sides: dict[int, int] = {}
@@ -80,9 +92,8 @@ class SimulatedNode:
         """Power on and join through other machines. The future is settled when the node has its place on the ring."""
         self.started += 1
         rng = Random(f"{self.net.seed}/{self.number}/{self.started}")
-        self.node = Node(
-            self.peer, self.network, rng, PlainSessionFactory(self.peer, rng), PlainSigner(self.ident), self.store, now=self.net.now
-        )
+        sessions = PlainSessionFactory(self.peer, rng)
+        self.node = Node(self.peer, self.network, rng, sessions, self.signer, self.store, now=self.net.now)
         self.submit(c.Reachable((self.endpoint,)))
         return self.submit(c.Start(tuple(other.endpoint for other in bootstrap)))
 

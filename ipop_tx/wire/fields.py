@@ -10,6 +10,8 @@ Ident = Annotated[bytes, Meta(min_length=20, max_length=20)]
 Key = Annotated[bytes, Meta(min_length=20, max_length=20)]
 PublicKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Small = Annotated[bytes, Meta(max_length=128)]
+Signer = Annotated[bytes, Meta(max_length=2048)]
+"""What a signature is checked with: public key and salt, or the certificates of a node whose address is assigned."""
 Name = Annotated[str, Meta(max_length=63)]
 EndpointText = Annotated[str, Meta(max_length=100)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]

@@ -29,13 +29,17 @@ from ipop_tx.wire.fields import (
 )
 from ipop_tx.wire.registers import (
     NO_BALLOT as NO_BALLOT,
+    NO_FLOOR as NO_FLOOR,
     Accept as Accept,
     Ballot as Ballot,
     Cell as Cell,
     Current as Current,
     Fetch as Fetch,
+    Floor as Floor,
+    Forget as Forget,
     Install as Install,
     NoMajority as NoMajority,
+    Order as Order,
     Page as Page,
     Peek as Peek,
     Prepare as Prepare,
@@ -45,6 +49,8 @@ from ipop_tx.wire.registers import (
     Redirect as Redirect,
     Refused as Refused,
     Retire as Retire,
+    Salvage as Salvage,
+    Salvaged as Salvaged,
     Seal as Seal,
     Sealed as Sealed,
     Stale as Stale,
@@ -285,6 +291,22 @@ class Needed(Body, frozen=True, tag=35):
     """I need this link."""
 
 
+# --- addresses -----------------------------------------------------------------------------------
+
+
+class NotYours(Body, frozen=True, tag=36):
+    """You use this IPv4 address, and its register says that it is another's: look there. Answered by `Done`."""
+
+    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
+
+
+class NotMine(Body, frozen=True, tag=37):
+    """This IPv4 address is not mine any more. `contested`: I used it until now, though it is yours. Answered by `Done`."""
+
+    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
+    contested: bool = False
+
+
 class HandOver(Body, frozen=True, tag=38):
     """The guest to whom you have leased this IPv4 address is behind me now.
 
@@ -349,6 +371,8 @@ Ask = (
     | Seek
     | Unneeded
     | HandOver
+    | NotYours
+    | NotMine
     | Read
     | Write
     | WhoKeeps
@@ -360,6 +384,9 @@ Ask = (
     | Fetch
     | Install
     | Retire
+    | Forget
+    | Order
+    | Salvage
     | Enrol
 )
 Answer = (
@@ -379,6 +406,7 @@ Answer = (
     | Stale
     | Sealed
     | Page
+    | Salvaged
     | Enrolled
     | Failed
     | Working

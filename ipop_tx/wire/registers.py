@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Small
+from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Signer, Small
 
 # --- registers: between a client and the coordinator ----------------------------------------------
 
@@ -19,7 +19,7 @@ class Record(Body, frozen=True, tag=40):
     ttl: Annotated[int, Meta(ge=1, lt=2**32)]
     """Seconds from the moment a replica accepts it."""
     value: Annotated[bytes, Meta(max_length=MAX_VALUE)]
-    signer: Small
+    signer: Signer
     signature: Small
 
 
@@ -89,6 +89,16 @@ class Ballot(Body, frozen=True, order=True, tag=50):
 NO_BALLOT = Ballot(0, b"\0" * 20)
 
 
+class Floor(Body, frozen=True, tag=68):
+    """What holds for all keys of a shard, with or without a cell: a promise, and for those without, that no version was above this one."""
+
+    promised: Ballot
+    version: Count
+
+
+NO_FLOOR = Floor(NO_BALLOT, 0)
+
+
 class Prepare(Body, frozen=True, tag=51):
     """Promise to refuse anything below `ballot`. Answered by `Promise`, `Refused` or `Stale`."""
 
@@ -96,6 +106,9 @@ class Prepare(Body, frozen=True, tag=51):
     number: Count
     key: Key
     ballot: Ballot
+    owner: Annotated[bytes, Meta(max_length=20)] = b""
+    """Whose record of how many bytes is to be written, for the quota; empty when nothing is to grow."""
+    size: Count = 0
 
 
 class Promise(Body, frozen=True, tag=52):
@@ -104,6 +117,8 @@ class Promise(Body, frozen=True, tag=52):
     accepted: Ballot
     record: Record | None
     age_ms: Count
+    last: Count = 0
+    """Where there is no record: the newest version that one may have had."""
 
 
 class Accept(Body, frozen=True, tag=53):
@@ -181,6 +196,7 @@ class Page(Body, frozen=True, tag=61):
 
     cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
     more: bool
+    floor: Floor = NO_FLOOR
 
 
 class Install(Body, frozen=True, tag=62):
@@ -194,6 +210,8 @@ class Install(Body, frozen=True, tag=62):
     final: bool
     attempt: Count
     """Tells the parts of one attempt from those of another."""
+    floor: Floor = NO_FLOOR
+    """The same in all parts."""
 
 
 class Retire(Body, frozen=True, tag=63):
@@ -202,3 +220,46 @@ class Retire(Body, frozen=True, tag=63):
     shard: Count
     number: Count
     members: Members
+
+
+class Forget(Body, frozen=True, tag=64):
+    """All members have promised `ballot` for a register that is over: drop it. Answered by `Done`, `Refused` or `Stale`."""
+
+    shard: Count
+    number: Count
+    key: Key
+    ballot: Ballot
+
+
+# --- views founded anew ------------------------------------------------------------------------------
+
+
+class Order(Body, frozen=True, tag=65):
+    """The authority founds the view `number` of some shards anew, with `members`: older views of them are over. Answered by `Done`."""
+
+    network: Ident
+    number: Count
+    members: Members
+    shards: Annotated[tuple[Count, ...], Meta(max_length=4096)]
+    nonce: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    time: Count
+    """Seconds since the Unix epoch at which it was given."""
+    signature: Small = b""
+    """By the authority's key, over all the rest."""
+
+
+class Salvage(Body, frozen=True, tag=66):
+    """What is left of a shard, as the order with this number wants it; keys after `after`. Answered by `Salvaged` or `Stale`."""
+
+    shard: Count
+    number: Count
+    after: Annotated[bytes, Meta(max_length=20)]
+
+
+class Salvaged(Body, frozen=True, tag=67):
+    """Part of a copy of view `number` (0: there is none here), which accepts nothing any more; otherwise as `Page`."""
+
+    number: Count
+    cells: Annotated[tuple[Cell, ...], Meta(max_length=64)]
+    more: bool
+    floor: Floor
