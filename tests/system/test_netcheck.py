@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,9 @@ class AgreementTests(NetcheckCase):
         stun.start(["turnserver", *options, database, "-L", stun.address, "-L", second, "--pidfile", str(stun.directory / "turn.pid")])
 
     def test_agreement(self) -> None:
-        """Both say the same of every mapping with every filtering; the table stays in `_trial_temp/agreement.txt`."""
+        """Both say the same; the table stays in `_trial_temp/agreement.txt`. Of all mappings with all filterings if `IPOP_TX_ALL_NATS` is set."""
         table = []
-        for number, nat in enumerate(ALL):
+        for number, nat in enumerate(ALL if os.environ.get("IPOP_TX_ALL_NATS") else (ALL[0], ALL[7], ALL[-1])):
             node = self.inner(nat, f"inner{number}")
             found = self.checked(node)
             said = node.host.run(["turnutils_natdiscovery", "-m", "-f", self.stun], timeout=120).stdout
