@@ -192,7 +192,7 @@ class AgreementTests(NetcheckCase):
         stun.start(["turnserver", *options, database, "-L", stun.address, "-L", second, "--pidfile", str(stun.directory / "turn.pid")])
 
     def test_agreement(self) -> None:
-        """Both say the same; the table stays in `_trial_temp/agreement.txt`. Of all mappings with all filterings if `IPOP_TX_ALL_NATS` is set."""
+        """Both say the same; the table stays in `_trial_temp/agreement.txt`. With `IPOP_TX_ALL_NATS` in the environment: of all NATs."""
         table = []
         for number, nat in enumerate(ALL if os.environ.get("IPOP_TX_ALL_NATS") else (ALL[0], ALL[7], ALL[-1])):
             node = self.inner(nat, f"inner{number}")
