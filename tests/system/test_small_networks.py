@@ -122,8 +122,8 @@ class MinorityTests(SmallNetworkCase):
             node.kill9()
         for node in nodes[:2]:
             self.wait_for_health(node, "2 of 5 replicas reached; waiting for 1 more")
-            self.assert_refused(self.dht(node, "create", "new", "x"), "2 of 5 replicas reached")
-            self.assert_refused(self.dht(node, "get", "new"), "2 of 5 replicas reached", "waiting for the others")
+        self.assert_refused(self.dht(nodes[0], "create", "new", "x"), "2 of 5 replicas reached")
+        self.assert_refused(self.dht(nodes[1], "get", "new"), "2 of 5 replicas reached", "waiting for the others")
         late = LabNode(self.lab.public_host("late"))
         self.assert_refused(late.refused_join(token), "2 of 5 replicas reached")
         self.assert_kept(nodes[:2], addresses[:2])
