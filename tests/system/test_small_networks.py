@@ -72,6 +72,7 @@ class TwoTests(SmallNetworkCase):
         nodes = self.grown(2)
         addresses = [node.address for node in nodes]
         for gone, left in (nodes, nodes[::-1]):
+            self.settle(*nodes)
             gone.kill9()
             sentence = self.wait_for_health(left, "1 of 2 replicas reached; waiting for 1 more")
             self.assertIn("addresses are kept, but nothing new is granted", sentence)
