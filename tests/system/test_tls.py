@@ -90,7 +90,7 @@ class BlockedTests(TlsCase):
         self.assertEqual(left.path_to(self.relay), f"direct tls:{self.relay.host.address}:443")
         self.assertTrue(self.relay.path_to(left).startswith("direct tls-in:"))
         self.assertEqual(left.path_to(right), "relay via relay")
-        self.assertEqual(self.peer(left, self.relay)["why"], "UDP unanswered")
+        wait_for("a word on UDP", 60, lambda: self.peer(left, self.relay)["why"] == "UDP unanswered", every=0.2)
         self.assertEqual(self.relay.path_to(right).partition(":")[0], "direct udp")
         site = left.host.site  # type: ignore[attr-defined]
         site.set_nat(Nat.PORT_RESTRICTED)
