@@ -22,10 +22,10 @@ demo:
 	@tools/setup
 	@$(PYTHON) -m ipop_tx.lab.demo $(ARGS)
 
-# Words with a dash are options of trial, the others say what to run.
+# Words with a dash are options of trial, the others say what to run; without any, everything is run, in two halves side by side.
 test:
 	@tools/setup
-	@$(PYTHON) -m twisted.trial $(filter -%,$(ARGS)) $(or $(filter-out -%,$(ARGS)),tests)
+	@$(if $(strip $(ARGS)),$(PYTHON) -m twisted.trial $(filter -%,$(ARGS)) $(or $(filter-out -%,$(ARGS)),tests),tools/test)
 
 lint:
 	@tools/setup
