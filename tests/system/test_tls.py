@@ -96,7 +96,7 @@ class BlockedTests(TlsCase):
         site.set_nat(Nat.PORT_RESTRICTED)
         began = time.monotonic()
         left.wait_for_path(self.relay, lambda path: path.startswith("direct udp"), 60)
-        self.relay.wait_for_path(left, lambda path: path.startswith("direct udp"), 5)
+        self.relay.wait_for_path(left, lambda path: path.startswith("direct udp"), 30)
         log.msg(f"back to UDP after {time.monotonic() - began:.1f} s")
         self.assert_reach(left, right, seconds=15)
         self.assertIsNone(self.peer(left, self.relay)["why"])
