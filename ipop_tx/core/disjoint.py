@@ -22,7 +22,7 @@ from ipop_tx.core.lookup import MAX_HOPS, SENDINGS, Lookups
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import quorum
+from ipop_tx.core.tasks import successes
 from ipop_tx.errors import LocalMisuse, NotFound, Unreachable
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
@@ -73,7 +73,7 @@ class Disjoint:
             return Verdict(self._ident, True, 0, 0, ())
         ways = self._ways(key, routes)
         asked = [self._rpc.on_link(hop, question, PATIENCE, SENDINGS) for hop, question in ways]
-        await quorum(asked, lambda answers: False)
+        await successes(asked)
         answers = tuple(
             (hop.ident, found.owner)
             for (hop, _), answer in zip(ways, asked, strict=True)

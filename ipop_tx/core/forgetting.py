@@ -10,7 +10,7 @@ from __future__ import annotations
 from ipop_tx.core.coordinator import Coordinator
 from ipop_tx.core.replica import Replicas, Shard, is_over
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import quorum
+from ipop_tx.core.tasks import successes
 from ipop_tx.wire import messages as m
 
 EVERY = 300.0
@@ -52,17 +52,13 @@ class Forgetting:
             await self._coordinator.complete(shard, key)
         elif promises and all(is_over(promise.record, promise.age_ms) for promise in promises):
             forget = m.Forget(shard.index, shard.number, key, ballot)
-            dropped = await quorum([self._coordinator.ask_member(member, forget) for member in shard.members], _never)
+            dropped = await successes([self._coordinator.ask_member(member, forget) for member in shard.members])
             self._runtime.count("registers_dropped", any(isinstance(answer, m.Done) for answer in dropped))
         return True
 
     async def _all(self, shard: Shard, body: m.Peek | m.Prepare) -> list[m.Promise]:
         """The promises of all members; none when one of them gives none."""
-        answers = await quorum([self._coordinator.ask_member(member, body) for member in shard.members], _never)
+        answers = await successes([self._coordinator.ask_member(member, body) for member in shard.members])
         self._coordinator.learn_rounds(answers)
         promises = [answer for answer in answers if isinstance(answer, m.Promise)]
         return promises if len(promises) == len(shard.members) else []
-
-
-def _never(answers: list[m.Answer]) -> bool:
-    return False

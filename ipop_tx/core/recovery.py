@@ -19,7 +19,7 @@ from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.replica import Replicas, raised
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import all_settled, quorum, spawn
+from ipop_tx.core.tasks import all_settled, spawn, successes
 from ipop_tx.core.views import merge, parts_of
 from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
 from ipop_tx.values import Ident
@@ -149,7 +149,7 @@ class Recovery:
     async def _found(self, order: m.Order, index: int, before: tuple[Ident, ...]) -> Founded:
         linked = [link.ident for link in self._links if not link.peer.guest]
         sources = sorted({self._replicas.ident, *linked, *before, *order.members})
-        found = await quorum([self._runtime.background(self._copy_of(source, order, index)) for source in sources], _never)
+        found = await successes([self._runtime.background(self._copy_of(source, order, index)) for source in sources])
         latest = max((copy.number for copy in found), default=0)
         copies = [copy for copy in found if copy.number == latest > 0]
         cells, floor = dict[bytes, m.Cell](), m.NO_FLOOR
@@ -177,7 +177,7 @@ class Recovery:
     async def _install(self, order: m.Order, index: int, cells: list[m.Cell], floor: m.Floor) -> bool:
         parts = parts_of(index, order.number, order.members, cells, floor, self._runtime.rng.getrandbits(32))
         for attempt in range(ATTEMPTS):
-            installed = await quorum([self._runtime.background(self._install_at(member, parts)) for member in order.members], _never)
+            installed = await successes([self._runtime.background(self._install_at(member, parts)) for member in order.members])
             if len(installed) >= majority(order.members):
                 return True
             await self._runtime.sleep(1.0 + attempt)
@@ -188,7 +188,3 @@ class Recovery:
             answer = await self._coordinator.ask_member(member, part)
             if not isinstance(answer, m.Done):
                 raise EnvironmentProblem(f"{member.hex()[:8]} does not take its copy")
-
-
-def _never(answers: list[object]) -> bool:
-    return False

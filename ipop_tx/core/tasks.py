@@ -110,10 +110,15 @@ def quorum(futures: Sequence[Future[T]], enough: Callable[[list[T]], bool]) -> F
     return outcome
 
 
+def successes(futures: Sequence[Future[T]]) -> Future[list[T]]:
+    """The successful results, once all are settled."""
+    return quorum(futures, lambda results: False)
+
+
 def all_settled(futures: Sequence[Future[T]]) -> Future[list[Future[T]]]:
     """All of them, once each is settled, whichever way."""
     outcome: Future[list[Future[T]]] = Future()
-    quorum(futures, lambda results: False).then(lambda done: outcome.succeed(list(futures)))
+    successes(futures).then(lambda done: outcome.succeed(list(futures)))
     return outcome
 
 

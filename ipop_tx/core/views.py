@@ -23,7 +23,7 @@ from ipop_tx.core.lookup import Lookups
 from ipop_tx.core.replica import REPLICAS, Replicas, Shard, page, raised
 from ipop_tx.core.ring import Ring
 from ipop_tx.core.runtime import Runtime, Timer
-from ipop_tx.core.tasks import Future, quorum
+from ipop_tx.core.tasks import Future, quorum, successes
 from ipop_tx.errors import IpopError
 from ipop_tx.values import IDENT_BYTES, Ident
 from ipop_tx.wire import messages as m
@@ -287,9 +287,7 @@ class Views:
         needed = majority(members)
         attempts = 0
         while attempts < 5 or not self._leaving:
-            installed = await quorum(
-                [self._runtime.background(self._install_at(member, messages)) for member in members], _all_of(len(members))
-            )
+            installed = await successes([self._runtime.background(self._install_at(member, messages)) for member in members])
             if sum(installed) >= needed:
                 await self._retire(shard, members)
                 break
@@ -314,7 +312,7 @@ class Views:
     async def _retire(self, shard: Shard, members: tuple[Ident, ...]) -> None:
         gone = [member for member in shard.members if member not in members]
         retire = m.Retire(shard.index, shard.number, members)
-        await quorum([self._coordinator.ask_member(member, retire) for member in gone], lambda answers: False)
+        await successes([self._coordinator.ask_member(member, retire) for member in gone])
 
 
 def parts_of(index: int, number: int, members: tuple[Ident, ...], cells: list[m.Cell], floor: m.Floor, attempt: int) -> list[m.Install]:
@@ -337,7 +335,3 @@ def merge(one: m.Cell | None, other: m.Cell) -> m.Cell:
 
 def _enough(kind: type, needed: int) -> Callable[[list[m.Answer]], bool]:
     return lambda answers: sum(isinstance(answer, kind) for answer in answers) >= needed
-
-
-def _all_of(count: int) -> Callable[[list[bool]], bool]:
-    return lambda answers: len(answers) >= count
