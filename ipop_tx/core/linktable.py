@@ -13,7 +13,7 @@ from ipop_tx.wire import messages as m
 
 
 class LinkTable(ABC):
-    """The links of one node by ident, with hooks for those that come and go."""
+    """The links of one node to members, by ident, with hooks for those that come and go. Those to guests stand apart."""
 
     def __init__(self, ident: Ident) -> None:
         self.ident = ident

@@ -99,16 +99,12 @@ class Recovery:
         if self._replicas.obey(order):
             self._runtime.emit(ViewsFounded(order.shards, order.number, order.members))
             for link in self._links:
-                self._tell(link, order)
+                self._rpc.on_link(link, order)
 
     def _tell_orders(self, link: Link) -> None:
         """Whoever comes, or comes back, hears which views are over before it takes part in them, unless with others who do not know it."""
         orders = sorted({order.nonce: order for order in self._replicas.orders.values()}.values(), key=lambda order: order.number)
         for order in orders[-TOLD:]:
-            self._tell(link, order)
-
-    def _tell(self, link: Link, order: m.Order) -> None:
-        if not link.peer.guest:
             self._rpc.on_link(link, order)
 
     def _salvage(self, link: Link, body: m.Salvage) -> m.Answer:
@@ -125,7 +121,7 @@ class Recovery:
 
     async def _loss(self, index: int) -> Loss:
         views = {self._replicas.ident: self._replicas.newest(index)}
-        for link in [link for link in self._links if not link.peer.guest]:
+        for link in self._links:
             try:
                 answer = await self._rpc.on_link(link, m.WhoKeeps(index))
             except IpopError:
@@ -147,8 +143,7 @@ class Recovery:
         return [done.result() for done in founding]
 
     async def _found(self, order: m.Order, index: int, before: tuple[Ident, ...]) -> Founded:
-        linked = [link.ident for link in self._links if not link.peer.guest]
-        sources = sorted({self._replicas.ident, *linked, *before, *order.members})
+        sources = sorted({self._replicas.ident, *self._links.by_ident, *before, *order.members})
         found = await successes([self._runtime.background(self._copy_of(source, order, index)) for source in sources])
         latest = max((copy.number for copy in found), default=0)
         copies = [copy for copy in found if copy.number == latest > 0]

@@ -104,8 +104,7 @@ class Rivalry:
     def _gone(self, address: bytes) -> None:
         """An address is not ours any more, for whatever reason: whoever is linked may have resolved it to us."""
         for link in self._links:
-            if not link.peer.guest:
-                self._rpc.on_link(link, m.NotMine(address))
+            self._rpc.on_link(link, m.NotMine(address))
 
     def _tell(self, address: bytes, ident: Ident, message: m.NotYours | m.NotMine) -> None:
         if (address, ident) not in self._telling and len(self._telling) < MOST:

@@ -154,16 +154,14 @@ class Pump:
                 end = reader.doRead()
                 if end is not None:
                     self._lost(reader, end)
-        except Exception:  # noqa: BLE001 - as a reactor would: the descriptor is given up, the process is not
+        except Exception as fault:  # noqa: BLE001 - as a reactor would: the descriptor is given up, the process is not
             self._log.failure("descriptor_failed fd={fd}", fd=number)
             for descriptor in (reader, writer):
                 if descriptor is not None:
-                    self.removeReader(descriptor)
-                    self.removeWriter(descriptor)
-                    descriptor.connectionLost(Failure())
+                    self._lost(descriptor, fault)
 
     def _lost(self, descriptor: Any, end: Any) -> None:
-        """A descriptor says that it has ended, as Twisted's own do for a connection."""
+        """A descriptor has ended: by a fault, or as it says, as Twisted's own do for a connection."""
         self.removeReader(descriptor)
         self.removeWriter(descriptor)
         descriptor.connectionLost(Failure(end))

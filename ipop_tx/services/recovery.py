@@ -65,7 +65,7 @@ class Recovery:
         """This node, and of those that are linked the ones that have most of the copies. The views then move to where they belong."""
         node = self._protocol.node
         copies = Counter(member for loss in losses for member in loss.copies)
-        linked = sorted((link.ident for link in node.links if not link.peer.guest), key=lambda ident: (-copies[ident], ident))
+        linked = sorted(node.links.by_ident, key=lambda ident: (-copies[ident], ident))
         return (node.ident, *linked[: REPLICAS - 1])
 
     def _told(self, loss: Loss) -> dict[str, Any]:
