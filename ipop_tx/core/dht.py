@@ -21,7 +21,7 @@ from ipop_tx.core.rpc import Rpc, unexpected
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first, spawn
 from ipop_tx.errors import BadMessage, Conflict, IpopError, LocalMisuse, QuotaExceeded, Unavailable, Unreachable
-from ipop_tx.values import Ident
+from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 
 __all__ = ["Dht", "RegisterSigner", "change_of", "key_of"]
@@ -323,7 +323,7 @@ def _written(record: m.Record, current: m.Current) -> m.Record:
     found = current.record
     if found is None:
         raise Conflict("the register is empty", "create it")
-    raise Conflict(f"the register is held by {found.owner.hex()[:8]} in version {found.version}", version=found.version)
+    raise Conflict(f"the register is held by {short(found.owner)} in version {found.version}", version=found.version)
 
 
 def _was_deleted(body: m.Write, live: m.Record | None) -> bool:

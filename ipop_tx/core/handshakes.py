@@ -14,7 +14,7 @@ from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import IpopError, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
-from ipop_tx.values import Ident
+from ipop_tx.values import Ident, short
 
 PATIENCE = 10.0
 """Seconds until a handshake is given up."""
@@ -181,4 +181,4 @@ def _name(path: PathKey) -> PathKey:
 
 def describe(path: PathKey) -> str:
     """A path in words."""
-    return f"{path.destination.hex()[:8]} over the ring" if isinstance(path, Route) else str(path)
+    return f"{short(path.destination)} over the ring" if isinstance(path, Route) else str(path)

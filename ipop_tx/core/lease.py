@@ -22,7 +22,7 @@ from ipop_tx.core.records import key_of, lease_key
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, all_settled, first, spawn
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, PoolExhausted
-from ipop_tx.values import Ident, Network
+from ipop_tx.values import Ident, Network, short
 from ipop_tx.wire.registers import Record
 
 __all__ = ["Lease", "LeaseValue", "Leases", "NameValue", "candidates", "lease_key", "memory_key", "name_key"]
@@ -298,7 +298,7 @@ class Lease:
         self.address = self._held = None
         self._wake.succeed(None)
         why = "the authority has assigned it to that one" if self._dht.signer.is_assigned(current) else "its lease here had run out"
-        whose = "another guest of this node" if current.owner == self._ident else f"node {current.owner.hex()[:8]}"
+        whose = "another guest of this node" if current.owner == self._ident else f"node {short(current.owner)}"
         reason = f"{IPv4Address(address)} belongs to {whose} now ({why}); another address is taken"
         self._runtime.emit(LeaseLost(address, reason, self.holder))
         self._rivals.gone(address)
@@ -344,7 +344,7 @@ class Lease:
             elif current.owner == self._ident:
                 await self._dht.compare_and_set(key, current.version, value, self._ttl)
             else:
-                raise Conflict(f"the name {self.name} belongs to node {current.owner.hex()[:8]}", "choose another name for this node")
+                raise Conflict(f"the name {self.name} belongs to node {short(current.owner)}", "choose another name for this node")
             self.name_problem, self._name_waits = "", False
         except IpopError as error:
             self._name_waits = not isinstance(error, Conflict)

@@ -18,7 +18,7 @@ from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, settled
 from ipop_tx.errors import BadDatagram, BadMessage, IpopError, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
-from ipop_tx.values import Endpoint, Ident, Peer
+from ipop_tx.values import Endpoint, Ident, Peer, short
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL, RELAY, Form, form_of, receiver_index
 
@@ -211,7 +211,7 @@ class Links(LinkTable):
         if peer.ident == self.ident:
             raise PeerRefused(f"this node's own identity answers at {describe(handshake.path)}", "if that is another machine, join it anew")
         if handshake.expect is not None and peer.ident != handshake.expect:
-            raise PeerRefused(f"somebody else answered for {handshake.expect.hex()[:8]}")
+            raise PeerRefused(f"somebody else answered for {short(handshake.expect)}")
         self._refuse_taken(session)
         link = None if peer.guest else self.by_ident.get(peer.ident)
         fresh = link is None

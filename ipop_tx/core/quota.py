@@ -8,7 +8,7 @@ a majority took would only lag behind. Nothing that a member sends fills the dis
 from __future__ import annotations
 
 from ipop_tx.errors import QuotaExceeded
-from ipop_tx.values import Ident, Quota
+from ipop_tx.values import Ident, Quota, short
 from ipop_tx.wire import messages as m
 
 CELL_BYTES = 120
@@ -62,10 +62,10 @@ class Room:
         registers = self.registers.get(owner, 0) + (0 if ours else 1)
         taken = self.bytes.get(owner, 0) + size - (before if ours else 0)
         if not ours and registers > factor * self._most_registers:
-            held = f"{owner.hex()[:8]} has {registers - 1} registers in this part of the DHT, and may have no more"
+            held = f"{short(owner)} has {registers - 1} registers in this part of the DHT, and may have no more"
             raise QuotaExceeded(held, "delete some, or wait until they expire")
         if taken > factor * self._most_bytes and not (ours and size <= before):
-            raise QuotaExceeded(f"{owner.hex()[:8]} fills {taken - size} bytes of this part of the DHT", "delete registers, or write less")
+            raise QuotaExceeded(f"{short(owner)} fills {taken - size} bytes of this part of the DHT", "delete registers, or write less")
         if self.total + size - before > factor * self._most_total and size > before:
             raise QuotaExceeded(
                 f"this part of the DHT is full ({self.total} bytes)", "wait until registers expire, or raise dht.megabytes on all nodes"

@@ -22,7 +22,7 @@ from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import all_settled, spawn, successes
 from ipop_tx.core.views import merge, parts_of
 from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
-from ipop_tx.values import Ident
+from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 
 ATTEMPTS = 5
@@ -182,4 +182,4 @@ class Recovery:
         for part in parts:
             answer = await self._coordinator.ask_member(member, part)
             if not isinstance(answer, m.Done):
-                raise EnvironmentProblem(f"{member.hex()[:8]} does not take its copy")
+                raise EnvironmentProblem(f"{short(member)} does not take its copy")

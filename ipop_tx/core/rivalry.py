@@ -19,7 +19,7 @@ from ipop_tx.core.ring import Ring
 from ipop_tx.core.rpc import Rpc
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import IpopError
-from ipop_tx.values import Ident
+from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 
 LOOK_EVERY = 5.0
@@ -97,7 +97,7 @@ class Rivalry:
     # --- telling -----------------------------------------------------------------------------
 
     def _lost(self, address: bytes, winner: Ident) -> None:
-        sentence = f"{IPv4Address(address)} was given to node {winner.hex()[:8]}, so this node has taken another address"
+        sentence = f"{IPv4Address(address)} was given to node {short(winner)}, so this node has taken another address"
         self._note(address, winner, sentence)
         self._tell(address, winner, m.NotMine(address, contested=True))
 
@@ -152,7 +152,7 @@ class Rivalry:
         self._resolver.disowned(link.ident, body.address)
         for lease in self._leases.all() if body.contested else ():
             if lease.address == body.address and self._is_news(body.address, link.ident):
-                sentence = f"node {link.ident.hex()[:8]} used {IPv4Address(body.address)} too, which is this node's, and has given it up"
+                sentence = f"node {short(link.ident)} used {IPv4Address(body.address)} too, which is this node's, and has given it up"
                 self._note(body.address, link.ident, sentence)
                 self._runtime.emit(LeaseContested(body.address, link.ident, lease.holder))
         return m.Done()

@@ -18,7 +18,7 @@ from ipop_tx.core.linktable import LinkTable
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future, failed, spawn
 from ipop_tx.errors import BadMessage, IpopError, RemoteMisbehaviour, Unreachable
-from ipop_tx.values import Ident
+from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 
 FIRST_WAIT = 0.3
@@ -87,7 +87,7 @@ class Rpc:
         if link is not None:
             return self.on_link(link, body, deadline)
         answered = spawn(self._connect_and_call(ident, body, deadline))
-        late = self._runtime.after(deadline, lambda: answered.fail(Unreachable(f"{ident.hex()[:8]} cannot be reached")))
+        late = self._runtime.after(deadline, lambda: answered.fail(Unreachable(f"{short(ident)} cannot be reached")))
         answered.then(lambda done: late.cancel())
         return answered
 
@@ -97,7 +97,7 @@ class Rpc:
     def on_link(self, link: Link, body: m.Ask, deadline: float = DEADLINE, sendings: int = SENDINGS) -> Future[m.Answer]:
         """Ask the peer of a link; it counts as dead after `sendings` without any sign of life."""
         if not link.up:
-            return failed(Unreachable(f"{link.peer.name or link.ident.hex()[:8]} is not connected"))
+            return failed(Unreachable(f"{link.peer.name or short(link.ident)} is not connected"))
         _note_use(link, body, self._runtime.now)
         self._next += 1
         wait = max(FIRST_WAIT, 3 * link.rtt)
@@ -109,7 +109,7 @@ class Rpc:
     def _send(self, call: _Call) -> None:
         if call.sendings >= call.most or self._runtime.now >= call.deadline:
             self._end(call)
-            call.answered.fail(Unreachable(f"{call.link.peer.name or call.link.ident.hex()[:8]} does not answer"))
+            call.answered.fail(Unreachable(f"{call.link.peer.name or short(call.link.ident)} does not answer"))
             if call.sendings >= call.most:
                 self.suspect(call.link.ident)
             return
@@ -133,7 +133,7 @@ class Rpc:
             if link.parted and not isinstance(call.request.body, OF_THE_LINK):
                 self._runtime.background(self._ask_anew(call))
                 continue
-            call.answered.fail(Unreachable(f"the link to {link.peer.name or link.ident.hex()[:8]} ended"))
+            call.answered.fail(Unreachable(f"the link to {link.peer.name or short(link.ident)} ended"))
 
     async def _ask_anew(self, call: _Call) -> None:
         """The link ended for want of use just when we used it. The question keeps its number, so it is not carried out twice."""

@@ -19,7 +19,7 @@ from ipop_tx.services.guests import GuestService
 from ipop_tx.services.tap import TapService
 from ipop_tx.transport.several import Transports
 from ipop_tx.transport.udp import UdpTransport
-from ipop_tx.values import Endpoint, Ident
+from ipop_tx.values import Endpoint, Ident, short
 from ipop_tx.wire.address import ipv6_of
 from ipop_tx.wire.datagram import HEADER_BYTES
 
@@ -149,7 +149,7 @@ class Status:
         if ident == self._node.ident:
             return self._node.peer.name
         link = self._node.links.by_ident.get(ident)
-        return link.peer.name if link is not None and link.peer.name else ident.hex()[:8]
+        return link.peer.name if link is not None and link.peer.name else short(ident)
 
     def health(self) -> list[str]:
         """What does not work, a sentence each; empty when all is well."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipop_tx.core.ident import clockwise, strictly_within
 from ipop_tx.simulation.network import SimulatedNet
-from ipop_tx.values import IDENT_BITS, Ident
+from ipop_tx.values import IDENT_BITS, Ident, short
 
 
 def members(net: SimulatedNet) -> dict[Ident, list[Ident]]:
@@ -22,14 +22,14 @@ def ring_faults(net: SimulatedNet) -> list[str]:
     lists = members(net)
     if len(lists) < 2:
         return []
-    faults = [f"{ident.hex()[:8]} has no living successor" for ident, successors in lists.items() if not successors]
+    faults = [f"{short(ident)} has no living successor" for ident, successors in lists.items() if not successors]
     if faults:
         return faults
     ordered = sorted(lists)
     for at, ident in enumerate(ordered):
         expected = ordered[(at + 1) % len(ordered)]
         if lists[ident][0] != expected:
-            faults.append(f"{ident.hex()[:8]} is followed by {lists[ident][0].hex()[:8]}, not by {expected.hex()[:8]}")
+            faults.append(f"{short(ident)} is followed by {short(lists[ident][0])}, not by {short(expected)}")
     return faults
 
 
@@ -39,7 +39,7 @@ def order_faults(net: SimulatedNet) -> list[str]:
     for ident, successors in members(net).items():
         for one, other in zip([ident, *successors], successors, strict=False):
             if one != ident and not strictly_within(one, other, ident):
-                faults.append(f"the list of {ident.hex()[:8]} is out of order")
+                faults.append(f"the list of {short(ident)} is out of order")
                 break
     return faults
 
