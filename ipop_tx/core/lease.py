@@ -28,6 +28,7 @@ from ipop_tx.wire.registers import Record
 __all__ = ["Lease", "LeaseValue", "Leases", "NameValue", "candidates", "lease_key", "memory_key", "name_key"]
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 TRIES = 200
 """Candidates tried before the pool counts as full."""
@@ -159,12 +160,14 @@ class Lease:
         """One thing at a time: two writes of ours to one register would take each other for a rival's."""
         while self._turn is not None:
             await self._turn
-        self._turn = over = Future[None]()
-        try:
-            return await work
-        finally:
-            self._turn = None
-            over.succeed(None)
+        task = spawn(work)
+        if not task.done:
+            task.then(self._over)
+            self._turn = first([task])
+        return await task
+
+    def _over(self, done: Future[Any]) -> None:
+        self._turn = None
 
     async def claim(self, wish: bytes | None = None) -> bytes:
         """Lease an address. Raises `PoolExhausted`, `Unavailable`, `Unreachable`."""
@@ -200,7 +203,7 @@ class Lease:
         return [address for address in good if IPv4Address(address) in self._network.pool]
 
     async def _remembered(self) -> bytes | None:
-        value = _value_of(await self._dht.get(memory_key(self._network, self._ident, self.holder)))
+        value = value_of(await self._dht.get(memory_key(self._network, self._ident, self.holder)), LeaseValue)
         return value.address if value is not None else None
 
     async def _obtain(self, address: bytes) -> Record | None:
@@ -222,16 +225,12 @@ class Lease:
         The authority's assignment makes it ours (`Dht.compare_and_set`).
         """
         key, until = lease_key(self._network, address), self._runtime.now + self._ttl
-        value = msgspec.msgpack.encode(LeaseValue(address, self.name, self.holder))
-        try:
-            if current is None:
-                await self._dht.create(key, value, self._ttl)
-            elif self._is_ours(current) or self._takes_over(address, current):
-                if current.owner != self._ident:
-                    self._overridden = current.owner
-                await self._dht.compare_and_set(key, current.version, value, self._ttl)
-            else:
+        if current is not None and not self._is_ours(current):
+            if not self._takes_over(address, current):
                 return False
+            self._overridden = current.owner
+        try:
+            await self._put(key, current, LeaseValue(address, self.name, self.holder), self._ttl)
         except Conflict:
             self._overridden = None
             return False
@@ -246,13 +245,13 @@ class Lease:
 
     async def _is_handed_over(self, address: bytes, current: Record) -> bool:
         """Whether another node had the address for the same guest, and has given it up to us."""
-        value = _value_of(current)
+        value = value_of(current, LeaseValue)
         if current.owner == self._ident or value is None or not self.holder or value.holder != self.holder:
             return False
         return self.former is not None and await self.former(current.owner, address, self.holder)
 
     def _is_ours(self, record: Record) -> bool:
-        value = _value_of(record)
+        value = value_of(record, LeaseValue)
         return record.owner == self._ident and (value is None or value.holder == self.holder)
 
     async def _gained(self, address: bytes) -> bytes:
@@ -267,13 +266,11 @@ class Lease:
     async def _remember(self, address: bytes) -> None:
         """Only a convenience: without it another address may be first when this node's disk is lost."""
         key = memory_key(self._network, self._ident, self.holder)
-        value = msgspec.msgpack.encode(LeaseValue(address, self.name, self.holder))
+        value = LeaseValue(address, self.name, self.holder)
         try:
             current = await self._dht.get(key)
-            if current is None:
-                await self._dht.create(key, value, REMEMBERED)
-            elif current.value != value:
-                await self._dht.compare_and_set(key, current.version, value, REMEMBERED)
+            if current is None or current.value != msgspec.msgpack.encode(value):
+                await self._put(key, current, value, REMEMBERED)
         except IpopError:
             self._runtime.count("lease_not_remembered")
 
@@ -336,13 +333,10 @@ class Lease:
         if not self.name or self.address is None:
             return
         key = name_key(self._network, self.name)
-        value = msgspec.msgpack.encode(NameValue(self.address))
         try:
             current = await self._dht.get(key)
-            if current is None:
-                await self._dht.create(key, value, self._ttl)
-            elif current.owner == self._ident:
-                await self._dht.compare_and_set(key, current.version, value, self._ttl)
+            if current is None or current.owner == self._ident:
+                await self._put(key, current, NameValue(self.address), self._ttl)
             else:
                 raise Conflict(f"the name {self.name} belongs to node {short(current.owner)}", "choose another name for this node")
             self.name_problem, self._name_waits = "", False
@@ -371,6 +365,14 @@ class Lease:
         for key in keys:
             await self._give_back(key)
         self._runtime.emit(LeaseLost(address, "it was released", self.holder))
+
+    async def _put(self, key: bytes, current: Record | None, value: LeaseValue | NameValue, ttl: float) -> None:
+        """Write over what the register held when it was read. Raises `Conflict`."""
+        encoded = msgspec.msgpack.encode(value)
+        if current is None:
+            await self._dht.create(key, encoded, ttl)
+        else:
+            await self._dht.compare_and_set(key, current.version, encoded, ttl)
 
     async def _give_back(self, key: bytes) -> None:
         current = await self._dht.get(key)
@@ -435,8 +437,9 @@ class Leases:
             done.result()
 
 
-def _value_of(record: Record | None) -> LeaseValue | None:
+def value_of(record: Record | None, kind: type[V]) -> V | None:
+    """What a register holds; None where that is nothing, or nonsense."""
     try:
-        return msgspec.msgpack.decode(record.value, type=LeaseValue) if record is not None else None
+        return msgspec.msgpack.decode(record.value, type=kind) if record is not None else None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

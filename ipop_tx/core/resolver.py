@@ -13,11 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-import msgspec
-
 from ipop_tx.core.dht import Dht, RegisterSigner
 from ipop_tx.core.events import AddressMoved
-from ipop_tx.core.lease import LeaseValue, NameValue, lease_key, name_key
+from ipop_tx.core.lease import LeaseValue, NameValue, lease_key, name_key, value_of
 from ipop_tx.core.link import Link
 from ipop_tx.core.links import Links
 from ipop_tx.core.lookup import Lookups
@@ -181,22 +179,18 @@ class Resolver:
         record = await self._dht.get(key)
         if record is None or not self._signer.authentic(key, record):
             return None
-        try:
-            value = msgspec.msgpack.decode(record.value, type=LeaseValue)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        value = value_of(record, LeaseValue)
+        if value is None or value.address != address.packed:
             return None
-        return Owner(record.owner, value.name, value.address, record.ttl / 2) if value.address == address.packed else None
+        return Owner(record.owner, value.name, value.address, record.ttl / 2)
 
     async def _by_name(self, name: str) -> Owner | None:
         key = name_key(self._network, name)
         record = await self._dht.get(key)
         if record is None or not self._signer.authentic(key, record):
             return None
-        try:
-            value = msgspec.msgpack.decode(record.value, type=NameValue)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        return Owner(record.owner, name, value.address, record.ttl / 2)
+        value = value_of(record, NameValue)
+        return Owner(record.owner, name, value.address, record.ttl / 2) if value is not None else None
 
     async def _by_ipv6(self, address: IPv6Address) -> Owner | None:
         if address not in self._network.prefix:
