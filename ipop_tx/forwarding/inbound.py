@@ -90,7 +90,7 @@ class Inbound:
 
     def run(self, endpoint: Endpoint, heads: bytearray, bodies: memoryview, size: int, total: int) -> None:
         """A run from a transport; see `IDatagramReceiver.run_received`."""
-        if self._end and size == total >= OVERHEAD and self._parts(endpoint, heads, bodies, size, 0, 1, total - HEADER_BYTES):
+        if self._entry is not None and size == total >= OVERHEAD and self._parts(endpoint, heads, bodies, size, 0, 1, total - HEADER_BYTES):
             return
         if (size == total >= OVERHEAD and heads[6] == 1) or (total > size > OVERHEAD and _is_one_record(heads, size, total)):
             index, kind, piece, pieces, _, counter = HEADER.unpack_from(heads)
@@ -107,7 +107,7 @@ class Inbound:
         end = (count - 1) * body + max(0, last - HEADER_BYTES)
         place = 0
         while place < count:
-            if self._end:
+            if self._entry is not None:
                 place += self._parts(endpoint, heads, bodies, size, place, count, end)
                 if place == count:
                     return
@@ -220,8 +220,8 @@ class Inbound:
 
     def _open_frame(self, channel: ISealedChannel, peer: Adjacency, header: bytearray, sealed: memoryview, length: int) -> bool:
         """Open a frame; True when it goes on where the one before ended. Else it is at the beginning of the buffer. Raises `InvalidTag`."""
-        joined, end = self._joined, self._end
-        if not end or not self._more or self._entry is None or peer is not self._entry[2] or length <= self._at or end + length > _JOINED:
+        joined, end, entry = self._joined, self._end, self._entry
+        if entry is None or not self._more or peer is not entry[2] or length <= self._at or end + length > _JOINED:
             self.burst_ended()
             channel.decrypt(header[4:], sealed, None, joined[:length])
             return False
@@ -316,9 +316,9 @@ class Inbound:
 
     def burst_ended(self) -> None:
         """Deliver what is being joined."""
-        if self._end and self._entry is not None:
+        if self._entry is not None:
             peer, end = self._entry[2], self._end
-            self._entry, self._end = None, 0
+            self._entry = None
             try:
                 restore(self._joined, end, self._first, self._more)
             except BadDatagram:
