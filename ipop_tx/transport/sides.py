@@ -10,13 +10,12 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.transport.udp_socket import version_of
+from ipop_tx.transport.udp_socket import host_for, plain_host
 from ipop_tx.values import Endpoint
 
 AT_ONCE = 16
 """Datagrams that one wake-up reads at most."""
 LARGEST = 2048
-_MAPPED = "::ffff:"
 
 Received = Callable[[int, Endpoint, bytes], None]
 
@@ -45,15 +44,14 @@ class _Side:
                 datagram, address = self._socket.recvfrom(LARGEST)
             except OSError:  # nothing more, or what ICMP says of something that was sent
                 return
-            host = str(address[0])
-            self._received(self._number, Endpoint("udp", host.removeprefix(_MAPPED) if "." in host else host, address[1]), datagram)
+            self._received(self._number, Endpoint("udp", plain_host(address[0]), address[1]), datagram)
 
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
-        sixth, version = self._socket.family == socket.AF_INET6, version_of(endpoint.host)
-        if version is None or (version == 6 and not sixth):
+        host = host_for(self._socket.family, endpoint.host)
+        if host is None:
             return
         try:
-            self._socket.sendto(datagram, (_MAPPED + endpoint.host if sixth and version == 4 else endpoint.host, endpoint.port))
+            self._socket.sendto(datagram, (host, endpoint.port))
         except OSError:  # no route, a firewall, a full queue
             return
 

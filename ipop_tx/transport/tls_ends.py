@@ -18,6 +18,7 @@ from ipop_tx.errors import EnvironmentProblem, IpopError, PeerRefused, Permissio
 from ipop_tx.transport.proxy import tunnel
 from ipop_tx.transport.tls_connection import Owner, TlsConnection
 from ipop_tx.transport.tls_context import TlsContexts
+from ipop_tx.transport.udp_socket import plain_host
 from ipop_tx.values import INWARD, Endpoint, Ident, Proxy
 
 STRANGERS = 64
@@ -45,7 +46,6 @@ PATIENCE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STEADY = 30.0
 """A connection that lived so long was no failure."""
 MOST_REMEMBERED = 1024
-_MAPPED = "::ffff:"
 
 
 class TlsOwner(Owner, Protocol):
@@ -98,7 +98,7 @@ class Door(ServerFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> TlsConnection | None:
         """Somebody connects; None hangs up on it."""
-        host: str = addr.host.removeprefix(_MAPPED)  # type: ignore[union-attr]  # of IPv4Address and IPv6Address
+        host = plain_host(addr.host)  # type: ignore[union-attr]  # of IPv4Address and IPv6Address
         endpoint = Endpoint("tls" + INWARD, host, addr.port)  # type: ignore[union-attr]
         if self._from[host] >= STRANGERS_EACH or len(self) >= self._most or not self._has_room():
             self.turned_away += 1

@@ -19,7 +19,7 @@ from ipop_tx.log import Logger
 from ipop_tx.transport.interfaces import own_hosts
 from ipop_tx.transport.native import Incoming, Layout, Outgoing, native_address, python_address, segment_ancillary
 from ipop_tx.transport.runs import LEAST_SIZE, MOST_SIZES, USUAL_SIZE, Scatter
-from ipop_tx.transport.udp_socket import bound_socket, offloads_of, problem_of, version_of
+from ipop_tx.transport.udp_socket import bound_socket, host_for, offloads_of, plain_host, problem_of, version_of
 from ipop_tx.values import Endpoint
 
 RUNS_PER_TURN = 16
@@ -36,7 +36,6 @@ _PATH_ERRORS = "ECONNREFUSED ECONNRESET EHOSTUNREACH ENETUNREACH EHOSTDOWN ENETD
 _OF_THE_PATH = frozenset(getattr(errno, name) for name in _PATH_ERRORS.split())
 _FULL = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
 _NO_OFFLOAD = frozenset((errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP))
-_MAPPED = "::ffff:"
 
 
 class Counters:
@@ -170,7 +169,7 @@ class UdpTransport:
 
     def _endpoint(self, sockaddr: bytes) -> Endpoint:
         host, port = python_address(sockaddr)[:2]
-        endpoint = Endpoint(self.scheme, host.removeprefix(_MAPPED) if "." in host else host, port)
+        endpoint = Endpoint(self.scheme, plain_host(host), port)
         if len(self._seen) >= CACHED_PEERS:
             self._seen.clear()
             self._targets.clear()
@@ -288,12 +287,11 @@ class UdpTransport:
     def _target(self, endpoint: Endpoint) -> bytes:
         """The sockaddr of an endpoint. Raises `OSError` when this socket cannot reach its kind."""
         assert self._socket is not None
-        sixth = self._socket.family == socket.AF_INET6
-        version = version_of(endpoint.host)
-        if version is None or (version == 6 and not sixth):
+        family = self._socket.family
+        host = host_for(family, endpoint.host)
+        if host is None:
             raise OSError(errno.ENETUNREACH, "not an address that this socket can reach")
-        mapped = _MAPPED + endpoint.host if sixth and version == 4 else endpoint.host
-        target = native_address(self._socket.family, (mapped, endpoint.port))
+        target = native_address(family, (host, endpoint.port))
         if len(self._targets) >= CACHED_PEERS:
             self._targets.clear()
             self._seen.clear()

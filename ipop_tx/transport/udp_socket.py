@@ -16,6 +16,8 @@ SOCKET_BUFFER = 8 << 20
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # Linux; not in the socket module, as the next ones
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 
+_MAPPED = "::ffff:"
+
 
 def version_of(host: str) -> int | None:
     """4 or 6; None for what is no IP address."""
@@ -23,6 +25,19 @@ def version_of(host: str) -> int | None:
         return ip_address(host).version
     except ValueError:
         return None
+
+
+def plain_host(host: str) -> str:
+    """An address as peers write it: a dual-stack socket tells IPv4 ones as IPv6."""
+    return host.removeprefix(_MAPPED) if "." in host else host
+
+
+def host_for(family: socket.AddressFamily, host: str) -> str | None:
+    """An address as a socket of a family takes it; None for one that it cannot reach."""
+    version = version_of(host)
+    if version is None or (version == 6 and family != socket.AF_INET6):
+        return None
+    return _MAPPED + host if family == socket.AF_INET6 and version == 4 else host
 
 
 def bound_socket(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
