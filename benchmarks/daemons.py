@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import echoes
+from benchmarks.command import command
 from benchmarks.dataplane.measure import cpu_seconds
 from benchmarks.dataplane.report import table
 from benchmarks.samples import memory_mb, sent
@@ -31,19 +32,13 @@ MOST_NODES = 400
 """As many addresses does the lab's internet have, and a few more."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("daemons", "interrupted; everything was removed")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status: 0 only when every node reaches every other."""
     options = _parser().parse_args(argv)
-    try:
-        netns.require_root_and(("ip",))
-        with Lab("daemons") as lab:
-            found = run(lab, options)
-    except IpopError as error:
-        print(f"daemons: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("daemons: interrupted; everything was removed", file=sys.stderr)
-        return 130
+    netns.require_root_and(("ip",))
+    with Lab("daemons") as lab:
+        found = run(lab, options)
     print(json.dumps(found) if options.json else text(found), flush=True)
     return 0 if found["ok"] else 1
 

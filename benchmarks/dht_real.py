@@ -21,10 +21,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.daemons import Ring
 from benchmarks.dataplane.measure import cpu_seconds, percentile
 from benchmarks.dataplane.report import rounded, table
-from ipop_tx.errors import IpopError
 from ipop_tx.identity.store import SqliteReplicaStore
 from ipop_tx.lab import Lab, netns, wait_for
 from ipop_tx.lab.node import LabNode
@@ -39,17 +39,11 @@ SETTLE = 60.0
 """Seconds that the views may take to follow the ring, before anything is measured."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("dht_real", "interrupted; everything was removed")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status: 0 only when nothing failed."""
     options = _parser().parse_args(argv)
-    try:
-        found = measure(options.nodes, options.seconds, options.disk)
-    except IpopError as error:
-        print(f"dht_real: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("dht_real: interrupted; everything was removed", file=sys.stderr)
-        return 130
+    found = measure(options.nodes, options.seconds, options.disk)
     print(json.dumps(found) if options.json else text(found), flush=True)
     return 0 if found["ok"] else 1
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.daemons import PATIENCE, Ring
 from benchmarks.dataplane.report import table
 from benchmarks.witness import Addresses, Writer, neighbours_at_fault, ring_faults, selves
@@ -44,21 +45,15 @@ WHOLE_MOST = 30.0
 """Seconds that the ring has to be whole again after a return."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("kills", "interrupted; everything was removed")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status: 0 only when there is no fault."""
     options = _parser().parse_args(argv)
-    try:
-        netns.require_root_and(("ip", "ping"))
-        with Lab("kills", options.disk) as lab:
-            found = run(lab, options.nodes, options.kills, options.at_once, options.seed)
-            if found["faults"] and options.logs:
-                _keep_logs(lab, options.logs)
-    except IpopError as error:
-        print(f"kills: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("kills: interrupted; everything was removed", file=sys.stderr)
-        return 130
+    netns.require_root_and(("ip", "ping"))
+    with Lab("kills", options.disk) as lab:
+        found = run(lab, options.nodes, options.kills, options.at_once, options.seed)
+        if found["faults"] and options.logs:
+            _keep_logs(lab, options.logs)
     print(json.dumps(found) if options.json else text(found), flush=True)
     return 0 if found["ok"] else 1
 

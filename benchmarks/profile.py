@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.dataplane import measure
 from benchmarks.dataplane.report import table
 from benchmarks.dataplane.systems import IpopTx, Side
 from benchmarks.dataplane.underlay import Pair
 from benchmarks.probe import START, STOP
-from ipop_tx.errors import EnvironmentProblem, IpopError
+from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.lab import Lab, netns, wait_for
 
 CALLS = (
@@ -171,22 +172,17 @@ def tables(title: str, findings: Findings, segments: float) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("profile")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status."""
     parser = argparse.ArgumentParser(prog="benchmarks.profile", description=__doc__.partition("\n")[0])
     parser.add_argument("--exact", action="store_true", help="cProfile instead of samples")
     parser.add_argument("--seconds", type=int, default=5, help="length of the stream (default: %(default)s)")
     parser.add_argument("--datagrams", action="store_true", help="100-byte UDP datagrams instead of a TCP stream")
     options = parser.parse_args(argv)
-    try:
-        netns.require_root_and(("ip", "ping"))
-        with Lab("profile") as lab:
-            print(_run(lab, options))
-    except IpopError as error:
-        print(f"profile: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    netns.require_root_and(("ip", "ping"))
+    with Lab("profile") as lab:
+        print(_run(lab, options))
     return 0
 
 

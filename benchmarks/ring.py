@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ipop_tx.errors import IpopError
+from benchmarks.command import command
 from ipop_tx.simulation.static import measure
 from ipop_tx.simulation.story import Plan, Story
 
@@ -32,20 +32,15 @@ SCENES: dict[str, Callable[[Plan], Plan]] = {
 """What may happen to a ring: the first is what `--nodes` alone measures."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("ring")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status: 0 when no simulated node met an error of its own."""
     options = _parser().parse_args(argv)
     results = []
-    try:
-        for nodes in options.nodes:
-            for scene in options.scenes if nodes < options.static_from else ["static"]:
-                results.append(_run(nodes, scene, options))
-                print(f"ring: {nodes} nodes, {scene}: {json.dumps(results[-1])}", file=sys.stderr, flush=True)
-    except IpopError as error:
-        print(f"ring: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    for nodes in options.nodes:
+        for scene in options.scenes if nodes < options.static_from else ["static"]:
+            results.append(_run(nodes, scene, options))
+            print(f"ring: {nodes} nodes, {scene}: {json.dumps(results[-1])}", file=sys.stderr, flush=True)
     print(json.dumps(results) if options.json else _text(results), flush=True)
     return 1 if any(result.get("faults") for result in results) else 0
 

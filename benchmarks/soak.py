@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.dataplane import packages
 from benchmarks.dataplane.relayed import Parted
 from benchmarks.dataplane.report import table
@@ -20,7 +21,6 @@ from benchmarks.dataplane.underlay import Triangle
 from benchmarks.samples import Growth, Sample, growth, kernel_drops, look
 from benchmarks.streams import Flows, Lost
 from benchmarks.upheaval import Upheaval
-from ipop_tx.errors import IpopError
 from ipop_tx.lab import Lab, netns
 from ipop_tx.lab.node import LabNode
 
@@ -28,20 +28,15 @@ LIMIT = 10.0
 """Percent that memory or descriptors of a daemon may grow."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("soak")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status: 0 only when there is nothing to complain about."""
     options = _parser().parse_args(argv)
     seconds = options.seconds or options.minutes * 60
-    try:
-        netns.require_root_and(())
-        packages.require(packages.TOOLS)
-        with Lab("soak") as lab:
-            found = run(lab, seconds, options.change_every, options.streams, options.rate)
-    except IpopError as error:
-        print(f"soak: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    netns.require_root_and(())
+    packages.require(packages.TOOLS)
+    with Lab("soak") as lab:
+        found = run(lab, seconds, options.change_every, options.streams, options.rate)
     print(json.dumps({"soak": found}) if options.json else text(found), flush=True)
     return 0 if found["good"] else 1
 

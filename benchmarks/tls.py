@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.dataplane import measure, packages
 from benchmarks.dataplane.ratios import quotient
 from benchmarks.dataplane.relayed import Parted
@@ -48,20 +49,15 @@ class Line:
         }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("tls")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status."""
     options = _parser().parse_args(argv)
     faults: list[str] = []
-    try:
-        netns.require_root_and(())
-        packages.require(packages.TOOLS)
-        with Lab("tls") as lab:
-            found = [_at(lab, rate, options, faults) for rate in options.rates]
-    except IpopError as error:
-        print(f"tls: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    netns.require_root_and(())
+    packages.require(packages.TOOLS)
+    with Lab("tls") as lab:
+        found = [_at(lab, rate, options, faults) for rate in options.rates]
     entries = [one.as_json() for one in found]
     print(json.dumps({"tls": entries, "faults": faults}) if options.json else _text(entries, faults), flush=True)
     return 1 if faults else 0

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.dataplane import measure, packages
 from benchmarks.dataplane.report import median, table
 from benchmarks.dataplane.systems import IpopTx
@@ -42,20 +43,15 @@ class Condition:
         return {"loss_percent": self.loss_percent, "rtt_ms": self.rtt_ms} | {kind: median(values) for kind, values in self.mbps.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("width")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status."""
     options = _parser().parse_args(argv)
     faults: list[str] = []
-    try:
-        netns.require_root_and(())
-        packages.require(packages.TOOLS)
-        with Lab("width") as lab:
-            found = [one for rtt in options.rtt for one in _under_delay(lab, rtt, options, faults)]
-    except IpopError as error:
-        print(f"width: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    netns.require_root_and(())
+    packages.require(packages.TOOLS)
+    with Lab("width") as lab:
+        found = [one for rtt in options.rtt for one in _under_delay(lab, rtt, options, faults)]
     entries = [one.as_json() for one in found]
     print(json.dumps({"width": entries, "faults": faults}) if options.json else _text(entries, faults), flush=True)
     return 1 if faults else 0

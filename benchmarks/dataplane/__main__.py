@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command import command
 from benchmarks.dataplane import packages, plot
 from benchmarks.dataplane.peers import PEERS
 from benchmarks.dataplane.run import Plan, run
 from benchmarks.dataplane.systems import IpopTx, Own, Raw, System
-from ipop_tx.errors import IpopError, LocalMisuse
+from ipop_tx.errors import LocalMisuse
 from ipop_tx.lab import Lab, netns
 from ipop_tx.simulation.plot import pyplot
 
@@ -23,27 +24,21 @@ _LOSSY = tuple((rtt, loss) for rtt in (20, 100) for loss in (0, 0.1, 1))
 _QUICK_LOSSY = ((20, 0.1),)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("dataplane", "interrupted; everything was removed")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        netns.require_root_and(())
-        systems, plan = _chosen(options), _plan(options)
-        packages.require(packages.TOOLS)
-        if options.plot:
-            pyplot()
-        left_out = {system.name: f"cannot have {', '.join(gone)}" for system in systems if (gone := packages.obtain(system.programs))}
-        with Lab("bench") as lab:
-            report = run(lab, [system for system in systems if system.name not in left_out], plan, left_out)
-        if options.plot:
-            plot.plot(report.as_dict(), options.plot)
-        print(report.as_json() if options.json else report.as_text(), flush=True)
-    except IpopError as error:
-        print(f"dataplane: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("dataplane: interrupted; everything was removed", file=sys.stderr)
-        return 130
+    netns.require_root_and(())
+    systems, plan = _chosen(options), _plan(options)
+    packages.require(packages.TOOLS)
+    if options.plot:
+        pyplot()
+    left_out = {system.name: f"cannot have {', '.join(gone)}" for system in systems if (gone := packages.obtain(system.programs))}
+    with Lab("bench") as lab:
+        report = run(lab, [system for system in systems if system.name not in left_out], plan, left_out)
+    if options.plot:
+        plot.plot(report.as_dict(), options.plot)
+    print(report.as_json() if options.json else report.as_text(), flush=True)
     return 0 if report.systems else 1
 
 

@@ -13,27 +13,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.dht import durability, linearizability, partition, race, storm
 from benchmarks.dht.linearizability import say
 from ipop_tx.errors import IpopError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("dht")
+def main(argv: Sequence[str] | None) -> int:
     """Run with words of the command line; gives the exit status: 0 only when every promise was kept."""
     options = _parser().parse_args(argv)
     found: dict[str, Any] = {}
-    try:
-        for name in options.only:
-            begun = time.monotonic()
-            say(f"{name} ...")
-            found[name] = PARTS[name](options)
-            if found[name] is not None:
-                found[name]["wall_s"] = round(time.monotonic() - begun, 1)
-    except IpopError as error:
-        print(f"dht: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    for name in options.only:
+        begun = time.monotonic()
+        say(f"{name} ...")
+        found[name] = PARTS[name](options)
+        if found[name] is not None:
+            found[name]["wall_s"] = round(time.monotonic() - begun, 1)
     found["complaints"] = complaints(found)
     print(json.dumps(found) if options.json else text(found), flush=True)
     return 1 if found["complaints"] else 0
