@@ -23,19 +23,10 @@ US, GONE = b"u" * 20, b"g" * 20
 LINKED = [bytes([digit]) * 20 for digit in range(1, 7)]
 
 
-class Peer:
-    """Of a link."""
+class Links:
+    """To everybody of `LINKED`."""
 
-    guest = False
-
-
-class Link:
-    """To somebody."""
-
-    peer = Peer()
-
-    def __init__(self, ident: bytes) -> None:
-        self.ident = ident
+    by_ident = {ident: object() for ident in LINKED}
 
 
 class Protocol:
@@ -45,7 +36,7 @@ class Protocol:
 
     def __init__(self, network: Any, losses: list[Loss]) -> None:
         self.network = network
-        self.links = [Link(ident) for ident in LINKED]
+        self.links = Links()
         self.node = self
         self.losses = losses
         self.orders: list[m.Order] = []
