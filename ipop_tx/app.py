@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from ipop_tx.config import Config, TlsSection, check_against
-from ipop_tx.core.dhcpterms import Terms
+from ipop_tx.core.dht.replica import genesis
+from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.core.node import Node as CoreNode
-from ipop_tx.core.replica import genesis
 from ipop_tx.errors import IpopError, LocalMisuse, StateError
 from ipop_tx.forwarding.mtu import inner_mtu
 from ipop_tx.identity import state as files

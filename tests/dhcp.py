@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dhcp import Answer, DhcpServer, Guest, Note, Serve
-from ipop_tx.core.dhcpterms import Terms
+from ipop_tx.core.leases.dhcp import Answer, DhcpServer, Guest, Note, Serve
+from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.wire import dhcp
 from ipop_tx.wire.dhcp import Message
 

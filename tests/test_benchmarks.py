@@ -201,7 +201,7 @@ class Stages(TestCase):
         self.assertEqual(self.at(("session/sealed.py", "unprotect"), ("transport/udp.py", "doRead")), "unseal")
         self.assertEqual(self.at(("session/replay.py", "accept"), ("session/sealed.py", "unprotect")), "replay and source checks")
         self.assertEqual(self.at(("services/tap.py", "write"), ("transport/udp.py", "doRead")), "TAP write")
-        self.assertEqual(self.at(("core/ring.py", "step")), "control plane")
+        self.assertEqual(self.at(("core/ring/ring.py", "step")), "control plane")
         self.assertEqual(profile.stage([("/x/ipop_tx/.venv/lib/site-packages/twisted/internet/base.py", "run", 1)]), "reactor")
         self.assertEqual(profile.stage([("/usr/lib/python3.11/json/decoder.py", "decode", 1)]), profile.OTHER)
 

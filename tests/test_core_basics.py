@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core.events import Fault
-from ipop_tx.core.fragments import GROUPS, PART, PATIENCE, Reassembly, split
 from ipop_tx.core.ident import apart, clockwise, nearest, offset, shard_of, shard_start, strictly_within, within
+from ipop_tx.core.links.fragments import GROUPS, PART, PATIENCE, Reassembly, split
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, failed, first, quorum, settled, spawn
 from ipop_tx.errors import Unreachable

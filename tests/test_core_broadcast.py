@@ -12,10 +12,10 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from zope.interface.verify import verifyObject
 
-from ipop_tx.core import broadcast
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.link import Link
+from ipop_tx.core.links.link import Link
+from ipop_tx.core.ring import broadcast
 from ipop_tx.errors import BadMessage, EnvironmentProblem, LocalMisuse, Unreachable
 from ipop_tx.interfaces import IBroadcast
 from ipop_tx.services.chord import ChordProtocol, ChordService

@@ -7,9 +7,9 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from ipop_tx.core.coordinator import HEDGE, Coordinator, majority
-from ipop_tx.core.dht import RegisterSigner
-from ipop_tx.core.replica import Replicas, Shard
+from ipop_tx.core.dht.coordinator import HEDGE, Coordinator, majority
+from ipop_tx.core.dht.records import RegisterSigner
+from ipop_tx.core.dht.replica import Replicas, Shard
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, spawn
 from ipop_tx.errors import Unreachable

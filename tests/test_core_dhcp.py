@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from twisted.trial.unittest import TestCase
 
-from ipop_tx.core.dhcp import GRACE, PATIENCE, State
-from ipop_tx.core.dhcpterms import Terms
+from ipop_tx.core.leases.dhcp import GRACE, PATIENCE, State
+from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.wire import dhcp
 from ipop_tx.wire.dhcp import Message
 from tests.dhcp import DAY, HOUR, OTHER, OWN, POOL, TERMS, World, address, mac

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.disjoint import MOST_ROUTES, Verdict, colour_of
+from ipop_tx.core.ring.disjoint import MOST_ROUTES, Verdict, colour_of
 from ipop_tx.errors import LocalMisuse, NotFound
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
 from ipop_tx.values import Ident

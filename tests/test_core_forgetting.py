@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from ipop_tx.core import forgetting, node, replica
-from ipop_tx.core.coordinator import majority
-from ipop_tx.core.replica import Shard
+from ipop_tx.core import node
+from ipop_tx.core.dht import forgetting, replica
+from ipop_tx.core.dht.coordinator import majority
+from ipop_tx.core.dht.replica import Shard
 from ipop_tx.core.tasks import quorum
 from ipop_tx.wire import messages as m
 from tests import test_core_linearizable as base

@@ -9,9 +9,10 @@ from itertools import pairwise
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.records import lease_key
 from ipop_tx.core.events import HandOverAsked, LeaseGained, LeaseLost
-from ipop_tx.core.lease import TRIES, candidates, lease_key, name_key
-from ipop_tx.core.resolver import SOON, Owner
+from ipop_tx.core.leases.lease import TRIES, candidates, name_key
+from ipop_tx.core.leases.resolver import SOON, Owner
 from ipop_tx.errors import Conflict, PoolExhausted, Unavailable
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire.address import ipv6_of

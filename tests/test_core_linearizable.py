@@ -10,8 +10,9 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core import coordinator, node, views
-from ipop_tx.core.replica import CellState, Replicas
+from ipop_tx.core import node
+from ipop_tx.core.dht import coordinator, views
+from ipop_tx.core.dht.replica import CellState, Replicas
 from ipop_tx.errors import Conflict
 from ipop_tx.simulation.clients import TTL, Clients
 from ipop_tx.simulation.history import Operation, linearizable

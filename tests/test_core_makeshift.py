@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.bootstrap import MAKESHIFT_AFTER
-from ipop_tx.core.link import Link, detour
+from ipop_tx.core.links.link import Link, detour
+from ipop_tx.core.ring.bootstrap import MAKESHIFT_AFTER
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
 from ipop_tx.values import Endpoint
 from tests.net import NetCase

@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import LinkChanged
-from ipop_tx.core.link import BASE, DirectPath, Link, PathKey, Route
-from ipop_tx.core.mtu import IDLE, PRECISION, RAISE, TRIES, WATCH, PathMtu, padded, sizes
+from ipop_tx.core.links.link import BASE, DirectPath, Link, PathKey, Route
+from ipop_tx.core.links.mtu import IDLE, PRECISION, RAISE, TRIES, WATCH, PathMtu, padded, sizes
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future
 from ipop_tx.simulation.network import SimulatedNode

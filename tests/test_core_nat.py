@@ -8,14 +8,14 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.facts import Facts
-from ipop_tx.core.link import Link
-from ipop_tx.core.links import Links
-from ipop_tx.core.nathelp import AT_ONCE
+from ipop_tx.core.links.facts import Facts
+from ipop_tx.core.links.link import Link
+from ipop_tx.core.links.links import Links
+from ipop_tx.core.links.paths import KEEPALIVE, MOST_KEEPALIVE
+from ipop_tx.core.nat.help import AT_ONCE
+from ipop_tx.core.nat.lifetime import IDLE
+from ipop_tx.core.nat.rules import filtering_of, mapping_of, step_of
 from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach, feasible, why_infeasible
-from ipop_tx.core.natlife import IDLE
-from ipop_tx.core.natrules import filtering_of, mapping_of, step_of
-from ipop_tx.core.paths import KEEPALIVE, MOST_KEEPALIVE
 from ipop_tx.errors import IpopError
 from ipop_tx.simulation.nat import Depends, Nat, NattedNet, Ports
 from ipop_tx.simulation.network import SimulatedNode

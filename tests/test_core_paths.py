@@ -6,8 +6,8 @@ from itertools import permutations
 from typing import Any
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.handshakes import PATIENCE
-from ipop_tx.core.link import Link, Route
+from ipop_tx.core.links.handshakes import PATIENCE
+from ipop_tx.core.links.link import Link, Route
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, PeerRefused, Unreachable
 from ipop_tx.simulation.network import SimulatedNode

@@ -9,11 +9,11 @@ from random import Random
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht import RegisterSigner, key_of
-from ipop_tx.core.forgetting import EVERY
+from ipop_tx.core.dht.forgetting import EVERY
+from ipop_tx.core.dht.quota import CELL_BYTES, size_of
+from ipop_tx.core.dht.records import RegisterSigner, key_of
+from ipop_tx.core.dht.replica import BARE, GRACE, Replicas, genesis
 from ipop_tx.core.ident import shard_of
-from ipop_tx.core.quota import CELL_BYTES, size_of
-from ipop_tx.core.replica import BARE, GRACE, Replicas, genesis
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import LocalMisuse, QuotaExceeded, Unreachable
 from ipop_tx.identity.store import MemoryReplicaStore

@@ -10,13 +10,11 @@ import msgspec
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht import key_of
+from ipop_tx.core.dht.records import key_of, lease_key, order_text
+from ipop_tx.core.dht.recovery import Founded, Loss
+from ipop_tx.core.dht.replica import Replicas, genesis
 from ipop_tx.core.events import ViewsFounded
 from ipop_tx.core.ident import shard_of
-from ipop_tx.core.lease import lease_key
-from ipop_tx.core.records import order_text
-from ipop_tx.core.recovery import Founded, Loss
-from ipop_tx.core.replica import Replicas, genesis
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import IpopError, LocalMisuse, Unavailable, Unreachable
 from ipop_tx.identity.store import MemoryReplicaStore

@@ -8,9 +8,9 @@ from dataclasses import replace
 import msgspec
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht import key_of
+from ipop_tx.core.dht.records import key_of
+from ipop_tx.core.dht.replica import REPLICAS
 from ipop_tx.core.ident import shard_of
-from ipop_tx.core.replica import REPLICAS
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, Unavailable
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire import messages as m

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.link import Route
+from ipop_tx.core.links.link import Route
 from ipop_tx.simulation.network import SimulatedNode
 from ipop_tx.values import Endpoint
 from ipop_tx.wire import messages as m

@@ -11,9 +11,9 @@ from cryptography import x509
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp
-from ipop_tx.core.link import KEY_LIFE, Keyed, Link, Route
-from ipop_tx.core.links import REAUTHENTICATE, REKEY_AFTER
-from ipop_tx.core.renewals import SOONEST
+from ipop_tx.core.leases.renewals import SOONEST
+from ipop_tx.core.links.link import KEY_LIFE, Keyed, Link, Route
+from ipop_tx.core.links.links import REAUTHENTICATE, REKEY_AFTER
 from ipop_tx.errors import BadMessage, LocalMisuse
 from ipop_tx.services.forwarding import sessions_of
 from ipop_tx.session.dtls import DtlsSessionFactory

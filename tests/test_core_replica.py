@@ -8,8 +8,8 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from ipop_tx.core.dht import RegisterSigner
-from ipop_tx.core.replica import LEFT_ROW, Replicas, genesis, page
+from ipop_tx.core.dht.records import RegisterSigner
+from ipop_tx.core.dht.replica import LEFT_ROW, Replicas, genesis, page
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import StateError
 from ipop_tx.identity.store import MemoryReplicaStore

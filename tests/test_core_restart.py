@@ -6,7 +6,7 @@ from random import Random
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.events import LinkDown
-from ipop_tx.core.link import Link
+from ipop_tx.core.links.link import Link
 from ipop_tx.session.plain import PlainSessionFactory
 from ipop_tx.values import Peer
 from tests.net import NetCase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations, permutations
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.bootstrap import ALONE_AFTER
+from ipop_tx.core.ring.bootstrap import ALONE_AFTER
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
 from tests.net import NetCase, heal, separate, split
 

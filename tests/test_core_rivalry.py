@@ -6,9 +6,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.records import lease_key
 from ipop_tx.core.events import AddressMoved, LeaseContested, LeaseGained, LeaseLost
-from ipop_tx.core.lease import RETRY_ASSIGNED, lease_key
-from ipop_tx.core.rivalry import CHECKED, RECENT, TOLD
+from ipop_tx.core.leases.lease import RETRY_ASSIGNED
+from ipop_tx.core.leases.rivalry import CHECKED, RECENT, TOLD
 from ipop_tx.errors import Conflict
 from ipop_tx.simulation.network import NETWORK, PlainSigner, SimulatedNet, SimulatedNode
 from ipop_tx.wire import messages as m

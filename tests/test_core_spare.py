@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import permutations
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.bootstrap import KNOCK_AGAIN, RARELY
 from ipop_tx.core.events import LinkDown
-from ipop_tx.core.link import LINGER, UNNEEDED, Link, Route
-from ipop_tx.core.ring import LINKED
-from ipop_tx.core.spare import AGAIN, FEWEST, IDLE
+from ipop_tx.core.links.link import LINGER, UNNEEDED, Link, Route
+from ipop_tx.core.links.spare import AGAIN, FEWEST, IDLE
+from ipop_tx.core.ring.bootstrap import KNOCK_AGAIN, RARELY
+from ipop_tx.core.ring.ring import LINKED
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
 from ipop_tx.values import Endpoint
 from ipop_tx.wire import messages as m

@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from ipop_tx.core.records import RegisterSigner, lease_key
+from ipop_tx.core.dht.records import RegisterSigner, lease_key
 from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity import signer as signer_module

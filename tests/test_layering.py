@@ -17,6 +17,8 @@ MOST_LINES = 500
 CORE_FORBIDDEN = {"twisted", "OpenSSL", "socket", "os", "time", "random"}
 # `random` is forbidden as a module that draws; its class, of which an instance is passed in, may be named.
 CORE_ALLOWED_NAMES = {"random": {"Random"}}
+CORE_STOREYS = {"links": 1, "ring": 2, "nat": 2, "dht": 3, "leases": 4, "node": 5}
+"""The storeys of the core, each of which knows only those below; whatever is not named here is the ground that all stand on."""
 
 
 class Import(NamedTuple):
@@ -58,7 +60,7 @@ def imports(tree: ast.AST, package: str) -> Iterator[Import]:
 
 
 def unit(module: str) -> str:
-    """The part of ipop_tx that has a floor: ipop_tx.core.ring -> core; ipop_tx itself -> ''."""
+    """The part of ipop_tx that has a floor: ipop_tx.core.ring.ring -> core; ipop_tx itself -> ''."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
@@ -94,6 +96,23 @@ def offences(module: str, source: str, table: dict[str, tuple[int, set[str]]]) -
             yield f"{module}:{found.line}: core may not touch {top}"
 
 
+def storey(module: str) -> tuple[str, int]:
+    """Name and storey of a part of the core: ipop_tx.core.ring.fingers -> ring, 2."""
+    name = module.split(".")[2] if module.count(".") > 1 else ""
+    return name, CORE_STOREYS.get(name, 0)
+
+
+def climbs(module: str, source: str) -> Iterator[str]:
+    """Each import of a module of the core from a storey that is not below its own, as a sentence."""
+    own, height = storey(module)
+    for found in imports(ast.parse(source), module.rpartition(".")[0]):
+        names = [f"{found.module}.{name}" for name in found.names] if found.module == "ipop_tx.core" else [found.module]
+        for target in names:
+            other, high = storey(target)
+            if target.startswith("ipop_tx.core.") and high and other != own and high >= height:
+                yield f"{module}:{found.line}: imports {target}, which is no storey below"
+
+
 def sources() -> Iterator[tuple[str, str, Path]]:
     """(module, text, path) of every module of ipop_tx."""
     for path in sorted((ROOT / "ipop_tx").rglob("*.py")):
@@ -117,18 +136,24 @@ class Floors(TestCase):
         found = [offence for module, text, _ in sources() for offence in offences(module, text, table)]
         self.assertEqual(found, [], "\n".join(found))
 
+    def test_storeys_of_the_core(self) -> None:
+        found = [climb for module, text, _ in sources() if unit(module) == "core" for climb in climbs(module, text)]
+        self.assertEqual(found, [], "\n".join(found))
+        for text in ("from ipop_tx.core.dht.views import Views", "from ipop_tx.core import node", "from ipop_tx.core.nat import check"):
+            self.assertEqual(len(list(climbs("ipop_tx.core.ring.ring", text))), 1, text)
+
     def test_an_offence_is_found(self) -> None:
         for module, text in [
-            ("ipop_tx.core.ring", "import os"),
-            ("ipop_tx.core.ring", "import random"),
-            ("ipop_tx.core.ring", "def f():\n    from time import monotonic"),
-            ("ipop_tx.core.ring", "import os.path"),
-            ("ipop_tx.core.ring", "from twisted.internet import defer"),
-            ("ipop_tx.core.ring", "from ipop_tx.session import dtls"),
-            ("ipop_tx.core.ring", "from ..session import dtls"),
+            ("ipop_tx.core.ring.ring", "import os"),
+            ("ipop_tx.core.ring.ring", "import random"),
+            ("ipop_tx.core.ring.ring", "def f():\n    from time import monotonic"),
+            ("ipop_tx.core.ring.ring", "import os.path"),
+            ("ipop_tx.core.ring.ring", "from twisted.internet import defer"),
+            ("ipop_tx.core.ring.ring", "from ipop_tx.session import dtls"),
+            ("ipop_tx.core.ring.ring", "from ...session import dtls"),
             ("ipop_tx.session.dtls", "from ipop_tx.identity import keys"),
-            ("ipop_tx.session.dtls", "from ipop_tx.core.ring import Ring"),
-            ("ipop_tx.session.dtls", "if TYPE_CHECKING:\n    from ipop_tx.core.ring import Ring"),
+            ("ipop_tx.session.dtls", "from ipop_tx.core.ring.ring import Ring"),
+            ("ipop_tx.session.dtls", "if TYPE_CHECKING:\n    from ipop_tx.core.ring.ring import Ring"),
             ("ipop_tx.wire.relay", "from ipop_tx import app"),
             ("ipop_tx.config", "import ipop_tx.wire"),
             ("ipop_tx.services.tap", "from ipop_tx.cli import main"),
@@ -139,7 +164,7 @@ class Floors(TestCase):
     def test_what_is_allowed(self) -> None:
         for module, text in [
             (
-                "ipop_tx.core.ring",
+                "ipop_tx.core.ring.ring",
                 "from random import Random\nimport heapq\nfrom ipop_tx.wire import relay\nfrom ipop_tx.core import ident",
             ),
             ("ipop_tx.interfaces", "if TYPE_CHECKING:\n    from ipop_tx.values import Peer"),

@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.facts import Facts
+from ipop_tx.core.links.facts import Facts
 from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import EnvironmentProblem

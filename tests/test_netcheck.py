@@ -14,8 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from ipop_tx.cli.netcheck import WIDTH, lines
 from ipop_tx.core import commands as c
+from ipop_tx.core.links.why import why_relayed
 from ipop_tx.core.natkind import Kind, NatFacts, Reach
-from ipop_tx.core.why import why_relayed
 from ipop_tx.services.netcheck import verdict
 from ipop_tx.simulation.nat import Depends
 from ipop_tx.transport.gateway import default_gateway

@@ -13,10 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.link import LINGER, UNNEEDED
+from ipop_tx.core.dht.replica import genesis
+from ipop_tx.core.links.link import LINGER, UNNEEDED
+from ipop_tx.core.links.spare import IDLE
 from ipop_tx.core.node import Node
-from ipop_tx.core.replica import genesis
-from ipop_tx.core.spare import IDLE
 from ipop_tx.forwarding.memory import FramePair
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.services.chord import ChordProtocol, ChordService

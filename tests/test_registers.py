@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from ipop_tx.core.dht import key_of
+from ipop_tx.core.dht.records import key_of
 from ipop_tx.errors import Conflict, LocalMisuse, Unavailable, Unreachable
 from ipop_tx.interfaces import IDHT
 from ipop_tx.services.control import answer

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.core.events import AddressMoved
-from ipop_tx.core.link import Keyed, Link
+from ipop_tx.core.links.link import Keyed, Link
 from ipop_tx.forwarding.memory import FramePair
 from ipop_tx.forwarding.neighbour import announcement
 from ipop_tx.services.forwarding import ForwardingService

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.dhcpterms import Terms
+from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import Conflict, StateError, Unavailable
 from ipop_tx.forwarding.neighbour import probe

@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.records import RegisterSigner
-from ipop_tx.core.recovery import Founded, Loss
+from ipop_tx.core.dht.records import RegisterSigner
+from ipop_tx.core.dht.recovery import Founded, Loss
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.identity.authority import Admitter, create_network, install_chain, make_request, sign_request
 from ipop_tx.identity.credentials import Credentials
@@ -26,7 +26,8 @@ LINKED = [bytes([digit]) * 20 for digit in range(1, 7)]
 class Links:
     """To everybody of `LINKED`."""
 
-    by_ident = {ident: object() for ident in LINKED}
+    def __init__(self) -> None:
+        self.by_ident = dict.fromkeys(LINKED)
 
 
 class Protocol:

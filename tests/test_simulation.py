@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht import key_of
+from ipop_tx.core.dht.records import key_of
 from ipop_tx.simulation.invariants import order_faults, ring_faults
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
 from ipop_tx.wire import messages as m

@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.paths import CANDIDATES
+from ipop_tx.core.links.paths import CANDIDATES
 from ipop_tx.simulation.nat import Depends, Nat, NattedNet
 from ipop_tx.simulation.network import SimulatedNode
 from ipop_tx.values import Endpoint

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ipop_tx.core import coordinator, dht, views
-from ipop_tx.core.coordinator import Coordinator, Outcome
-from ipop_tx.core.replica import CellState, Replicas, Shard
+from ipop_tx.core.dht import coordinator, dht, views
+from ipop_tx.core.dht.coordinator import Coordinator, Outcome
+from ipop_tx.core.dht.replica import CellState, Replicas, Shard
 from ipop_tx.errors import Unavailable
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.simulation import registers

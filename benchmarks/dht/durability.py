@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht import key_of
+from ipop_tx.core.dht.records import key_of
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import EnvironmentProblem, Unavailable
 from ipop_tx.simulation.network import NETWORK

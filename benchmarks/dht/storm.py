@@ -9,8 +9,8 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.records import lease_key
 from ipop_tx.core.events import LeaseGained
-from ipop_tx.core.lease import lease_key
 from ipop_tx.simulation.network import NETWORK
 from ipop_tx.simulation.registers import RegisterNet, RegisterNode, long_settled
 from ipop_tx.simulation.ringnode import RingNode

@@ -9,35 +9,36 @@ from typing import Any
 from zope.interface import implementer
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.bootstrap import Bootstrap
-from ipop_tx.core.broadcast import Broadcast
-from ipop_tx.core.coordinator import Coordinator
-from ipop_tx.core.dht import Dht, RegisterSigner
-from ipop_tx.core.disjoint import Disjoint
+from ipop_tx.core.dht.coordinator import Coordinator
+from ipop_tx.core.dht.dht import Dht
+from ipop_tx.core.dht.forgetting import Forgetting
+from ipop_tx.core.dht.records import RegisterSigner
+from ipop_tx.core.dht.recovery import Recovery
+from ipop_tx.core.dht.replica import Replicas
+from ipop_tx.core.dht.views import Views
 from ipop_tx.core.events import EnrolRequested, Reported
-from ipop_tx.core.fingers import Fingers
-from ipop_tx.core.forgetting import Forgetting
-from ipop_tx.core.handover import HandOver
-from ipop_tx.core.lease import Leases
-from ipop_tx.core.link import Link, PathKey, detour
-from ipop_tx.core.links import Links
-from ipop_tx.core.lookup import Lookups
-from ipop_tx.core.merging import Merging
-from ipop_tx.core.nat import Nat
-from ipop_tx.core.paths import Paths
-from ipop_tx.core.recovery import Recovery
-from ipop_tx.core.relay import Relay
-from ipop_tx.core.renewals import Renewals
-from ipop_tx.core.replica import Replicas
-from ipop_tx.core.resolver import Resolver
-from ipop_tx.core.ring import Ring
-from ipop_tx.core.rivalry import Rivalry
-from ipop_tx.core.rpc import Rpc
+from ipop_tx.core.leases.handover import HandOver
+from ipop_tx.core.leases.lease import Leases
+from ipop_tx.core.leases.renewals import Renewals
+from ipop_tx.core.leases.resolver import Resolver
+from ipop_tx.core.leases.rivalry import Rivalry
+from ipop_tx.core.links.link import Link, PathKey, detour
+from ipop_tx.core.links.links import Links
+from ipop_tx.core.links.paths import Paths
+from ipop_tx.core.links.relay import Relay
+from ipop_tx.core.links.rpc import Rpc
+from ipop_tx.core.links.spare import Spare
+from ipop_tx.core.nat.nat import Nat
+from ipop_tx.core.ring.bootstrap import Bootstrap
+from ipop_tx.core.ring.broadcast import Broadcast
+from ipop_tx.core.ring.disjoint import Disjoint
+from ipop_tx.core.ring.fingers import Fingers
+from ipop_tx.core.ring.lookup import Lookups
+from ipop_tx.core.ring.merging import Merging
+from ipop_tx.core.ring.ring import Ring
+from ipop_tx.core.ring.tables import Tables
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.spare import Spare
-from ipop_tx.core.tables import Tables
 from ipop_tx.core.tasks import Future, settled, spawn
-from ipop_tx.core.views import Views
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota

@@ -17,9 +17,9 @@ from twisted.internet.defer import Deferred
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.dht import key_of
-from ipop_tx.core.link import detour
-from ipop_tx.core.rpc import failure_of
+from ipop_tx.core.dht.records import key_of
+from ipop_tx.core.links.link import detour
+from ipop_tx.core.links.rpc import failure_of
 from ipop_tx.errors import Conflict, InvitationRefused, IpopError, LocalMisuse, Unreachable
 from ipop_tx.identity.authority import Admitter, checked_name, requested_key
 from ipop_tx.identity.credentials import Credentials

@@ -15,7 +15,7 @@ from ipop_tx.services.chord import ChordProtocol
 
 @implementer(IDHT, IResolver)
 class DHTService(Service):
-    """The DHT of the network that this node is in. Keys are 20 bytes: `ipop_tx.core.dht.key_of` makes them."""
+    """The DHT of the network that this node is in. Keys are 20 bytes: `ipop_tx.core.dht.dht.key_of` makes them."""
 
     name = "dht"
 

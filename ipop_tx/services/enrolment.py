@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipop_tx.core.fragments import Reassembly, split
-from ipop_tx.core.rpc import error_of
+from ipop_tx.core.links.fragments import Reassembly, split
+from ipop_tx.core.links.rpc import error_of
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import BadDatagram, BadMessage, IpopError, StateError, Unreachable
 from ipop_tx.identity import state as files

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.link import LINGER, UNNEEDED, Link
+from ipop_tx.core.links.link import LINGER, UNNEEDED, Link
 from ipop_tx.forwarding.fib import Adjacency, Fib
 from ipop_tx.forwarding.noport import NoPort
 from ipop_tx.forwarding.plane import ForwardingPlane

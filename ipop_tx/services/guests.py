@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.dhcp import Answer, DhcpServer, Guest, Note, Output, Serve, State
-from ipop_tx.core.dhcpterms import Terms
+from ipop_tx.core.leases.dhcp import Answer, DhcpServer, Guest, Note, Output, Serve, State
+from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.errors import Conflict, IpopError
 from ipop_tx.forwarding import dhcp as frames
 from ipop_tx.forwarding.offload import PLAIN

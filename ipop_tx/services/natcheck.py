@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.natcheck import HELPERS
+from ipop_tx.core.nat.check import HELPERS
 from ipop_tx.core.natkind import Kind, Lifetime, NatFacts
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.interfaces import ITransport

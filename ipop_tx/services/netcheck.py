@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.link import Link
+from ipop_tx.core.links.link import Link
 from ipop_tx.core.natkind import Kind, NatFacts, Reach, feasible
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.natcheck import NATCheckService

@@ -12,9 +12,9 @@ import msgspec
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.records import order_text
-from ipop_tx.core.recovery import Founded, Loss
-from ipop_tx.core.replica import REPLICAS
+from ipop_tx.core.dht.records import order_text
+from ipop_tx.core.dht.recovery import Founded, Loss
+from ipop_tx.core.dht.replica import REPLICAS
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.identity.authority import Admitter
 from ipop_tx.identity.keys import sign

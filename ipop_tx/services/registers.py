@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 
-from ipop_tx.core.dht import key_of
+from ipop_tx.core.dht.records import key_of
 from ipop_tx.errors import Conflict, IpopError, LocalMisuse, NotFound, Unavailable, Unreachable
 from ipop_tx.interfaces import IDHT
 from ipop_tx.services.control import Route, refusal

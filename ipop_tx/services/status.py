@@ -9,9 +9,9 @@ from typing import Any
 from zope.interface import implementer
 
 from ipop_tx import __version__
-from ipop_tx.core.link import Link, Route
+from ipop_tx.core.links.link import Link, Route
+from ipop_tx.core.links.why import why_relayed
 from ipop_tx.core.node import Node
-from ipop_tx.core.why import why_relayed
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol

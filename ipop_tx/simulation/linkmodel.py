@@ -1,9 +1,8 @@
 """The ring at scale: nodes whose ring, fingers, look-ups and merging are those of the daemons, over links that are only modelled.
 
 A link here is a fact: two nodes that can reach each other, or a third between them. Its handshake is a delay and a number of bytes, its
-keep-alive a rate, the death of its far end is noticed as late as the daemons notice it. Everything above (`core.ring`, `core.fingers`,
-`core.tables`, `core.merging`, `core.lookup`, `core.rpc`, `core.bootstrap`) runs unchanged. `simulation.network` runs whole nodes instead,
-handshakes and all, and a test compares the two.
+keep-alive a rate, the death of its far end is noticed as late as the daemons notice it. Everything above (all of `core.ring`, and
+`core.links.rpc`) runs unchanged. `simulation.network` runs whole nodes instead, handshakes and all, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from random import Random
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ipop_tx.core.link import Link, Route
-from ipop_tx.core.paths import KEEPALIVE, NEIGHBOUR_KEEPALIVE
+from ipop_tx.core.links.link import Link, Route
+from ipop_tx.core.links.paths import KEEPALIVE, NEIGHBOUR_KEEPALIVE
 from ipop_tx.core.routing import Table
 from ipop_tx.simulation.ringnode import CHALLENGE_BYTES, REKEY_BYTES_PER_S, RingNode
 from ipop_tx.values import Endpoint, Ident

@@ -14,9 +14,9 @@ from typing import Any
 from zope.interface import implementer
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.replica import genesis
 from ipop_tx.core.events import Fault, SideDone, SideSend, SideWanted
 from ipop_tx.core.node import Node
-from ipop_tx.core.replica import genesis
 from ipop_tx.core.tasks import Future
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.interfaces import IRecordSigner

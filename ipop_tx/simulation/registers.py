@@ -13,13 +13,14 @@ from enum import Enum
 from typing import Any, cast
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.coordinator import Coordinator
-from ipop_tx.core.dht import Dht, RegisterSigner
-from ipop_tx.core.lease import Leases
-from ipop_tx.core.link import Link
-from ipop_tx.core.replica import REPLICAS, Replicas, genesis
+from ipop_tx.core.dht.coordinator import Coordinator
+from ipop_tx.core.dht.dht import Dht
+from ipop_tx.core.dht.records import RegisterSigner
+from ipop_tx.core.dht.replica import REPLICAS, Replicas, genesis
+from ipop_tx.core.dht.views import Views
+from ipop_tx.core.leases.lease import Leases
+from ipop_tx.core.links.link import Link
 from ipop_tx.core.tasks import Future, spawn
-from ipop_tx.core.views import Views
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.simulation.linkmodel import RingNet
 from ipop_tx.simulation.network import NETWORK, PlainSigner

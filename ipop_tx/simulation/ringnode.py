@@ -6,19 +6,19 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ipop_tx.core.bootstrap import Bootstrap
 from ipop_tx.core.events import Fault, Joined, RingChanged
-from ipop_tx.core.fingers import Fingers
-from ipop_tx.core.link import UNNEEDED, DirectPath, Link, Route
-from ipop_tx.core.linktable import LinkTable
-from ipop_tx.core.lookup import Lookups
-from ipop_tx.core.merging import Merging
-from ipop_tx.core.paths import PROBE_WAIT
-from ipop_tx.core.ring import Ring
-from ipop_tx.core.rpc import Rpc
+from ipop_tx.core.links.link import UNNEEDED, DirectPath, Link, Route
+from ipop_tx.core.links.linktable import LinkTable
+from ipop_tx.core.links.paths import PROBE_WAIT
+from ipop_tx.core.links.rpc import Rpc
+from ipop_tx.core.links.spare import Spare
+from ipop_tx.core.ring.bootstrap import Bootstrap
+from ipop_tx.core.ring.fingers import Fingers
+from ipop_tx.core.ring.lookup import Lookups
+from ipop_tx.core.ring.merging import Merging
+from ipop_tx.core.ring.ring import Ring
+from ipop_tx.core.ring.tables import Tables
 from ipop_tx.core.runtime import Runtime, Timer
-from ipop_tx.core.spare import Spare
-from ipop_tx.core.tables import Tables
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import Unreachable
 from ipop_tx.values import Endpoint, Ident, Peer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
 
-from ipop_tx.core.ring import LINKED
+from ipop_tx.core.ring.ring import LINKED
 from ipop_tx.core.routing import ahead, arcs, place_of, quickest
 from ipop_tx.errors import IpopError
 from ipop_tx.simulation.linkmodel import RingNet

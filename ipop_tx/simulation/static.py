@@ -15,8 +15,8 @@ from math import hypot
 from random import Random
 from typing import Any
 
-from ipop_tx.core.lookup import MAX_HOPS
-from ipop_tx.core.ring import LINKED
+from ipop_tx.core.ring.lookup import MAX_HOPS
+from ipop_tx.core.ring.ring import LINKED
 from ipop_tx.core.routing import Table, ahead, arcs, encode_delay, next_hop, quickest
 from ipop_tx.simulation.scenarios import CANDIDATES, way_figures
 from ipop_tx.values import IDENT_BYTES

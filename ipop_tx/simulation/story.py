@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ipop_tx.core.ring import STABILISE
+from ipop_tx.core.ring.ring import STABILISE
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.simulation import scenarios as s
 from ipop_tx.simulation.linkmodel import RingNet

@@ -61,7 +61,7 @@ class UdpTransport:
     """
 
     scheme = "udp"
-    datagram_bytes = 0  # `core.mtu` finds it out for each path
+    datagram_bytes = 0  # `core.links.mtu` finds it out for each path
     _log = Logger()
 
     def __init__(self, reactor: Any, host: str, port: int, ignore: Iterable[str] = ()) -> None:

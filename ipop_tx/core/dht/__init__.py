@@ -1,0 +1,1 @@
+"""Registers: replicas with agreed views, and who coordinates a write."""

@@ -1,0 +1,1 @@
+"""Addresses and names: leases on the registers, who holds one, and the DHCP server for guests."""
