@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from ipop_tx import config
-from ipop_tx.config import Config, check_against, load_config, parse_config
+from ipop_tx.config import Config, check_against, load, load_config, parse_config, sections
 from ipop_tx.errors import ConfigError
 from ipop_tx.values import Endpoint, Network, Proxy
 
@@ -36,7 +35,7 @@ class Model(TestCase):
     def test_equals_the_defaults(self) -> None:
         loaded = load_config(MODEL)
         for name in SECTIONS:
-            default = config._SECTIONS[name](Path("/var/lib/ipop")) if name == "node" else config._SECTIONS[name]()
+            default = sections.SECTIONS[name](Path("/var/lib/ipop")) if name == "node" else sections.SECTIONS[name]()
             self.assertEqual(getattr(loaded, name), default)
 
     def test_names_every_key(self) -> None:
@@ -46,9 +45,9 @@ class Model(TestCase):
                 section = header[1]
             elif key := re.match(r"(?:# )?(\w+) = ", line):
                 named.add(f"{section}.{key[1]}")
-        every = {f"{name}.{key}" for name, kind in config._SECTIONS.items() for key in kind.__struct_fields__} - {"listen.tls"}
+        every = {f"{name}.{key}" for name, kind in sections.SECTIONS.items() for key in kind.__struct_fields__} - {"listen.tls"}
         self.assertEqual({name for name in named if not name.startswith("transports.")}, every)
-        self.assertEqual(every, set(config._READERS))
+        self.assertEqual(every, set(sections.READERS))
 
     def test_examples_in_comments_load(self) -> None:
         loaded = read(re.sub(r"(?m)^# (\w+ = )", r"\1", MODEL.read_text()))
@@ -217,10 +216,10 @@ class Mistakes(TestCase):
     @settings(deadline=None)
     @given(st.recursive(st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)))
     def test_any_value_is_taken_or_refused_in_one_line(self, value: object) -> None:
-        for key in config._READERS:
+        for key in sections.READERS:
             section, _, name = key.rpartition(".")
             try:
-                config._section(Path("/n"), Path("/"), section, {name: value, **({"state": "/s"} if section == "node" != name else {})})
+                load._section(Path("/n"), Path("/"), section, {name: value, **({"state": "/s"} if section == "node" != name else {})})
             except ConfigError as wrong:
                 self.assertEqual(len(str(wrong).splitlines()), 1)
 
@@ -273,6 +272,6 @@ class Shape(TestCase):
     """The values are typed and frozen all the way down."""
 
     def test_every_section_is_frozen(self) -> None:
-        kinds: list[type[msgspec.Struct]] = [Config, *config._SECTIONS.values()]
+        kinds: list[type[msgspec.Struct]] = [Config, *sections.SECTIONS.values()]
         for kind in kinds:
             self.assertTrue(kind.__struct_config__.frozen)

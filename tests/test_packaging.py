@@ -54,7 +54,7 @@ class Wheel(TestCase):
     async def test_contents(self) -> None:
         wheel = await self.build()
         names = set(wheel.namelist())
-        for wanted in ("ipop_tx/py.typed", "ipop_tx/cli/main.py", "ipop_tx/config.py", "twisted/plugins/ipop_plugin.py"):
+        for wanted in ("ipop_tx/py.typed", "ipop_tx/cli/main.py", "ipop_tx/config/load.py", "twisted/plugins/ipop_plugin.py"):
             self.assertIn(wanted, names)
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ipop_tx").rglob("*.py")}
         self.assertEqual(modules - names, set(), "every module is in the wheel")
