@@ -102,6 +102,8 @@ class StaticRing:
             for at, pair in enumerate(pool.imap(self._part, parts)):
                 pairs.append(pair)
                 on_progress(parts[at][1])
+            pool.close()  # else leaving the block sends SIGTERM, which processes forked under a reactor do not die of
+            pool.join()
         degrees = array("I", bytes(4 * self.count))
         for ones, others in pairs:
             for node in (*ones, *others):
