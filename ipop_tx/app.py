@@ -29,6 +29,7 @@ from ipop_tx.services.chord import ChordProtocol, ChordService, boot_seconds
 from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
+from ipop_tx.services.dns import DNSService
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.services.guests import GuestService
 from ipop_tx.services.natcheck import NATCheckService
@@ -36,7 +37,7 @@ from ipop_tx.services.natpunch import NATPunchService
 from ipop_tx.services.netcheck import netcheck
 from ipop_tx.services.overlap import overlapping
 from ipop_tx.services.peers import PeerCache
-from ipop_tx.services.ping import ping
+from ipop_tx.services.ping import ping, resolve
 from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
@@ -112,6 +113,7 @@ class Node(MultiService):
         portmap = PortMapService(reactor, udp, [config.tap.name], self.puncher.mapped, nonce, network.pool)
         self.portmap = portmap if config.nat.port_mapping else None
         self.dht = DHTService(self.protocol)
+        self.dns = DNSService(reactor, config.dns, network, config.tap.name, self.dht.resolve, self._own)
         lease = config.lease
         self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
         tap = config.tap
@@ -125,7 +127,7 @@ class Node(MultiService):
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
         trim = TrimService(reactor)
-        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests)
+        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, self.dns)
         self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
@@ -133,7 +135,7 @@ class Node(MultiService):
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.natcheck, self.portmap
-        for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, trim):
+        for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, trim):
             if service is not None:
                 service.setServiceParent(self)
 
@@ -180,6 +182,10 @@ class Node(MultiService):
         if self.guests is not None:
             self.guests.address_changed(address)
 
+    def _own(self) -> tuple[str, IPv4Address | None, bytes]:
+        address = self.core.leases.own.address
+        return self.core.peer.name, IPv4Address(address) if address else None, self.core.ident
+
     # --- what may be asked -------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -191,6 +197,7 @@ class Node(MultiService):
             "GET /status": lambda arguments: self.status(),
             "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
+            "POST /resolve": lambda arguments: Deferred.fromCoroutine(resolve(self.protocol, _text(arguments, "target"))),
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(netcheck(self.protocol, self.natcheck, self.portmap)),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipop_tx.cli import dht, live, membership, netcheck, simulate
+from ipop_tx.cli import dht, dns, live, membership, netcheck, simulate
 from ipop_tx.errors import IpopError
 
 
@@ -25,11 +25,12 @@ def version() -> None:
     click.echo(f"ipop_tx {__version__}")
 
 
-for command in (live.status, live.ping, netcheck.netcheck, live.invite, live.leave):
+for command in (live.status, live.ping, dns.resolve, netcheck.netcheck, live.invite, live.leave):
     ipop.add_command(command)
 for command in (membership.network, membership.join, membership.request, membership.sign, membership.install):
     ipop.add_command(command)
 ipop.add_command(dht.dht)
+ipop.add_command(dns.dns)
 ipop.add_command(simulate.simulate)
 
 

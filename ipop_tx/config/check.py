@@ -30,6 +30,7 @@ def check_against(config: Config, network: Network, overlap: str | None = None) 
     if lease is not None and (lease not in network.pool or lease in (network.pool[0], network.pool[-1])):
         refuse(path, "lease.address", str(lease), f"is no node's address in {network.pool}, the pool of {network.name}", "wish for another")
     _check_guests(config, network)
+    _check_dns(config)
     if overlap is not None:
         what = f"the pool {network.pool} of the network {network.name} overlaps what this machine has already ({overlap})"
         refuse(path, "node.state", str(config.node.state), what, "make a network with another --pool, or take that range off this machine")
@@ -49,6 +50,18 @@ def _check_guests(config: Config, network: Network) -> None:
         if gateway is not None and gateway not in network.pool:
             what = f"lies outside {network.pool}, so that guests could not reach it"
             refuse(path, key, str(gateway), what, f"name an address of {network.name}")
+
+
+def _check_dns(config: Config) -> None:
+    """The section `[dns]` by itself."""
+    dns = config.dns
+    if dns.listen is not None and dns.listen[1] != 53 and dns.system == "resolv.conf":
+        mend = "listen on port 53, or set dns.system to another one"
+        refuse(config.path, "dns.system", dns.system, f"but dns.listen has port {dns.listen[1]}, and that file can name no port", mend)
+    if dns.listen is not None and dns.system == "resolved" and not config.tap.enabled:
+        refuse(
+            config.path, "dns.system", dns.system, "but systemd-resolved knows us by the TAP, and there is none", "set tap.enabled = true"
+        )
 
 
 def _range_of(host: str, network: Network) -> IPNetwork | None:

@@ -14,6 +14,7 @@ from ipop_tx.errors import LocalMisuse
 from ipop_tx.values import Endpoint, Proxy
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+RESOLVERS = ("auto", "resolved", "resolv.conf", "none")
 MTU_LEAST, MTU_MOST = 1280, 9000  # IPv6 asks for 1280 (RFC 8200, section 5)
 LISTED_MOST = 8  # what a DHCP message that every client takes has room for
 SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its closing zero: unix(7)
@@ -125,8 +126,20 @@ def endpoints(value: Any, base: Path) -> tuple[Endpoint, ...]:
 
 def bind_address(value: Any, base: Path) -> Endpoint:
     """IP address and port for UDP."""
+    return Endpoint("udp", *_address_and_port(value, base, 'write "0.0.0.0:4500" or "[::]:4500"'))
+
+
+def name_server(value: Any, base: Path) -> tuple[str, int]:
+    """IP address of this machine, and port, for DNS."""
+    mend = 'write "127.0.0.153:53"'
+    host, port = _address_and_port(value, base, mend)
+    if ipaddress.ip_address(host).is_unspecified:
+        raise Wrong("is no single address, and the names of the network are no business of everybody", mend)
+    return host, port
+
+
+def _address_and_port(value: Any, base: Path, mend: str) -> tuple[str, int]:
     host, _, port = text(value, base).rpartition(":")
-    mend = 'write "0.0.0.0:4500" or "[::]:4500"'
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
     try:
@@ -137,7 +150,7 @@ def bind_address(value: Any, base: Path) -> Endpoint:
         raise Wrong("is not an IP address and a port", mend)
     if int(port) > 65535:
         raise Wrong(f"has the port {port}", "choose one from 0 (any) to 65535")
-    return Endpoint("udp", host, int(port))
+    return host, int(port)
 
 
 def interface_name(value: Any, base: Path) -> str:
@@ -209,11 +222,15 @@ def address(value: Any, base: Path) -> ipaddress.IPv4Address:
         raise Wrong("is not an IPv4 address", 'write one of the network\'s pool, as "10.128.0.7", or leave the key out') from None
 
 
-def level(value: Any, base: Path) -> str:
-    """How much is logged."""
-    if text(value, base) not in LOG_LEVELS:
-        raise Wrong("is not a level", f"choose one of {', '.join(LOG_LEVELS)}")
-    return str(value)
+def one_of(*words: str) -> Reader:
+    """A reader of one of some words."""
+
+    def read(value: Any, base: Path) -> str:
+        if text(value, base) not in words:
+            raise Wrong("is none of the words that may stand here", f"choose one of {', '.join(words)}")
+        return str(value)
+
+    return read
 
 
 def kind(value: Any) -> str:

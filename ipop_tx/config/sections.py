@@ -105,6 +105,18 @@ class NatSection(msgspec.Struct, frozen=True):
     """Whether to ask it to lead our UDP port here: PCP, NAT-PMP, UPnP-IGD."""
 
 
+class DnsSection(msgspec.Struct, frozen=True):
+    """`[dns]`: names of the network for the programs of this machine."""
+
+    listen: tuple[str, int] | None = None
+    """Address and port of this machine at which names are answered; None, which is how it is without the key, for none."""
+    system: str = "auto"
+    """Which resolver of the system is told of it, one of `readers.RESOLVERS`."""
+    search: bool = True
+    """Whether a name of one word is looked for in the network too."""
+    resolv_conf: Path = Path("/etc/resolv.conf")
+
+
 class ControlSection(msgspec.Struct, frozen=True):
     """`[control]`: how `ipop` talks to the daemon."""
 
@@ -134,6 +146,7 @@ class Config(msgspec.Struct, frozen=True):
     dhcp: DhcpSection = DhcpSection()
     dht: DhtSection = DhtSection()
     nat: NatSection = NatSection()
+    dns: DnsSection = DnsSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
@@ -150,6 +163,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "dhcp": DhcpSection,
     "dht": DhtSection,
     "nat": NatSection,
+    "dns": DnsSection,
     "control": ControlSection,
     "log": LogSection,
     "network": NetworkSection,
@@ -181,7 +195,11 @@ READERS: dict[str, readers.Reader] = {
     "dht.member_megabytes": readers.whole(1, 2**30),
     "dht.megabytes": readers.whole(1, 2**30),
     "nat.port_mapping": readers.flag,
+    "dns.listen": readers.name_server,
+    "dns.system": readers.one_of(*readers.RESOLVERS),
+    "dns.search": readers.flag,
+    "dns.resolv_conf": readers.path,
     "control.socket": readers.socket_path,
-    "log.level": readers.level,
+    "log.level": readers.one_of(*readers.LOG_LEVELS),
     "network.name": readers.text,
 }

@@ -1,4 +1,4 @@
-"""One probe of a member, over whatever path its link uses just now."""
+"""One probe of a member, over whatever path its link uses just now; and who that member is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ipop_tx.errors import LocalMisuse
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.status import Status
 from ipop_tx.values import Ident
+from ipop_tx.wire.address import ipv6_of
 
 
 async def ping(protocol: ChordProtocol, status: Status, target: str) -> dict[str, Any]:
@@ -33,6 +34,12 @@ async def ping(protocol: ChordProtocol, status: Status, target: str) -> dict[str
         "rtt_ms": round(seconds * 1000, 3),
         "direct": direct,
     }
+
+
+async def resolve(protocol: ChordProtocol, target: str) -> dict[str, Any]:
+    """Which node owns a name or an address. Raises `LocalMisuse` when nobody does."""
+    ident, name, address = await _owner(protocol, target)
+    return {"ident": ident.hex(), "name": name, "address": address, "ipv6": str(ipv6_of(protocol.node.network.prefix, ident))}
 
 
 async def _owner(protocol: ChordProtocol, target: str) -> tuple[Ident, str, str]:

@@ -15,6 +15,7 @@ from ipop_tx.core.node import Node
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.dns import DNSService
 from ipop_tx.services.guests import GuestService
 from ipop_tx.services.tap import TapService
 from ipop_tx.transport.several import Transports
@@ -39,6 +40,7 @@ class Status:
         udp: UdpTransport,
         transports: Transports,
         guests: GuestService | None,
+        dns: DNSService,
     ) -> None:
         self._protocol = protocol
         self._node: Node = protocol.node
@@ -48,6 +50,7 @@ class Status:
         self._udp = udp
         self._transports = transports
         self._guests = guests
+        self._dns = dns
         self._since = protocol.clock()
 
     def status(self) -> dict[str, Any]:
@@ -168,6 +171,7 @@ class Status:
             sentences.extend(self._tap.health())
         if self._guests is not None:
             sentences.extend(self._guests.health())
+        sentences.extend(self._dns.health())
         sentences.extend(self._transports.health())
         left = node.peer.not_after - time.time()
         if left < EXPIRY_WARNING:
