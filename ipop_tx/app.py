@@ -32,6 +32,7 @@ from ipop_tx.services.dht import DHTService
 from ipop_tx.services.dns import DNSService
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.services.guests import GuestService
+from ipop_tx.services.metrics import MetricsService, exposition
 from ipop_tx.services.natcheck import NATCheckService
 from ipop_tx.services.natpunch import NATPunchService
 from ipop_tx.services.netcheck import netcheck
@@ -127,7 +128,8 @@ class Node(MultiService):
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
         trim = TrimService(reactor)
-        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, self.dns)
+        self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
+        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, (self.dns, self.metrics))
         self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
@@ -135,7 +137,7 @@ class Node(MultiService):
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.natcheck, self.portmap
-        for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, trim):
+        for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.metrics, trim):
             if service is not None:
                 service.setServiceParent(self)
 
@@ -196,6 +198,7 @@ class Node(MultiService):
         return {
             "GET /status": lambda arguments: self.status(),
             "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
+            "GET /metrics": lambda arguments: {"text": exposition(self._status).decode()},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /resolve": lambda arguments: Deferred.fromCoroutine(resolve(self.protocol, _text(arguments, "target"))),
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(netcheck(self.protocol, self.natcheck, self.portmap)),

@@ -1,4 +1,4 @@
-"""The commands that ask a running daemon: status, ping, invite, leave."""
+"""The commands that ask a running daemon: status, metrics, ping, invite, leave."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ def status(daemon: Daemon, as_json: bool) -> None:
     from ipop_tx.cli.tables import print_status
 
     print_status(value)
+
+
+@click.command()
+@daemon_options
+def metrics(daemon: Daemon) -> None:
+    """Print what the daemon counts, in the text format of Prometheus."""
+    click.echo(daemon.get("/metrics")["text"], nl=False)
 
 
 @click.command()

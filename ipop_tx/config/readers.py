@@ -129,12 +129,12 @@ def bind_address(value: Any, base: Path) -> Endpoint:
     return Endpoint("udp", *_address_and_port(value, base, 'write "0.0.0.0:4500" or "[::]:4500"'))
 
 
-def name_server(value: Any, base: Path) -> tuple[str, int]:
-    """IP address of this machine, and port, for DNS."""
-    mend = 'write "127.0.0.153:53"'
+def own_port(value: Any, base: Path) -> tuple[str, int]:
+    """An IP address of this machine and a port, for what is nobody else's business."""
+    mend = 'write one address of this machine, as "127.0.0.1:9477"'
     host, port = _address_and_port(value, base, mend)
     if ipaddress.ip_address(host).is_unspecified:
-        raise Wrong("is no single address, and the names of the network are no business of everybody", mend)
+        raise Wrong("would answer whoever reaches this machine", mend)
     return host, port
 
 

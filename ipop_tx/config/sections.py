@@ -117,6 +117,13 @@ class DnsSection(msgspec.Struct, frozen=True):
     resolv_conf: Path = Path("/etc/resolv.conf")
 
 
+class MetricsSection(msgspec.Struct, frozen=True):
+    """`[metrics]`: what the daemon counts, for Prometheus."""
+
+    listen: tuple[str, int] | None = None
+    """Address and port of this machine at which `GET /metrics` is answered; None for none."""
+
+
 class ControlSection(msgspec.Struct, frozen=True):
     """`[control]`: how `ipop` talks to the daemon."""
 
@@ -147,6 +154,7 @@ class Config(msgspec.Struct, frozen=True):
     dht: DhtSection = DhtSection()
     nat: NatSection = NatSection()
     dns: DnsSection = DnsSection()
+    metrics: MetricsSection = MetricsSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
@@ -164,6 +172,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "dht": DhtSection,
     "nat": NatSection,
     "dns": DnsSection,
+    "metrics": MetricsSection,
     "control": ControlSection,
     "log": LogSection,
     "network": NetworkSection,
@@ -195,10 +204,11 @@ READERS: dict[str, readers.Reader] = {
     "dht.member_megabytes": readers.whole(1, 2**30),
     "dht.megabytes": readers.whole(1, 2**30),
     "nat.port_mapping": readers.flag,
-    "dns.listen": readers.name_server,
+    "dns.listen": readers.own_port,
     "dns.system": readers.one_of(*readers.RESOLVERS),
     "dns.search": readers.flag,
     "dns.resolv_conf": readers.path,
+    "metrics.listen": readers.own_port,
     "control.socket": readers.socket_path,
     "log.level": readers.one_of(*readers.LOG_LEVELS),
     "network.name": readers.text,

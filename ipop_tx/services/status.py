@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from zope.interface import implementer
 
@@ -15,7 +16,6 @@ from ipop_tx.core.node import Node
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IStatus
 from ipop_tx.services.chord import ChordProtocol
-from ipop_tx.services.dns import DNSService
 from ipop_tx.services.guests import GuestService
 from ipop_tx.services.tap import TapService
 from ipop_tx.transport.several import Transports
@@ -26,6 +26,22 @@ from ipop_tx.wire.datagram import HEADER_BYTES
 
 EXPIRY_WARNING = 30 * 86400
 """Seconds before the end of this node's certificate from which on its health says so."""
+
+
+class HasHealth(Protocol):
+    """A part that nothing depends on, and that can tell what is wrong with it."""
+
+    def health(self) -> list[str]:
+        """What does not work, a sentence each."""
+
+
+class Port(NamedTuple):
+    """What a port of the daemon has carried since its start."""
+
+    receive_packets: int
+    transmit_packets: int
+    receive_bytes: int
+    transmit_bytes: int
 
 
 @implementer(IStatus)
@@ -40,7 +56,7 @@ class Status:
         udp: UdpTransport,
         transports: Transports,
         guests: GuestService | None,
-        dns: DNSService,
+        others: Sequence[HasHealth] = (),
     ) -> None:
         self._protocol = protocol
         self._node: Node = protocol.node
@@ -50,7 +66,7 @@ class Status:
         self._udp = udp
         self._transports = transports
         self._guests = guests
-        self._dns = dns
+        self._others = others
         self._since = protocol.clock()
 
     def status(self) -> dict[str, Any]:
@@ -65,8 +81,24 @@ class Status:
         }
 
     def _counters(self) -> dict[str, int]:
-        of_node, of_plane, of_transports = self._node.runtime.counters, self._plane.counters(), self._transports.counts()
-        return {**of_node, **of_plane, **of_transports, "replica_commits": self._protocol.commits}
+        merged: dict[str, int] = {}
+        for events in self.events().values():
+            merged |= events
+        return merged
+
+    def events(self) -> dict[str, dict[str, int]]:
+        """What each part has counted, without zeros."""
+        control = {**self._node.runtime.counters, "replica_commits": self._protocol.commits}
+        return {"control": control, "forwarding": self._plane.counters(), "transport": self._transports.counts()}
+
+    def ports(self) -> dict[str, Port]:
+        """What went through the TAP, where `receive` is what programs have sent, and through the UDP socket."""
+        udp = self._udp.counters
+        found = {"udp": Port(udp.rx_runs, udp.tx_runs, udp.rx_bytes, udp.tx_bytes)}
+        if self._tap is not None:
+            tap = self._tap.counters
+            found["tap"] = Port(tap.rx_frames, tap.tx_frames, tap.rx_bytes, tap.tx_bytes)
+        return found
 
     def _self(self) -> dict[str, Any]:
         node = self._node
@@ -84,6 +116,7 @@ class Status:
             "mtu": self._tap.mtu if self._tap else None,
             "offloads": {"tap": list(self._tap.offloads) if self._tap else [], "udp": list(self._udp.offloads)},
             "admits": node.peer.admits,
+            "certificate_ends": int(node.peer.not_after),
             "ring": self._ring(),
             "dht": self._dht(),
         }
@@ -171,7 +204,8 @@ class Status:
             sentences.extend(self._tap.health())
         if self._guests is not None:
             sentences.extend(self._guests.health())
-        sentences.extend(self._dns.health())
+        for service in self._others:
+            sentences.extend(service.health())
         sentences.extend(self._transports.health())
         left = node.peer.not_after - time.time()
         if left < EXPIRY_WARNING:
