@@ -20,6 +20,7 @@ from ipop_tx.forwarding.mtu import inner_mtu
 from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter, create_network
 from ipop_tx.identity.credentials import Credentials
+from ipop_tx.identity.onion import OnionKey
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.identity.store import SqliteReplicaStore
 from ipop_tx.interfaces import IStatus
@@ -52,6 +53,7 @@ from ipop_tx.transport.plugins import foreign_transports
 from ipop_tx.transport.proxy import chooser
 from ipop_tx.transport.several import Transports
 from ipop_tx.transport.tls import TlsSettings, TlsTransport
+from ipop_tx.transport.tor import TorSettings, TorTransport
 from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
@@ -105,14 +107,17 @@ class Node(MultiService):
         pump = Pump(reactor)
         udp = UdpTransport(pump, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
         tls = TlsTransport(pump, credentials, tls_settings(config.listen.tls), [config.tap.name])
-        transport = Transports(udp, tls, *foreign_transports(reactor, config.transports))
+        hidden = config.tor.policy == "tor-only"
+        onion = [TorTransport(reactor, credentials, tor_settings(config), OnionKey(self.state))] if config.tor.policy != "no-tor" else []
+        open_ways = [] if hidden else [udp, tls, *foreign_transports(reactor, config.transports)]
+        transport = Transports(*open_ways, *onion)
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise, transport.carries())
-        self.natcheck = NATCheckService(reactor, self.protocol, udp)
+        self.natcheck = NATCheckService(reactor, self.protocol, udp) if not hidden else None
         nonce = credentials.derive(b"port mapping")[:NONCE_BYTES]
         portmap = PortMapService(reactor, udp, [config.tap.name], self.puncher.mapped, nonce, network.pool)
-        self.portmap = portmap if config.nat.port_mapping else None
+        self.portmap = portmap if config.nat.port_mapping and not hidden else None
         self.dht = DHTService(self.protocol)
         self.dns = DNSService(reactor, config.dns, network, config.tap.name, self.dht.resolve, self._own)
         lease = config.lease
@@ -201,12 +206,17 @@ class Node(MultiService):
             "GET /metrics": lambda arguments: {"text": exposition(self._status).decode()},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /resolve": lambda arguments: Deferred.fromCoroutine(resolve(self.protocol, _text(arguments, "target"))),
-            "POST /netcheck": lambda arguments: Deferred.fromCoroutine(netcheck(self.protocol, self.natcheck, self.portmap)),
+            "POST /netcheck": lambda arguments: Deferred.fromCoroutine(self._netcheck()),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
+
+    async def _netcheck(self) -> dict[str, Any]:
+        if self.natcheck is None:
+            raise LocalMisuse("this node speaks by Tor only, so its NAT does not matter", "ipop status says how Tor is")
+        return await netcheck(self.protocol, self.natcheck, self.portmap)
 
     async def _invite(self, arguments: dict[str, Any]) -> dict[str, Any]:
         seconds = arguments.get("expires_s") or INVITATION_SECONDS
@@ -251,6 +261,12 @@ def terms_of(config: Config, network: Network, name: str, tap: TapService) -> Te
 def tls_settings(section: TlsSection) -> TlsSettings:
     """What the configuration says of TLS."""
     return TlsSettings(section.host, section.port, chooser(section.proxy, os.environ), section.rate_mbit * 125000, section.connections)
+
+
+def tor_settings(config: Config) -> TorSettings:
+    """What the configuration says of Tor."""
+    tor = config.tor
+    return TorSettings(tor.control, tor.password, tor.binary, tor.torrc, config.node.state.absolute() / files.TOR_DATA, tor.port)
 
 
 def flags_of(admitter: Admitter | None) -> int:

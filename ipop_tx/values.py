@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ Ident = bytes
 
 IDENT_BYTES = 20
 IDENT_BITS = 160
+
+ONION = ".onion"
+"""The end of the names of Tor's onion services, 56 letters and digits before it (v3; rend-spec-v3, 6)."""
 
 INWARD = "-in"
 """The end of the scheme of a connection that somebody made to us."""
@@ -29,14 +33,16 @@ class Endpoint(NamedTuple):
     def parse(cls, text: str) -> Endpoint:
         """Read the written form.
 
-        Raises `LocalMisuse` when `text` is not `SCHEME:HOST:PORT` with an IP address (or a `.onion` name) as host.
+        Raises `LocalMisuse` when `text` is not `SCHEME:HOST:PORT` with an IP address, or the name of an onion service, as host.
         """
         scheme, _, rest = text.partition(":")
         host, _, port = rest.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
         host = host[1:-1] if bracketed else host
         good = scheme.isalnum() and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-        if good and not host.endswith(".onion"):
+        if good and (host.endswith(ONION) or scheme == "onion"):
+            good = re.fullmatch(r"[a-z2-7]{56}\.onion", host) is not None
+        elif good:
             try:
                 good = (ipaddress.ip_address(host).version == 6) == bracketed
             except ValueError:

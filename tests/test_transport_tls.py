@@ -258,7 +258,7 @@ class StrangerTests(TlsCase):
     async def test_so_many_at_a_time(self) -> None:
         """Strangers from one address do not use up the places, and members still come in once they are gone."""
         server, inbox, endpoint = self.listening()
-        strangers = [await self.raw(endpoint) for _ in range(tls_ends.STRANGERS_EACH + 3)]
+        strangers = [await self.raw(endpoint) for _ in range(server.strangers_each + 3)]
         await self.becomes(lambda: sum(one.closed for one in strangers) == 3)
         for one in strangers:
             one.end()

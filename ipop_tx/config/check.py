@@ -31,6 +31,7 @@ def check_against(config: Config, network: Network, overlap: str | None = None) 
         refuse(path, "lease.address", str(lease), f"is no node's address in {network.pool}, the pool of {network.name}", "wish for another")
     _check_guests(config, network)
     _check_dns(config)
+    _check_tor(config)
     if overlap is not None:
         what = f"the pool {network.pool} of the network {network.name} overlaps what this machine has already ({overlap})"
         refuse(path, "node.state", str(config.node.state), what, "make a network with another --pool, or take that range off this machine")
@@ -62,6 +63,21 @@ def _check_dns(config: Config) -> None:
         refuse(
             config.path, "dns.system", dns.system, "but systemd-resolved knows us by the TAP, and there is none", "set tap.enabled = true"
         )
+
+
+def _check_tor(config: Config) -> None:
+    """With `tor.policy = "tor-only"` nothing may name another way."""
+    if config.tor.policy != "tor-only":
+        return
+    path, why = config.path, 'but tor.policy is "tor-only"'
+    for key, endpoints in (("node.bootstrap", config.node.bootstrap), ("listen.advertise", config.listen.advertise)):
+        for endpoint in endpoints:
+            if endpoint.scheme != "onion":
+                refuse(path, key, str(endpoint), why, "name onion: endpoints only; ipop status of a member with Tor shows its own")
+    if config.listen.tls.port is not None:
+        refuse(path, "listen.tls.port", config.listen.tls.port, why, "leave [listen.tls] out")
+    for name in config.transports:
+        refuse(path, f"transports.{name}", config.transports[name], why, "leave that section out")
 
 
 def _range_of(host: str, network: Network) -> IPNetwork | None:

@@ -14,6 +14,7 @@ from ipop_tx.errors import LocalMisuse
 from ipop_tx.values import Endpoint, Proxy
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
+TOR_POLICIES = ("no-tor", "allowed", "tor-only")
 RESOLVERS = ("auto", "resolved", "resolv.conf", "none")
 MTU_LEAST, MTU_MOST = 1280, 9000  # IPv6 asks for 1280 (RFC 8200, section 5)
 LISTED_MOST = 8  # what a DHCP message that every client takes has room for
@@ -127,6 +128,15 @@ def endpoints(value: Any, base: Path) -> tuple[Endpoint, ...]:
 def bind_address(value: Any, base: Path) -> Endpoint:
     """IP address and port for UDP."""
     return Endpoint("udp", *_address_and_port(value, base, 'write "0.0.0.0:4500" or "[::]:4500"'))
+
+
+def tor_control(value: Any, base: Path) -> str:
+    """A control port of tor: `unix:PATH`, or an address and a port."""
+    written, mend = text(value, base), 'write "unix:/run/tor/control" or "127.0.0.1:9051"'
+    if written.startswith("unix:/"):
+        return written
+    host, port = _address_and_port(value, base, mend)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def own_port(value: Any, base: Path) -> tuple[str, int]:

@@ -105,6 +105,21 @@ class NatSection(msgspec.Struct, frozen=True):
     """Whether to ask it to lead our UDP port here: PCP, NAT-PMP, UPnP-IGD."""
 
 
+class TorSection(msgspec.Struct, frozen=True):
+    """`[tor]`: whether and how Tor is used."""
+
+    policy: str = "no-tor"
+    """One of `readers.TOR_POLICIES`."""
+    control: str | None = None
+    """The control port of a tor that runs, `unix:PATH` or `HOST:PORT`; None: the node starts one."""
+    password: str = ""
+    binary: str = "tor"
+    torrc: Path | None = None
+    """More lines for the tor that the node starts."""
+    port: int = 4500
+    """Of the onion service."""
+
+
 class DnsSection(msgspec.Struct, frozen=True):
     """`[dns]`: names of the network for the programs of this machine."""
 
@@ -153,6 +168,7 @@ class Config(msgspec.Struct, frozen=True):
     dhcp: DhcpSection = DhcpSection()
     dht: DhtSection = DhtSection()
     nat: NatSection = NatSection()
+    tor: TorSection = TorSection()
     dns: DnsSection = DnsSection()
     metrics: MetricsSection = MetricsSection()
     control: ControlSection = ControlSection()
@@ -171,6 +187,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "dhcp": DhcpSection,
     "dht": DhtSection,
     "nat": NatSection,
+    "tor": TorSection,
     "dns": DnsSection,
     "metrics": MetricsSection,
     "control": ControlSection,
@@ -204,6 +221,12 @@ READERS: dict[str, readers.Reader] = {
     "dht.member_megabytes": readers.whole(1, 2**30),
     "dht.megabytes": readers.whole(1, 2**30),
     "nat.port_mapping": readers.flag,
+    "tor.policy": readers.one_of(*readers.TOR_POLICIES),
+    "tor.control": readers.tor_control,
+    "tor.password": readers.text,
+    "tor.binary": readers.text,
+    "tor.torrc": readers.path,
+    "tor.port": readers.whole(1, 65535),
     "dns.listen": readers.own_port,
     "dns.system": readers.one_of(*readers.RESOLVERS),
     "dns.search": readers.flag,

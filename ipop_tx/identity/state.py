@@ -25,6 +25,8 @@ LEASE = "lease.json"
 GUESTS = "guests.json"
 PEERS = "peers.json"
 REPLICAS = "replicas.db"
+ONION_KEY = "onion.key"
+TOR_DATA = "tor"
 
 _MENDS = {
     errno.EACCES: "start ipop as the owner of that directory, or as root",

@@ -85,10 +85,14 @@ class AdmissionService(Service):
 
     def _bootstrap(self) -> list[Endpoint]:
         """Where a newcomer finds members: ourselves, somebody who is reached without UDP, then those to whom we have a direct path."""
-        node, ours = self._protocol.node, self._endpoints()
+        node, ours = self._protocol.node, sorted(self._endpoints(), key=lambda endpoint: endpoint.scheme == "onion")
         links = [link.active for link in node.links if isinstance(link.active, Endpoint) and not link.active.inward]
         theirs = [endpoint for link in node.links for endpoint in node.makeshifts(link.ident)]
-        return list(dict.fromkeys([*ours[:2], *[*filter(detour, ours), *theirs][:1], *links]))
+        named = dict.fromkeys([*ours[:2], *[*filter(detour, ours), *theirs][:1], *links])
+        found = [endpoint for endpoint in named if endpoint.scheme != "onion"]
+        if named and not found:
+            raise LocalMisuse("a newcomer could reach this node by Tor only", "admit it by ipop request, ipop sign and ipop install")
+        return found
 
     def _invitation_key(self, public: bytes) -> bytes:
         return key_of("invitation", self._network.ident, public)

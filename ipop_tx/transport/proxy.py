@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse
-from ipop_tx.values import Endpoint, Proxy
+from ipop_tx.values import ONION, Endpoint, Proxy
 
 ANSWER_BYTES = 16384
 """No answer of an HTTP proxy is longer, headers and all."""
@@ -164,8 +164,7 @@ class SocksTunnel(Tunnel):
 
     def _ask(self) -> bytes:
         self._step = self._connected
-        address = ip_address(self._target.host)
-        return b"\x05\x01\x00" + (b"\x01" if address.version == 4 else b"\x04") + address.packed + self._target.port.to_bytes(2, "big")
+        return b"\x05\x01\x00" + _socks_address(self._target.host) + self._target.port.to_bytes(2, "big")
 
     def _connected(self) -> bytes:
         received = self._received
@@ -180,6 +179,14 @@ class SocksTunnel(Tunnel):
         if len(received) >= 6 + length:
             self._end(6 + length)
         return b""
+
+
+def _socks_address(host: str) -> bytes:
+    """Kind and address; a name of Tor's goes to the proxy as it is."""
+    if host.endswith(ONION):
+        return b"\x03" + bytes([len(host)]) + host.encode()
+    address = ip_address(host)
+    return (b"\x01" if address.version == 4 else b"\x04") + address.packed
 
 
 def tunnel(proxy: Proxy, target: Endpoint) -> Tunnel:

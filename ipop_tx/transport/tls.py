@@ -86,6 +86,8 @@ class TlsTransport:
 
     scheme = "tls"
     datagram_bytes = DATAGRAM_BYTES
+    opening_seconds = 10.0
+    strangers_each = 8
     _log = Logger()
 
     def __init__(self, reactor: Any, credentials: TlsCredentials, settings: TlsSettings, ignore: Iterable[str] = ()) -> None:
@@ -215,7 +217,7 @@ class TlsTransport:
         else:
             self._dialler.succeeded(connection)
             self.counters.dialled += 1
-        self._log.info("tls_open endpoint={endpoint} peer={peer}", endpoint=connection.endpoint, peer=connection.peer.name)
+        self._log.info("connection_open endpoint={endpoint} peer={peer}", endpoint=connection.endpoint, peer=connection.peer.name)
 
     def received(self, connection: TlsConnection, count: int) -> None:
         """See `tls_connection.Owner`."""
@@ -233,7 +235,7 @@ class TlsTransport:
         if connection.peer is not None:
             self.counters.closed += 1
             reason = str(connection.failure or "in good order")
-            self._log.info("tls_closed endpoint={endpoint} reason={reason}", endpoint=connection.endpoint, reason=reason)
+            self._log.info("connection_closed endpoint={endpoint} reason={reason}", endpoint=connection.endpoint, reason=reason)
             self._reactor.callLater(0, self._tell_lost, connection.endpoint)  # not in the midst of whatever was being sent
         elif connection.endpoint.inward:
             self._turned_away(connection.failure)

@@ -23,14 +23,10 @@ from ipop_tx.values import INWARD, Endpoint, Ident, Proxy
 
 STRANGERS = 64
 """Connections at a time of whom nobody knows yet whose they are; beyond that the oldest one that has not knocked makes way."""
-STRANGERS_EACH = 8
-"""So many of them from one address."""
 EACH = 4
 """Connections of one certificate; the oldest makes way, for mostly it is dead."""
 GUESTS = 16
 """Connections of guests, all together: anybody can make as many guests as he likes."""
-OPENING_SECONDS = 10.0
-"""Until a connection is there, with TCP, proxy and TLS."""
 KNOCKING_SECONDS = 5.0
 """Until a client must have finished its handshake."""
 DIALLING = 16
@@ -50,6 +46,13 @@ MOST_REMEMBERED = 1024
 
 class TlsOwner(Owner, Protocol):
     """What both ends need of the transport."""
+
+    scheme: str
+    """Of the endpoints that we reach."""
+    opening_seconds: float
+    """Until a connection is there, with TCP, proxy and TLS."""
+    strangers_each: int
+    """Connections at a time, from one address, of whom nobody knows yet whose they are."""
 
     @property
     def contexts(self) -> TlsContexts:
@@ -99,8 +102,8 @@ class Door(ServerFactory):
     def buildProtocol(self, addr: IAddress | None) -> TlsConnection | None:
         """Somebody connects; None hangs up on it."""
         host = plain_host(addr.host)  # type: ignore[union-attr]  # of IPv4Address and IPv6Address
-        endpoint = Endpoint("tls" + INWARD, host, addr.port)  # type: ignore[union-attr]
-        if self._from[host] >= STRANGERS_EACH or len(self) >= self._most or not self._has_room():
+        endpoint = Endpoint(self._owner.scheme + INWARD, host, addr.port)  # type: ignore[union-attr]
+        if self._from[host] >= self._owner.strangers_each or len(self) >= self._most or not self._has_room():
             self.turned_away += 1
             return None
         connection = TlsConnection(self._owner.contexts, endpoint, self._owner)
@@ -200,8 +203,8 @@ class Dialler:
             return None
         connection = TlsConnection(self._owner.contexts, endpoint, self._owner, tunnel(proxy, endpoint) if proxy else None)
         host, port = (proxy.host, proxy.port) if proxy else (endpoint.host, endpoint.port)
-        patience = self._reactor.callLater(OPENING_SECONDS, self._too_slow, connection)
-        connector = Connector(host, port, _Dial(connection), OPENING_SECONDS, None, self._reactor)
+        patience = self._reactor.callLater(self._owner.opening_seconds, self._too_slow, connection)
+        connector = Connector(host, port, _Dial(connection), self._owner.opening_seconds, None, self._reactor)
         self._making[connection] = (connector, patience)
         connector.connect()
         return connection if connection in self._making else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ipop_tx.core.links.link import Link, PathKey, Route
+from ipop_tx.core.links.link import Link, PathKey, Route, patience
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import IpopError, PeerRefused, Unreachable
@@ -17,7 +17,7 @@ from ipop_tx.interfaces import ISession, ISessionFactory
 from ipop_tx.values import Ident, short
 
 PATIENCE = 10.0
-"""Seconds until a handshake is given up."""
+"""Seconds until a handshake is given up; more where `link.patience` says so."""
 LINGER = 20.0
 """Seconds for which the answering side still repeats its last flight."""
 STRANGERS = 2000.0
@@ -123,7 +123,7 @@ class Handshakes:
         previous = self._by_path.get(_name(path))
         if previous is not None:
             previous.timer.cancel()
-        handshake = Handshake(path, session, expect, self._runtime.after(PATIENCE, lambda: self._give_up(handshake)))
+        handshake = Handshake(path, session, expect, self._runtime.after(PATIENCE * patience(path), lambda: self._give_up(handshake)))
         self._by_path[_name(path)] = handshake
         return handshake
 

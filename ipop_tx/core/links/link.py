@@ -44,6 +44,14 @@ def detour(endpoint: Endpoint) -> int:
     return DETOURS.get(endpoint.carrier, OTHER_DETOURS)
 
 
+ONION_PATIENCE = 4.0
+
+
+def patience(path: PathKey) -> float:
+    """How many times longer a first answer by a path may take: Tor builds a circuit before it carries anything."""
+    return ONION_PATIENCE if isinstance(path, Endpoint) and path.carrier == "onion" else 1.0
+
+
 @dataclass(slots=True, eq=False)
 class Keyed:
     """A session in use. `confirmed`: the peer has shown that it holds the keys too."""

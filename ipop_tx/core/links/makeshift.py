@@ -85,6 +85,11 @@ def by_worth(link: Link) -> list[Endpoint]:
     return sorted(link.direct, key=lambda endpoint: (detour(endpoint), link.direct[endpoint].rtt))
 
 
+def without_onions(endpoints: list[Endpoint]) -> list[Endpoint]:
+    """Tor is for pairs of which one end has nothing else: a relay over the ring is quicker."""
+    return [endpoint for endpoint in endpoints if endpoint.scheme != "onion"] or endpoints
+
+
 def better(link: Link, endpoint: Endpoint) -> bool:
     """Whether a direct path is clearly better than the active one: of a better kind, or much shorter."""
     active = link.direct.get(link.active) if isinstance(link.active, Endpoint) else None

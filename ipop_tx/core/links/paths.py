@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged, Observed
 from ipop_tx.core.links.facts import CANDIDATES, Facts
-from ipop_tx.core.links.link import Link, PathKey, Route, detour
+from ipop_tx.core.links.link import Link, PathKey, Route, detour, patience
 from ipop_tx.core.links.links import Links
-from ipop_tx.core.links.makeshift import MAKESHIFT_AFTER, Makeshifts, better, by_worth, is_lost
+from ipop_tx.core.links.makeshift import MAKESHIFT_AFTER, Makeshifts, better, by_worth, is_lost, without_onions
 from ipop_tx.core.links.mtu import PathMtu, padded
 from ipop_tx.core.natkind import Kind, Reach
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
-from ipop_tx.values import Endpoint, Ident, Network
+from ipop_tx.values import ONION, Endpoint, Ident, Network
 from ipop_tx.wire import messages as m
 
 KEEPALIVE = 20.0
@@ -326,7 +326,7 @@ class Paths:
 
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
         """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""
-        endpoints = [endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))]
+        endpoints = without_onions([endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))])
         self.tried[link.ident] = self._runtime.now, len(endpoints)
         wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
         if wanted:
@@ -341,22 +341,24 @@ class Paths:
                 return
             for endpoint in wanted:
                 if moment >= MAKESHIFT_AFTER or detour(endpoint) == least:
-                    self.challenge(link, endpoint, 3.0)
+                    self.challenge(link, endpoint, 3.0 * patience(endpoint))
         self.makeshifts.tried(link, endpoints)
 
     def admissible(self, text: str) -> Endpoint | None:
         """The endpoint, if it is one that a datagram of ours may go to."""
         try:
             endpoint = Endpoint.parse(text)
-            address = ipaddress.ip_address(endpoint.host)
-        except (LocalMisuse, ValueError):
+        except LocalMisuse:
             return None
+        if endpoint.scheme not in self.facts.carries or endpoint in self.facts.local or endpoint in self.facts.mapped:
+            return None
+        return endpoint if endpoint.host.endswith(ONION) or self._is_decent(ipaddress.ip_address(endpoint.host)) else None
+
+    def _is_decent(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         loopback = any(_is_loopback(local.host) for local in self.facts.local)
         inner = address in (self._network.pool if address.version == 4 else self._network.prefix)
         silly = address.is_multicast or address.is_unspecified or address.is_link_local or (address.is_loopback and not loopback)
-        if endpoint.scheme not in self.facts.carries or inner or silly or endpoint in self.facts.local or endpoint in self.facts.mapped:
-            return None
-        return endpoint
+        return not (inner or silly)
 
 
 def _is_loopback(host: str) -> bool:
