@@ -41,8 +41,9 @@ MALFORMED = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
     msgspec.MsgspecError,
+    RecursionError,
 )
-"""What reading a stranger's certificate can raise."""
+"""What reading a stranger's certificate can raise; the last one when what it carries is nested a thousand times."""
 
 Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME}\Z")]
 

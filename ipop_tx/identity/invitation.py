@@ -129,7 +129,7 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         """Read the register's value. Raises `InvitationRefused`."""
         try:
             return msgspec.msgpack.decode(value, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise InvitationRefused("the record of this invitation is damaged", _ASK) from None
 
     def encode(self) -> bytes:

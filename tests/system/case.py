@@ -29,9 +29,13 @@ class LabTestCase(unittest.SynchronousTestCase):
         for log in self.lab.scratch.glob("*/*.log"):
             shutil.copy(log, kept)
 
+    def node_on(self, host: Host) -> LabNode:
+        """A node that does nothing yet."""
+        return LabNode(host)
+
     def found(self, host: Host, network: str = "lab") -> LabNode:
         """A node that has made a network and runs."""
-        node = LabNode(host)
+        node = self.node_on(host)
         node.create(network)
         node.start()
         node.wait_until_up()
@@ -39,7 +43,7 @@ class LabTestCase(unittest.SynchronousTestCase):
 
     def admit(self, inviter: LabNode, host: Host, *options: str) -> LabNode:
         """A node that joined with an invitation by `inviter`, and runs; `options` are those of `ipop invite`."""
-        node = LabNode(host)
+        node = self.node_on(host)
         node.join(inviter.invite(node.name, *options))
         node.start()
         node.wait_until_up()

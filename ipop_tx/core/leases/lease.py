@@ -439,5 +439,5 @@ def value_of(record: Record | None, kind: type[V]) -> V | None:
     """What a register holds; None where that is nothing, or nonsense."""
     try:
         return msgspec.msgpack.decode(record.value, type=kind) if record is not None else None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -1,0 +1,1 @@
+"""Attacks on real daemons, each with the proof that it can be seen: `python -m tests.attacks` (docs/security.md)."""
