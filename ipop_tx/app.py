@@ -228,7 +228,11 @@ class Node(MultiService):
         address = arguments.get("address") or ""
         if not isinstance(address, str):
             raise LocalMisuse("address is not a text")
-        invitation, expires = await self.admission.invite(float(seconds), name, bool(arguments.get("appoints")), address)
+        groups = arguments.get("groups") or []
+        if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
+            raise LocalMisuse("groups is not a list of texts")
+        appoints = bool(arguments.get("appoints"))
+        invitation, expires = await self.admission.invite(float(seconds), name, appoints, address, tuple(groups))
         return {"token": str(invitation), "expires": expires}
 
     async def _leave_and_exit(self) -> dict[str, Any]:

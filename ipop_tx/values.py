@@ -120,6 +120,8 @@ class Peer:
     """Uncompressed SEC 1 point of the P-256 key, 65 bytes."""
     not_after: int = 0
     """Seconds since the Unix epoch at which the certificate ends."""
+    groups: tuple[str, ...] = ()
+    """Groups to which the network's policy gives rights; the certificate says them."""
 
 
 @dataclass(frozen=True, slots=True)

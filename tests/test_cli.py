@@ -278,14 +278,18 @@ class Others(Command):
     """invite, leave, version."""
 
     async def test_invite(self) -> None:
-        out, err, status = await self.ipop("invite", "--expires", "30m", "--name", "n4", "--appoint", "--address", "10.128.3.4")
+        out, err, status = await self.ipop(
+            "invite", "--expires", "30m", "--name", "n4", "--appoint", "--address", "10.128.3.4", "--group", "web"
+        )
         self.assertEqual((out, status), ("ipop1-abc\n", 0))
         self.assertIn("once, until 2027-01-15 08:00:00 UTC", err)
-        self.assertEqual(self.asked, [("POST /invite", {"expires_s": 1800, "name": "n4", "appoints": True, "address": "10.128.3.4"})])
+        wish = {"expires_s": 1800, "name": "n4", "appoints": True, "address": "10.128.3.4", "groups": ["web"]}
+        self.assertEqual(self.asked, [("POST /invite", wish)])
 
     async def test_invite_defaults(self) -> None:
         await self.ipop("invite")
-        self.assertEqual(self.asked, [("POST /invite", {"expires_s": 3600, "name": None, "appoints": False, "address": None})])
+        wish = {"expires_s": 3600, "name": None, "appoints": False, "address": None, "groups": []}
+        self.assertEqual(self.asked, [("POST /invite", wish)])
 
     async def test_leave(self) -> None:
         out, _, status = await self.ipop("leave")

@@ -253,6 +253,8 @@ class OfflineSigningTests(FoundedCase):
             (lambda: install_chain(state, pem, wall=WALL + 2 * certs.MEMBER_LIFETIME), "the new certificate ended"),
             (lambda: sign_request(self.state, b"junk"), "no certificate request"),
             (lambda: self.admitter.admit(request(self.key, "x"), "x", WALL, address="10.1.0.1"), "no address of the network's pool"),
+            (lambda: self.admitter.admit(request(self.key, "x"), "x", WALL, groups=("Web",)), "cannot be a name"),
+            (lambda: self.admitter.admit(request(self.key, "x"), "x", WALL, groups=("a",) * 17), "too many for one member"),
         ):
             self.assertRefused(call, words, kind=LocalMisuse)
         self.assertRefused(lambda: sign_request(state, pem), "may not admit", kind=StateError)
@@ -397,6 +399,12 @@ class AssignmentTests(FoundedCase):
         for address in ("10.129.0.1", "10.128.0.0", "10.128.255.255", "fd00::1", "junk"):
             call = lambda address=address: sign_request(self.state, make_request(state, "carol"), wall=WALL, address=address)  # noqa: E731
             self.assertRefused(call, "is no address of the network's pool", "assign one of 10.128.0.0/16", kind=LocalMisuse)
+
+    def test_groups_by_hand(self) -> None:
+        """`ipop sign --group` puts the member in groups."""
+        state = StateDirectory(self.mktemp())
+        install_chain(state, sign_request(self.state, make_request(state, "carol"), wall=WALL, groups=("web",)), wall=WALL)
+        self.assertEqual(Credentials.load(state, clock).peer.groups, ("web",))
 
 
 class HandshakeTests(FoundedCase):

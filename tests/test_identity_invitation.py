@@ -110,8 +110,8 @@ class InvitedCase(FoundedCase):
         self.record = self.make_record()
         self.guest = GuestCredentials(self.invitation.key, self.invitation.fingerprint, clock)
 
-    def make_record(self, name: str = "", appoints: bool = False, address: str = "") -> InvitationRecord:
-        return InvitationRecord.make(self.invitation, name, appoints, self.admitter.key, self.admission, address)
+    def make_record(self, name: str = "", appoints: bool = False, address: str = "", groups: tuple[str, ...] = ()) -> InvitationRecord:
+        return InvitationRecord.make(self.invitation, name, appoints, self.admitter.key, self.admission, address, groups)
 
     def assertRefused(self, call: Callable[[], object], *words: str, kind: type[Exception] = InvitationRefused) -> None:
         super().assertRefused(call, *words, kind=kind)
@@ -143,6 +143,7 @@ class RecordTests(InvitedCase):
             {"public": other},
             {"signature": b""},
             {"address": "10.128.0.9"},
+            {"groups": ("admins",)},
         ):
             for record in (self.record, self.make_record(address="10.128.0.8")):
                 altered = msgspec.structs.replace(record, **change)
@@ -228,6 +229,16 @@ class EnrolmentTests(InvitedCase):
         """It stands in the certificate that the newcomer gets."""
         granted = grant(self.enrolment, self.make_record(address="10.128.0.8"), self.admitter, WALL)
         self.assertEqual(certs.facts_of(x509.load_der_x509_certificate(granted[0])).address, "10.128.0.8")
+
+    def test_groups(self) -> None:
+        """They stand in the certificate that the newcomer gets, and nobody else can put them there."""
+        record = self.make_record(groups=("admins", "web"))
+        granted = grant(self.enrolment, InvitationRecord.decode(record.encode()), self.admitter, WALL)
+        chain = [x509.load_der_x509_certificate(der) for der in granted]
+        self.assertEqual(certs.verify_member(chain, self.root, WALL).groups, ("admins", "web"))
+        for groups in (("admins",), ()):
+            altered = msgspec.structs.replace(record, groups=groups)
+            self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
 
     def test_one_key_for_both_is_refused(self) -> None:
         record = self.make_record(appoints=True)

@@ -90,10 +90,12 @@ def _probe(daemon: Daemon, target: str, quiet: bool) -> dict[str, Any] | None:
 @click.option("--name", help="The name of the node that it admits.")
 @click.option("--appoint", is_flag=True, help="Whoever joins by it may invite others.")
 @click.option("--address", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
+@click.option("--group", "groups", multiple=True, help="A group that the node is to be in, for the network's policy; may be repeated.")
 @daemon_options
-def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool, address: str | None) -> None:
+def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool, address: str | None, groups: tuple[str, ...]) -> None:
     """Print an invitation: one line that admits one machine, once."""
-    answer = daemon.post("/invite", {"expires_s": expires, "name": name, "appoints": appoint, "address": address})
+    wish = {"expires_s": expires, "name": name, "appoints": appoint, "address": address, "groups": list(groups)}
+    answer = daemon.post("/invite", wish)
     until = answer.get("expires")
     if isinstance(until, (int, float)):
         until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(until))

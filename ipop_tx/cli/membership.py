@@ -150,16 +150,17 @@ def request(name: str | None, state: Path | None, config: Path | None) -> None:
 @click.argument("file", type=click.File("rb"))
 @click.option("--name", default="", help="The name to give instead of the one that is asked for.")
 @click.option("--address", default="", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
+@click.option("--group", "groups", multiple=True, help="A group that it is to be in, for the network's policy; may be repeated.")
 @state_option
 @config_option
-def sign(file: BinaryIO, name: str, address: str, state: Path | None, config: Path | None) -> None:
+def sign(file: BinaryIO, name: str, address: str, groups: tuple[str, ...], state: Path | None, config: Path | None) -> None:
     """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there."""
     from ipop_tx.identity.authority import Admitter, sign_request
     from ipop_tx.identity.certificates import fingerprint
     from ipop_tx.identity.state import StateDirectory
 
     _, state = _places(config, state)
-    chain = sign_request(StateDirectory(state), file.read(), name, address=address)
+    chain = sign_request(StateDirectory(state), file.read(), name, address=address, groups=groups)
     authority = fingerprint(Admitter.load(StateDirectory(state)).root).hex()
     click.echo(f"next, there:  ipop install FILE --authority {authority}", err=True)
     click.echo(chain.decode(), nl=False)

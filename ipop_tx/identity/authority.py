@@ -56,6 +56,7 @@ class Admitter:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
         if address:
             self.check_address(address)
+        checked_groups(groups)
         network = certs.network_ident(_p256(self.root))
         facts = certs.MemberFacts(network, os.urandom(SALT_BYTES), checked_name(name), admits, address, groups, routes)
         return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall)
@@ -128,10 +129,12 @@ def make_request(state: StateDirectory, name: str) -> bytes:
     return request(ensure_key(state, files.NODE_KEY), name).public_bytes(Encoding.PEM)
 
 
-def sign_request(state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, address: str = "") -> bytes:
+def sign_request(
+    state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, address: str = "", groups: tuple[str, ...] = ()
+) -> bytes:
     """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM).
 
-    `address` is an IPv4 address to assign to it.
+    `address` is an IPv4 address to assign to it, `groups` are those that it is to be in.
     """
     admitter = Admitter.load(state)
     try:
@@ -139,7 +142,7 @@ def sign_request(state: StateDirectory, csr: bytes, name: str = "", wall: float 
         wish = str(parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     except (ValueError, IndexError):
         raise LocalMisuse("this is no certificate request", "give the file that `ipop request` wrote") from None
-    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, address=address)
+    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, address=address, groups=groups)
     return certs.to_pem([leaf, admitter.certificate, admitter.root])
 
 
@@ -208,6 +211,15 @@ def checked_name(name: str) -> str:
     if not re.fullmatch(certs.NAME, name):
         raise LocalMisuse(f"{name!r} cannot be a name", "use up to 40 of a-z, 0-9 and -, not beginning or ending with -")
     return name
+
+
+def checked_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
+    """`groups`, if a member may be in them. Raises `LocalMisuse`."""
+    if len(groups) > certs.MOST_GROUPS:
+        raise LocalMisuse(f"{len(groups)} groups are too many for one member", f"give at most {certs.MOST_GROUPS}")
+    for group in groups:
+        checked_name(group)
+    return groups
 
 
 def _check_authority(root: x509.Certificate, fingerprint: bytes | None) -> None:

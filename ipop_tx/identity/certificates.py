@@ -29,6 +29,9 @@ BACKDATED = 300.0
 
 FINGERPRINT_BYTES = 16
 
+MOST_GROUPS = 16
+"""Groups that one member may be in: its certificate goes with every handshake."""
+
 NAME = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
 """Names of networks and nodes: what also serves as a DNS label (RFC 1123), at most 40 characters."""
 
@@ -70,7 +73,7 @@ class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
     admits: bool = False
     address: str = ""
     """An IPv4 address that the authority has assigned, or nothing: then the node takes a lease."""
-    groups: tuple[str, ...] = ()
+    groups: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MOST_GROUPS)] = ()
     routes: tuple[str, ...] = ()
 
 
@@ -235,7 +238,7 @@ def _peer(leaf: x509.Certificate, root: x509.Certificate, whose: str) -> Peer:
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if list(names) != [x509.UniformResourceIdentifier(ident_uri(ident))]:
         raise PeerRefused(f"{whose} certificate names another ident than its key and salt give")
-    return Peer(ident, facts.name, admits=facts.admits, public_key=point, not_after=int(_ends(leaf)))
+    return Peer(ident, facts.name, admits=facts.admits, public_key=point, not_after=int(_ends(leaf)), groups=facts.groups)
 
 
 def _public(certificate: x509.Certificate) -> EllipticCurvePublicKey:

@@ -109,6 +109,8 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
     signature: bytes = b""
     address: str = ""
     """The IPv4 address that the newcomer is assigned, or nothing: then it takes a lease."""
+    groups: tuple[str, ...] = ()
+    """The groups that the newcomer is to be in."""
 
     @classmethod
     def make(
@@ -119,9 +121,10 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         admission_key: PrivateKey,
         admission: x509.Certificate,
         address: str = "",
+        groups: tuple[str, ...] = (),
     ) -> InvitationRecord:
         """The signed record of `invitation`."""
-        unsigned = cls(invitation.public, name, invitation.expires, appoints, certs.to_der(admission), b"", address)
+        unsigned = cls(invitation.public, name, invitation.expires, appoints, certs.to_der(admission), b"", address, groups)
         return msgspec.structs.replace(unsigned, signature=sign(admission_key, unsigned._signed()))
 
     @classmethod
@@ -158,8 +161,8 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         check_expiry(self.expires, wall)
 
     def _signed(self) -> bytes:
-        address = (self.address,) if self.address else ()
-        return _RECORD_CONTEXT + msgspec.msgpack.encode((self.public, self.name, self.expires, self.appoints, *address))
+        more = (self.address, self.groups) if self.groups else (self.address,) if self.address else ()
+        return _RECORD_CONTEXT + msgspec.msgpack.encode((self.public, self.name, self.expires, self.appoints, *more))
 
 
 def check_expiry(expires: int, wall: float) -> None:

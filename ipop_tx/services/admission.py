@@ -21,7 +21,7 @@ from ipop_tx.core.dht.records import key_of
 from ipop_tx.core.links.link import detour
 from ipop_tx.core.links.rpc import failure_of
 from ipop_tx.errors import Conflict, InvitationRefused, IpopError, LocalMisuse, Unreachable
-from ipop_tx.identity.authority import Admitter, checked_name, requested_key
+from ipop_tx.identity.authority import Admitter, checked_groups, checked_name, requested_key
 from ipop_tx.identity.credentials import Credentials
 from ipop_tx.identity.enrolment import Enrolment, check_enrol, grant
 from ipop_tx.identity.invitation import Invitation, InvitationRecord
@@ -59,10 +59,12 @@ class AdmissionService(Service):
 
     # --- invitations -------------------------------------------------------------------------
 
-    async def invite(self, expires_s: float, name: str = "", appoints: bool = False, address: str = "") -> tuple[Invitation, int]:
+    async def invite(
+        self, expires_s: float, name: str = "", appoints: bool = False, address: str = "", groups: tuple[str, ...] = ()
+    ) -> tuple[Invitation, int]:
         """A new invitation and when it expires (Unix seconds). Raises `LocalMisuse` when this node may not admit.
 
-        `address` is an IPv4 address to assign to whoever joins.
+        `address` is an IPv4 address to assign to whoever joins, `groups` are those that it is to be in.
         """
         admitter = self._admitting()
         if appoints and admitter.authority_key is None:
@@ -71,9 +73,10 @@ class AdmissionService(Service):
             checked_name(name)
         if address:
             admitter.check_address(address)
+        checked_groups(groups)
         expires = int(self._wall() + expires_s)
         invitation = Invitation.make(self._root, expires, tuple(self._bootstrap()))
-        record = InvitationRecord.make(invitation, name, appoints, admitter.key, admitter.certificate, address)
+        record = InvitationRecord.make(invitation, name, appoints, admitter.key, admitter.certificate, address, groups)
         await self._protocol.submit(c.Create(self._invitation_key(invitation.public), record.encode(), expires_s + KEPT_AFTER_EXPIRY))
         self._log.info("invited name={name} appoints={appoints} expires={expires}", name=name, appoints=appoints, expires=expires)
         return invitation, expires
