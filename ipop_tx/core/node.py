@@ -44,6 +44,9 @@ from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, IS
 from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota
 from ipop_tx.wire import messages as m
 
+SLEPT = 6.0
+"""Seconds by which the first timer is late after a sleep during which peers may have given this node up."""
+
 
 @implementer(INode)
 class Node:
@@ -187,7 +190,10 @@ class Node:
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due at `now`."""
+        due = self.runtime.deadline()
         self.runtime.now = now
+        if due is not None and now - due > SLEPT:
+            self._woke()
         self.runtime.run_due()
 
     # --- outputs -----------------------------------------------------------------------------
@@ -244,6 +250,16 @@ class Node:
         answer = await self.rpc.on_link(link, self.hello())
         if isinstance(answer, m.Hello):
             self._take_hello(link, answer)
+
+    def _woke(self) -> None:
+        """This machine was suspended, and peers have given it up: fresh sessions, before anything else goes unanswered."""
+        for link in self.links:
+            if isinstance(link.active, Endpoint) and not link.active.inward:
+                self.links.greet_anew(link).then(self._met_anew)
+
+    def _met_anew(self, done: Future[Link]) -> None:
+        if done.error is None:  # a peer that had forgotten us must be told again who we are
+            self.runtime.background(self._greet(done.result()))
 
     def _greeted(self, link: Link, body: m.Hello) -> m.Hello:
         self._take_hello(link, body)

@@ -150,6 +150,7 @@ class Status:
             "path": self.path_of(link),
             "why": self.why(link) or why_relayed(link, self._node.paths, self._protocol.clock()),
             "rtt_ms": round(link.rtt * 1000, 2) if link.rtt else None,
+            "relays": self._relays(link),
             "mtu": adjacency.piece + HEADER_BYTES if adjacency and adjacency.endpoint else None,
             "width": adjacency.width.pieces if adjacency else None,
             "lost_records": adjacency.width.lost if adjacency else 0,
@@ -157,6 +158,11 @@ class Status:
             "rx_bytes": adjacency.rx_bytes if adjacency else 0,
             "age_s": round(self._protocol.clock() - link.since, 1),
         }
+
+    def _relays(self, link: Link) -> list[dict[str, Any]]:
+        """Who can relay to a peer that has no direct path, the best first: members through whom it has answered lately."""
+        found = sorted(link.relays.items(), key=lambda one: (one[1], one[0])) if not link.is_direct else []
+        return [{"name": self.name_of(ident), "rtt_ms": round(rtt * 1000, 2)} for ident, rtt in found]
 
     def _address_of(self, ident: Ident, said: bytes) -> str | None:
         """What the peer says of itself; else a verified one, where traffic has made us verify any: it may be a guest's."""
@@ -171,7 +177,7 @@ class Status:
         if isinstance(link.active, Endpoint):
             return f"direct {link.active}"
         assert isinstance(link.active, Route)
-        first = link.first_hop or next(iter(link.active.via), None)
+        first = link.relay or link.first_hop or next(iter(link.active.via), None)
         return f"relay via {self.name_of(first)}" if first else "relay"
 
     def why(self, link: Link) -> str | None:

@@ -108,6 +108,8 @@ class Link:
         "placed",
         "relapse_at",
         "relapses",
+        "relay",
+        "relays",
         "released",
         "route",
         "rtt",
@@ -147,6 +149,10 @@ class Link:
         self.route = Route(peer.ident)
         self.first_hop: Ident | None = None
         """The member that took our last relayed datagram."""
+        self.relay: Ident | None = None
+        """The member that was chosen to relay; None for a direct link, and until one has been measured."""
+        self.relays: dict[Ident, float] = {}
+        """Members through whom the peer has answered lately, and the smoothed round trip in seconds: see `Relays`."""
         self.active: PathKey = self.route
         self.rtt = 0.0
         """Smoothed round trip of the active path in seconds; 0.0 while unmeasured."""

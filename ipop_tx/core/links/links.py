@@ -51,6 +51,8 @@ class Links(LinkTable):
         self.relaying: Relaying
         self.on_control: Callable[[Link, PathKey, m.Message], None]
         self.on_path: Callable[[Link, PathKey], None]
+        self.on_stray: Callable[[Link, PathKey], None] = lambda link, path: None
+        """Something to pass on came from an endpoint that is no path of its link."""
         self.renew: Callable[[Link, Keyed], object]
         """Begins the renewal of a session."""
         self._runtime = runtime
@@ -126,7 +128,7 @@ class Links(LinkTable):
             self._watch_for_twins(link, session, path)
         if link.confirm(session, self._runtime.now):
             self._runtime.emit(LinkChanged(link.ident))
-        if isinstance(path, Route) and path.via:
+        if isinstance(path, Route) and path.via and link.relay is None:
             link.route = path
             if isinstance(link.active, Route):
                 link.active = path
@@ -135,6 +137,8 @@ class Links(LinkTable):
         elif link.peer.guest:
             self._runtime.count("guest_overreach")
         elif kind == RELAY:
+            if isinstance(path, Endpoint) and path not in link.direct:
+                self.on_stray(link, path)
             self.relaying.received(link, payload)
         else:
             self._runtime.count("kind_unknown")
@@ -196,7 +200,11 @@ class Links(LinkTable):
         if newest.session.renewable and self._runtime.now < newest.renew_until:
             self.renew(link, newest)
         else:
-            self._handshakes.begin(link.active, link.ident)
+            self.greet_anew(link)
+
+    def greet_anew(self, link: Link) -> Future[Link]:
+        """Make a fresh session by a handshake on the active path, since the peer may have forgotten the link."""
+        return self._handshakes.begin(link.active, link.ident)
 
     def follow(self, link: Link, parent: Keyed, session: ISession) -> Keyed:
         """Take a session that renews another one of the link. Raises `Unreachable` when its index is taken."""

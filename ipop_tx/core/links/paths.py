@@ -20,6 +20,7 @@ from ipop_tx.core.links.link import Link, PathKey, Route, detour, patience
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.makeshift import MAKESHIFT_AFTER, Makeshifts, better, by_worth, is_lost, without_onions
 from ipop_tx.core.links.mtu import PathMtu, padded
+from ipop_tx.core.links.relays import Relays
 from ipop_tx.core.natkind import Kind, Reach
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
@@ -36,10 +37,16 @@ NEIGHBOUR_KEEPALIVE = 5.0
 PROBE_WAIT = 0.5
 """Least seconds to wait for the answer to a challenge; thrice the round trip if that is more, half as long again each time."""
 PROBE_TRIES = 3
+SPARE_TRIES = 2
+"""The same where the peer has meanwhile answered through another member."""
 ASKED_AGAIN = 3.0
 """Seconds within which a second challenge over the ring means that our answer to the first one was lost on its way."""
 ROUNDS = (0.0, 0.05, 0.15, 0.4, 1.0, 2.0)
 """When the candidates of a peer are challenged, in seconds after they became known."""
+WITNESSES = 3
+"""Members that are asked where they see us, before a path that was lost is tried for again."""
+RETRY_LOST = 1.5
+"""Seconds until a direct path that was lost is tried for again; twice as long each time, up to ..."""
 RETRY_DIRECT = 60.0
 """Seconds between attempts to turn a relayed link into a direct one."""
 
@@ -72,6 +79,7 @@ class Paths:
         self.endpoints_of: Callable[[Ident], Iterable[str]] = lambda ident: ()
         """The endpoints that a linked peer has offered last."""
         self.makeshifts = Makeshifts(links, runtime, self.punch)
+        self.relays = Relays(links, runtime, self.challenge)
         self.mtu = PathMtu(runtime, self.challenge)
         self._links = links
         self._runtime = runtime
@@ -80,6 +88,7 @@ class Paths:
         self._strangers: dict[Ident, tuple[float, int]] = {}
         """For each peer since when we count, and how many unknown endpoints of it we have challenged back."""
         links.on_path = self.proven
+        links.on_stray = self.heard
         links.on_up.append(self._link_up)
         links.on_down.append(self._link_down)
 
@@ -186,6 +195,7 @@ class Paths:
         self._runtime.emit(LinkChanged(link.ident))
         self.mtu.tend(link)
         self.makeshifts.watch(link)
+        self.relays.watch(link)
 
     def heard(self, link: Link, path: PathKey) -> None:
         """Something authentic came by `path`. Never a reason to trust it, often one to test it."""
@@ -196,6 +206,8 @@ class Paths:
                 self._activate(link, path)
         elif not any(pending.link is link and pending.path == path for pending in self._pending.values()) and self._may_test(link):
             self.challenge(link, path, 2.0)
+            if link.is_direct:  # the peer's NAT may have given it another port, and nothing gets to the old one
+                self.suspect(link.ident)
 
     def _may_test(self, link: Link) -> bool:
         """A few unknown endpoints per peer and keep-alive: two NATs that map each endpoint anew would have us test for ever."""
@@ -211,6 +223,7 @@ class Paths:
         self._runtime.background(self._keep(link))
         self._runtime.background(self._keep_upgrading(link))
         self.makeshifts.watch(link)
+        self.relays.watch(link)
 
     def _link_down(self, link: Link) -> None:
         self.facts.forget(link.ident)
@@ -234,6 +247,7 @@ class Paths:
         while link.up:
             path = link.active
             if await self._answers(link, path) or not link.up:
+                self.relays.watch(link)
                 return
             if path == link.active:
                 self._fall_back(link, path)
@@ -253,7 +267,7 @@ class Paths:
 
     async def _answers(self, link: Link, path: PathKey) -> bool:
         wait, begun = max(PROBE_WAIT, 3 * link.rtt), self._runtime.now
-        for _ in range(PROBE_TRIES):
+        for number in range(1, PROBE_TRIES + 1):
             if not link.up or path != link.active:
                 return True
             try:
@@ -263,10 +277,18 @@ class Paths:
                 if link.answered > begun:  # another challenge, or the handshake of a peer that has started anew
                     return True
                 wait *= 1.5
+                if any(known.answered > begun for endpoint, known in link.direct.items() if endpoint != path):
+                    return False  # the peer has moved
+                if number == 1:
+                    self._runtime.background(self.relays.measure(link))
+                elif number >= SPARE_TRIES and link.relays.keys() - {link.relay}:
+                    return False
         return False
 
     def _fall_back(self, link: Link, dead: PathKey) -> None:
         if isinstance(dead, Route):
+            if link.relay is not None and self.relays.fails(link, link.relay):
+                return
             relay = self._links.by_ident.get(link.first_hop) if link.first_hop else None
             if not dead.via and (link.first_hop is None or (relay is not None and relay.is_direct)):
                 self._links.drop(link, "no answer", tell=False)
@@ -280,8 +302,9 @@ class Paths:
         self._activate(link, others[0] if others else link.route)
         self.makeshifts.tried(link, [dead])
         if not others:
+            self.relays.fails(link, None)
             self._forget_agent(link.ident)
-            self._runtime.background(self.punch(link))
+            self._runtime.background(self._regain(link))
             # If no UDP passes any more, the ring is gone for us too, and with it the way to ask.
             makeshifts = [text for text in self.endpoints_of(link.ident) if (known := self.admissible(text)) and detour(known)]
             self.try_candidates(link, makeshifts)
@@ -289,7 +312,7 @@ class Paths:
     def _forget_agent(self, ident: Ident) -> None:
         """Nobody is reached through a member that does not answer."""
         for link in self._links:
-            if ident in link.route.via:
+            if ident in link.route.via and not self.relays.fails(link, ident):
                 link.route = Route(link.ident)
                 link.active = link.active if link.is_direct else link.route
 
@@ -305,6 +328,22 @@ class Paths:
             await self._runtime.sleep(self._runtime.spread(RETRY_DIRECT))
             if link.up and not link.is_direct:
                 await self.punch(link)
+
+    async def _regain(self, link: Link) -> None:
+        """A direct path is lost: try at once, and again soon, since routers restart and machines move within seconds."""
+        pause = RETRY_LOST
+        while link.up and not link.is_direct and pause < RETRY_DIRECT:
+            await self._ask_who_sees_us(link)
+            await self.punch(link)
+            await self._runtime.sleep(self._runtime.spread(pause))
+            pause *= 2
+
+    async def _ask_who_sees_us(self, link: Link) -> None:
+        """What we would offer may be what our NAT has just forgotten: members say where they see us now."""
+        witnesses = [known for known in self._links if known.is_direct and known is not link]
+        witnesses.sort(key=lambda known: (known.ident not in link.relays, known.rtt))
+        asked = [self.challenge(known, known.active, PROBE_WAIT) for known in witnesses[:WITNESSES]]
+        await self._runtime.wait(asked, PROBE_WAIT)
 
     async def punch(self, link: Link) -> None:
         """Tell the peer our candidates; its answer makes both ends challenge each other at the same time."""

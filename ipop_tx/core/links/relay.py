@@ -40,7 +40,7 @@ class Relay:
             return
         self._pass(hop, replace(relayed, via=via))
         link = self._links.by_ident.get(route.destination)
-        if link is not None:
+        if link is not None and (link.is_direct or route == link.active):
             link.first_hop = hop.ident
 
     def _begun(self, route: Route, datagram: bytes, via: tuple[Ident, ...]) -> Relayed:
@@ -66,7 +66,7 @@ class Relay:
 
     def needs(self, ident: Ident) -> bool:
         """Whether a relayed link of ours goes by way of the link to a member."""
-        return any(not link.is_direct and (link.first_hop == ident or ident in link.route.via) for link in self._links)
+        return any(not link.is_direct and ident in (link.first_hop, *link.route.via, *link.relays) for link in self._links)
 
     def received(self, link: Link, payload: bytes) -> None:
         """A relayed datagram came by `link`: for us, or to be passed on."""

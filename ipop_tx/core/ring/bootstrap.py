@@ -26,8 +26,10 @@ FOR_GOOD = 8
 RARELY = 1800.0
 """Seconds until a knock where we know the member: it is linked under another endpoint, or was until neither needed the link."""
 RETRY = 1.0
-KNOCK_ALONE = 3.0
-"""Seconds between knocks of a node that has lost all its links."""
+KNOCK_ALONE, FIRST_KNOCK = 3.0, 1.0
+"""Seconds between knocks of a node that has lost all its links, and from that loss to the first one."""
+ALONE_AT_ONCE = 4
+"""Endpoints that it knocks on together: most of those that it remembers may lie behind NATs."""
 MAKESHIFT_AFTER = 1.5
 """Seconds for which members are knocked for by UDP before they are by other transports."""
 KNOCK_AGAIN = 30.0
@@ -170,14 +172,15 @@ class Bootstrap:
     async def _keep_knocking(self) -> None:
         """Every few seconds while we have no link at all; else now and then, where we knew members that we have none to."""
         while not self._ring.leaving:
+            pause = KNOCK_ALONE
             if self._links.by_ident:
-                self._lonely = Future()
+                pause, self._lonely = FIRST_KNOCK, Future()
                 await first([self._runtime.sleep(self._runtime.spread(KNOCK_AGAIN)), self._lonely])
             if not self._links.by_ident:
-                await self._runtime.sleep(self._runtime.spread(KNOCK_ALONE))
+                await self._runtime.sleep(self._runtime.spread(pause))
             missing = self._missing()
             if missing and not self._ring.leaving:
-                chosen = [self._one_of(kind) for kind in missing if kind]
+                chosen = [endpoint for kind in missing for endpoint in self._some_of(kind)]
                 await self._try(chosen)
                 for endpoint in chosen:
                     if self._owners.get(endpoint) in self._links.by_ident:
@@ -185,8 +188,9 @@ class Bootstrap:
                 if self._links.by_ident:
                     self.problem = ""
 
-    def _one_of(self, endpoints: list[Endpoint]) -> Endpoint:
-        return endpoints[self._runtime.rng.randrange(len(endpoints))]
+    def _some_of(self, endpoints: list[Endpoint]) -> list[Endpoint]:
+        most = 1 if self._links.by_ident else ALONE_AT_ONCE
+        return self._runtime.rng.sample(endpoints, min(most, len(endpoints)))
 
     def _missing(self) -> list[list[Endpoint]]:
         """Where a knock may tell us something: by UDP, and otherwise; nothing, when there is nowhere to knock.
