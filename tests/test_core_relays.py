@@ -1,4 +1,4 @@
-"""Relays of pairs without a direct path: the one that is chosen, the one that takes over, and what changes nothing."""
+"""Relays of pairs without a direct path: which is chosen, and which takes over; direct paths that were lost; nodes that were suspended."""
 
 from __future__ import annotations
 
@@ -146,3 +146,25 @@ class LostTests(NetCase):
             took = self.becomes(sim, lambda link=link: link.is_direct, 60, "a direct path")
             self.assertLess(took, max(3.0, 1.2 * away + 2.5))
             sim.run(30)
+
+
+class WakeTests(NetCase):
+    """A machine is suspended for long enough that all others give it up."""
+
+    def test_back_at_once(self) -> None:
+        """Within a second of its waking everybody converses with it, though it does not know that it has been away."""
+        sim = self.net(3)
+        nodes = self.grow(sim, 5)
+        sleeper, others = nodes[2], [*nodes[:2], *nodes[3:]]
+        node = sleeper.running
+        sleeper.crash()
+        sim.run(40)
+        self.assertTrue(all(other.running.link(sleeper.ident) is None for other in others))
+        self.assertEqual(len(node.links.by_ident), 4)
+        sleeper.node = node
+        node.handle_timeout(sim.now)
+        sleeper.settle()
+        sim.run(1.0)
+        self.assertTrue(all(other.running.link(sleeper.ident) for other in others))
+        self.converse(sim, [(sleeper, other) for other in others] + [(other, sleeper) for other in others], 2)
+        self.heals(sim, 20)

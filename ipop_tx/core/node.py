@@ -46,6 +46,8 @@ from ipop_tx.wire import messages as m
 
 SLEPT = 6.0
 """Seconds by which the first timer is late after a sleep during which peers may have given this node up."""
+MET_ANEW = 16
+"""Links at most that get fresh sessions then; a machine that is late because it has too much to do shall not get more of it."""
 
 
 @implementer(INode)
@@ -253,9 +255,10 @@ class Node:
 
     def _woke(self) -> None:
         """This machine was suspended, and peers have given it up: fresh sessions, before anything else goes unanswered."""
-        for link in self.links:
-            if isinstance(link.active, Endpoint) and not link.active.inward:
-                self.links.greet_anew(link).then(self._met_anew)
+        ours = [link for link in self.links if isinstance(link.active, Endpoint) and not link.active.inward]
+        ours.sort(key=lambda link: (link.ident not in self.ring.watched, -link.used))
+        for link in ours[:MET_ANEW]:
+            self.links.greet_anew(link).then(self._met_anew)
 
     def _met_anew(self, done: Future[Link]) -> None:
         if done.error is None:  # a peer that had forgotten us must be told again who we are
