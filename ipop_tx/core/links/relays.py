@@ -26,8 +26,7 @@ SETTLING = 1.0
 """Seconds that a new link has to become direct before anybody looks for a relay."""
 BUSY = 15.0
 """Seconds after frames for which a link counts as carrying some."""
-BUSY_EVERY = 5.0
-IDLE_EVERY = 300.0
+BUSY_EVERY, IDLE_EVERY = 5.0, 300.0
 """Seconds between two measurements while frames go over the link, and while none do."""
 WAIT = 0.6
 """Least seconds to wait for an answer; thrice the round trip if that is more."""
@@ -67,7 +66,7 @@ class Relays:
 
     async def measure(self, link: Link) -> None:
         """Ask the peer through each member that may relay; keep those that answer, and take the best if it is clearly better."""
-        wanted = self.candidates(link)
+        wanted = self.candidates(link) if link.up else []
         for ident in [known for known in link.relays if known not in wanted]:
             del link.relays[ident]
         under_way = {ident: self._challenge(link, Route(link.ident, (ident,)), max(WAIT, 3 * link.rtt)) for ident in wanted}
