@@ -44,6 +44,7 @@ from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
+from ipop_tx.services.sides import SideService
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
 from ipop_tx.services.trim import TrimService
@@ -114,7 +115,8 @@ class Node(MultiService):
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
         self.peers = PeerCache(reactor, self.protocol, self.state, config.node.bootstrap)
         self.puncher = NATPunchService(reactor, self.protocol, transport, config.listen.advertise, transport.carries())
-        self.natcheck = NATCheckService(reactor, self.protocol, udp) if not hidden else None
+        self.natcheck = NATCheckService(reactor, self.protocol) if not hidden else None
+        self.sides = SideService(reactor, pump, self.protocol, udp) if not hidden else None
         nonce = credentials.derive(b"port mapping")[:NONCE_BYTES]
         portmap = PortMapService(reactor, udp, [config.tap.name], self.puncher.mapped, nonce, network.pool)
         self.portmap = portmap if config.nat.port_mapping and not hidden else None
@@ -138,10 +140,12 @@ class Node(MultiService):
         self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
+        if self.sides is not None:
+            self.sides.receiver, transport.aside = plane, self.sides.carrier
         if self.tap is not None:
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
-        carrying = self.control, self.tap, self.forwarding, self.ring, self.puncher, self.natcheck, self.portmap
+        carrying = self.control, self.tap, self.forwarding, self.ring, self.sides, self.puncher, self.natcheck, self.portmap
         for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.metrics, trim):
             if service is not None:
                 service.setServiceParent(self)

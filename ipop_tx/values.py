@@ -20,6 +20,8 @@ ONION = ".onion"
 
 INWARD = "-in"
 """The end of the scheme of a connection that somebody made to us."""
+SIDE = "@"
+"""Stands in a scheme before the number of a socket beside the transport's own one."""
 
 
 class Endpoint(NamedTuple):
@@ -64,9 +66,23 @@ class Endpoint(NamedTuple):
         return self.scheme.endswith(INWARD)
 
     @property
+    def side(self) -> int:
+        """By which socket beside the transport's own one it is reached (`udp@7:...`: number 7); 0 for its own. Never written either."""
+        return int(self.scheme.partition(SIDE)[2] or 0)
+
+    def by_side(self, number: int) -> Endpoint:
+        """The same place, reached by such a socket; by the transport's own one with 0."""
+        return self._replace(scheme=f"{self.carrier}{SIDE}{number}" if number else self.carrier)
+
+    @property
+    def passing(self) -> bool:
+        """Whether it means something only for as long as a connection or a socket of ours lasts: it is never offered or remembered."""
+        return self.inward or SIDE in self.scheme
+
+    @property
     def carrier(self) -> str:
         """The scheme of the transport that carries datagrams to it."""
-        return self.scheme.removesuffix(INWARD)
+        return self.scheme.removesuffix(INWARD).partition(SIDE)[0]
 
 
 class Proxy(NamedTuple):

@@ -16,6 +16,7 @@ from ipop_tx.core.natkind import Kind, Lifetime, NatFacts, Reach
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.services.natcheck import ANEW, CALM, DOUBT, LOOK_EVERY, NATCheckService
+from ipop_tx.services.sides import SideService
 from ipop_tx.values import Endpoint
 
 STRICT = Reach(Kind.ENDPOINT_INDEPENDENT, Kind.ADDRESS_AND_PORT_DEPENDENT)
@@ -74,7 +75,7 @@ class ScheduleTests(TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.protocol = FakeProtocol(self.clock)
-        self.service = NATCheckService(self.clock, self.protocol, _Named(host="127.0.0.1"))  # type: ignore[arg-type]
+        self.service = NATCheckService(self.clock, self.protocol)  # type: ignore[arg-type]
         self.service.startService()
         self.addCleanup(self.service.stopService)
 
@@ -153,7 +154,8 @@ class ScheduleTests(TestCase):
         def refuse(number: int) -> int:
             raise OSError(24, "Too many open files")
 
-        self.patch(self.service._sockets, "open", refuse)
+        sides = SideService(self.clock, self.clock, self.protocol, _Named(host="127.0.0.1"))  # type: ignore[arg-type]
+        self.patch(sides._sockets, "open", refuse)
         port: Future[int] = Future()
         self.protocol.listeners[e.SideWanted](e.SideWanted(1, port))
         self.assertIsInstance(port.error, EnvironmentProblem)

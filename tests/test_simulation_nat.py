@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
+from typing import Any
 
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.links.paths import CANDIDATES
-from ipop_tx.simulation.nat import Depends, Nat, NattedNet
+from ipop_tx.core.nat.search import PROBES, SOCKETS
+from ipop_tx.core.natkind import Kind as NatKind
+from ipop_tx.core.natkind import Reach, feasible
+from ipop_tx.errors import IpopError
+from ipop_tx.simulation.nat import Depends, Nat, NattedNet, Ports
 from ipop_tx.simulation.network import SimulatedNode
 from ipop_tx.values import Endpoint
+from ipop_tx.wire import messages as m
 from tests.net import NetCase
 
 NOTHING, ADDRESS, ENDPOINT = Depends
@@ -26,10 +32,33 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def gets_through(sender: Kind, receiver: Kind) -> bool:
-    """Whether a challenge to the port that others see of the receiver comes in and its answer back, once both have sent to each other."""
-    let_in = receiver[1] is NOTHING or (receiver[0] is NOTHING and (receiver[1] is ADDRESS or sender[0] is NOTHING))
-    return let_in and (sender[1] is not ENDPOINT or receiver[0] is NOTHING)
+MAPPINGS = {
+    "kept": (NOTHING, Ports.KEPT),
+    "changed": (NOTHING, Ports.RANDOM),
+    "by address": (ADDRESS, Ports.RANDOM),
+    "in order": (ENDPOINT, Ports.IN_ORDER),
+    "random": (ENDPOINT, Ports.RANDOM),
+}
+ROUTERS = [(mapping, filtering, ports) for (mapping, ports), filtering in product(MAPPINGS.values(), Depends)]
+NAMES = {
+    NOTHING: NatKind.ENDPOINT_INDEPENDENT,
+    ADDRESS: NatKind.ADDRESS_DEPENDENT,
+    ENDPOINT: NatKind.ADDRESS_AND_PORT_DEPENDENT,
+}
+Router = tuple[Depends, Depends, Ports]
+
+
+def reach_of(router: Router) -> Reach:
+    """What a router makes of a node."""
+    mapping, filtering, ports = router
+    return Reach(NAMES[mapping], NAMES[filtering], int(mapping is not NOTHING and ports is Ports.IN_ORDER))
+
+
+def stricter(one: Router, other: Router) -> Router:
+    """What two in a row amount to."""
+    order = list(Depends)
+    mapping = max(one[0], other[0], key=order.index)
+    return mapping, max(one[1], other[1], key=order.index), one[2] if mapping is one[0] else other[2]
 
 
 class NatTests(TestCase):
@@ -54,32 +83,93 @@ class NatTests(TestCase):
 class PunchTests(NetCase):
     """Two nodes behind NATs, and two public ones."""
 
-    def pair(self, seed: int, one: Kind, other: Kind) -> tuple[NattedNet, SimulatedNode, SimulatedNode]:
-        """A net with these two in it, linked."""
+    def pair(
+        self, seed: int, one: tuple[Any, ...], other: tuple[Any, ...], *beyond: Router
+    ) -> tuple[NattedNet, SimulatedNode, SimulatedNode]:
+        """A net with these two in it, linked; the first one is behind those `beyond` too."""
         net = NattedNet(seed)
         self.watch(net)
         machines = [net.founder(), *(net.add() for _ in range(3))]
         net.behind(machines[2], *one)
+        for router in beyond:
+            net.behind(machines[2], *router)
         net.behind(machines[3], *other)
         net.wait(machines[0].start())
         for machine in machines[1:]:
             net.wait(machine.start(machines[0]))
-        net.run(60)
+        net.run(20)
         self.whole(net)
         return net, machines[2], machines[3]
 
+    def check_both(self, net: NattedNet, *machines: SimulatedNode) -> None:
+        """Both know their NATs."""
+        self.all_done(net, [machine.submit(c.CheckNat()) for machine in machines])
+
+    def is_direct(self, one: SimulatedNode, other: SimulatedNode) -> bool:
+        """Whether both ends use a direct path."""
+        links = one.running.link(other.ident), other.running.link(one.ident)
+        return all(link is not None and link.is_direct for link in links)
+
+    def becomes_what_it_can(self, net: NattedNet, first: SimulatedNode, second: SimulatedNode, possible: bool, what: str) -> float:
+        """Direct within 20 s, if that is possible, and for good; frames pass both ways in any case. Gives how long it took."""
+        ends = [(first, second), (second, first)]
+        self.converse(net, ends)
+        self.check_both(net, first, second)
+        begun = net.now
+        net.run(20.0, lambda: self.is_direct(first, second))
+        took = net.now - begun
+        self.assertEqual(self.is_direct(first, second), possible, what)
+        net.run(60)
+        self.assertEqual(self.is_direct(first, second), possible, f"{what}, a minute later")
+        self.converse(net, ends)
+        return took
+
     def test_all_pairs(self) -> None:
-        """Each pair of kinds becomes direct exactly if one side can let the other in; frames pass both ways in any case."""
-        for seed, (one, other) in enumerate(combinations_with_replacement(KINDS, 2)):
-            net, first, second = self.pair(seed, KINDS[one], KINDS[other])
-            self.converse(net, [(first, second), (second, first)])
-            net.run(90)
-            possible = gets_through(KINDS[one], KINDS[other]) or gets_through(KINDS[other], KINDS[one])
-            for machine, peer in ((first, second), (second, first)):
-                link = machine.running.link(peer.ident)
-                self.assertIsNotNone(link)
-                self.assertEqual(link is not None and link.is_direct, possible, f"{one} and {other}")
-            self.converse(net, [(first, second), (second, first)])
+        """Each of the 120 pairs of 15 routers becomes direct exactly if the predicate says that it can."""
+        for seed, (one, other) in enumerate(combinations_with_replacement(ROUTERS, 2)):
+            net, first, second = self.pair(seed, one, other)
+            self.becomes_what_it_can(net, first, second, feasible(reach_of(one), reach_of(other)), f"{one} and {other}")
+            for machine in (first, second):
+                self.assertLessEqual(len(machine.sides), 2, f"{one} and {other}: sockets that are left")
+
+    def test_double_nat(self) -> None:
+        """Of two routers in a row the stricter counts."""
+        for seed, (home, carrier) in enumerate([(ROUTERS[0], ROUTERS[14]), (ROUTERS[2], ROUTERS[4]), (ROUTERS[9], ROUTERS[2])]):
+            both = reach_of(stricter(home, carrier))
+            for other in (ROUTERS[2], ROUTERS[13], ROUTERS[14]):
+                net, first, second = self.pair(seed, home, other, carrier)
+                self.becomes_what_it_can(net, first, second, feasible(both, reach_of(other)), f"{home} behind {carrier}, and {other}")
+
+    def test_search_is_bounded(self) -> None:
+        """What a search costs: no more sockets and challenges than said; the pair that nothing can help is let alone."""
+        net, first, second = self.pair(3, ROUTERS[2], ROUTERS[14])
+        before = net.datagrams
+        self.becomes_what_it_can(net, first, second, True, "birthday")
+        self.assertLess(net.datagrams - before, PROBES + 3 * SOCKETS + 1500)
+        net, first, second = self.pair(3, ROUTERS[14], ROUTERS[14])
+        self.becomes_what_it_can(net, first, second, False, "two symmetric ones")
+        self.assertEqual(first.running.runtime.counters.get("searches", 0) + second.running.runtime.counters.get("searches", 0), 0)
+
+    def test_search_is_not_for_others(self) -> None:
+        """Who names an address at which nobody sees it, or no witness, gets no datagram sent there."""
+        net, first, second = self.pair(3, ROUTERS[2], ROUTERS[14])
+        self.converse(net, [(first, second)])
+        self.check_both(net, first, second)
+        net.run(0.05)
+        witness = net.running()[0].ident
+        sent: list[str] = []
+        carry = net.carry
+
+        def note(sender: SimulatedNode, endpoint: Endpoint, datagram: bytes, port: int | None = None) -> None:
+            sent.append(endpoint.host)
+            carry(sender, endpoint, datagram, port)
+
+        self.patch(net, "carry", note)
+        for outer, witnesses in (("udp:203.0.113.9:9", (witness,)), ("udp:198.51.100.2:9", ()), ("udp:203.0.113.9:9", ())):
+            asked = second.submit(c.Ask(first.ident, m.Search(outer, (4500,), witnesses)))
+            net.run(5, lambda asked=asked: asked.done)  # type: ignore[misc]
+            self.assertIsInstance(asked.error, IpopError)
+        self.assertNotIn("203.0.113.9", sent)
 
     def test_no_storm(self) -> None:
         """Two NATs that map each far endpoint anew make each challenge come from an unknown endpoint: that does not go on for ever."""

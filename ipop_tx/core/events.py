@@ -101,6 +101,13 @@ class SideSend:
 
 
 @dataclass(frozen=True, slots=True)
+class SideKept:
+    """One of those sockets carries a link from now on: treat it as the transport's own. Its endpoints are `udp@NUMBER:...`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class SideDone:
     """Close one of those sockets, if it was opened."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 from ipop_tx.values import Endpoint
 
@@ -40,6 +40,8 @@ class Reach:
 
     mapping: Kind = Kind.UNKNOWN
     filtering: Kind = Kind.UNKNOWN
+    step: int = 0
+    """By how much the outer port grows from one mapping to the next, for a NAT that numbers them; else 0."""
 
     @property
     def known(self) -> bool:
@@ -66,8 +68,6 @@ class NatFacts:
     filtering_sure: bool = False
     port_kept: bool | None = None
     """Whether the outer port is the inner one; None when there is no NAT or nothing is known."""
-    step: int | None = None
-    """By how much the outer port grows from one far endpoint to the next, for a NAT that numbers them; else None."""
     hairpin: bool | None = None
     """Whether two sockets behind the NAT reach each other by their outer endpoints; None when there is no NAT or nothing is known."""
     outer: tuple[Endpoint, ...] = ()
@@ -86,9 +86,48 @@ class Lifetime:
     dead: float | None = None
 
 
+class Role(Enum):
+    """What a node does in a search for a port (`core.nat.search`)."""
+
+    CASTS = "opens sockets, each of which gets a port of our NAT"
+    PROBES = "looks for one of the ports of the peer's NAT"
+    MEETS = "sends from ports that were foretold to ports that were foretold"
+
+
 def feasible(one: Reach, other: Reach) -> bool:
-    """Whether two nodes that challenge each other at the endpoints that others see can get a direct path."""
+    """Whether two nodes can get a direct path."""
+    return meet_openly(one, other) or role_of(one, other, True) is not None
+
+
+def meet_openly(one: Reach, other: Reach) -> bool:
+    """Whether it is enough that both challenge each other at the endpoints that others see."""
     return not (one.blocked or other.blocked) and (_gets_through(one, other) or _gets_through(other, one))
+
+
+def role_of(ours: Reach, theirs: Reach, first: bool) -> Role | None:
+    """What we do in the search for a port that a pair needs; None when none is needed or none can help.
+
+    Where either end could cast, one that numbers its mappings does, else the `first`.
+    """
+    if meet_openly(ours, theirs) or not (ours.known and theirs.known) or ours.blocked or theirs.blocked:
+        return None
+    we, they = _found(theirs, ours), _found(ours, theirs)
+    if we and they:
+        we = first if bool(ours.step) == bool(theirs.step) else bool(ours.step)
+    if we or they:
+        return Role.CASTS if we else Role.PROBES
+    return Role.MEETS if ours.step and theirs.step else None
+
+
+def _found(prober: Reach, caster: Reach) -> bool:
+    """Whether a challenge of the prober to the right port gets in at a socket of the caster, which has sent to it, and the answer back.
+
+    The answer leaves from the port that was challenged if the caster had sent to exactly where the challenge comes from, or if its
+    mapping depends on no port.
+    """
+    gets_in = prober.steady or caster.filtering is not Kind.ADDRESS_AND_PORT_DEPENDENT
+    same_port = prober.steady or caster.mapping is Kind.ADDRESS_DEPENDENT
+    return not caster.steady and gets_in and (same_port or prober.filtering is not Kind.ADDRESS_AND_PORT_DEPENDENT)
 
 
 def _gets_through(sender: Reach, receiver: Reach) -> bool:

@@ -237,7 +237,7 @@ class Node:
         """What we tell of ourselves on a new link."""
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
         offer = self.paths.offer()
-        return m.Hello(flags, offer.candidates, self.leases.own.address or b"", offer.mapping, offer.filtering)
+        return m.Hello(flags, offer.candidates, self.leases.own.address or b"", offer.mapping, offer.filtering, offer.step, offer.outer)
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -289,7 +289,7 @@ class Node:
         if link.parted:
             return
         named = [endpoint for text in (hello.candidates if hello else ()) if (endpoint := self.paths.admissible(text))]
-        wanted = [*(endpoint for endpoint in link.direct if not endpoint.inward), *named[:2], *filter(detour, named)]
+        wanted = [*(endpoint for endpoint in link.direct if not endpoint.passing), *named[:2], *filter(detour, named)]
         self.bootstrap.lost(link.ident, tuple(dict.fromkeys(wanted)))
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:

@@ -89,7 +89,7 @@ class AdmissionService(Service):
     def _bootstrap(self) -> list[Endpoint]:
         """Where a newcomer finds members: ourselves, somebody who is reached without UDP, then those to whom we have a direct path."""
         node, ours = self._protocol.node, sorted(self._endpoints(), key=lambda endpoint: endpoint.scheme == "onion")
-        links = [link.active for link in node.links if isinstance(link.active, Endpoint) and not link.active.inward]
+        links = [link.active for link in node.links if isinstance(link.active, Endpoint) and not link.active.passing]
         theirs = [endpoint for link in node.links for endpoint in node.makeshifts(link.ident)]
         named = dict.fromkeys([*ours[:2], *[*filter(detour, ours), *theirs][:1], *links])
         found = [endpoint for endpoint in named if endpoint.scheme != "onion"]

@@ -1,4 +1,4 @@
-"""NATCheckService: the sockets for checks of the NAT, when checks are due, and the report of `ipop netcheck`."""
+"""NATCheckService: when checks of the NAT are due."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.core.nat.check import HELPERS
 from ipop_tx.core.natkind import Kind, Lifetime, NatFacts
-from ipop_tx.errors import EnvironmentProblem
-from ipop_tx.interfaces import ITransport
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
-from ipop_tx.transport.sides import SideSockets
-from ipop_tx.values import Endpoint
 
 LOOK_EVERY = 5.0
 """Seconds between looks whether a check is due."""
@@ -39,11 +35,10 @@ class NATCheckService(Service):
     _log = Logger()
     name = "natcheck"
 
-    def __init__(self, reactor: Any, protocol: ChordProtocol, transport: ITransport) -> None:
+    def __init__(self, reactor: Any, protocol: ChordProtocol) -> None:
         self._reactor = reactor
         self._protocol = protocol
         self._nat = protocol.node.nat
-        self._sockets = SideSockets(reactor, lambda: str(getattr(transport, "host", "0.0.0.0")), self._received)
         self._look = LoopingCall(self.look)
         self._look.clock = reactor
         self._changed = 0.0
@@ -51,13 +46,7 @@ class NATCheckService(Service):
         self._place: object = None
         self._learnt: object = None
         self._said: object = None
-        for kind, listener in (
-            (e.SideWanted, self._open),
-            (e.SideSend, lambda event: self._sockets.send(event.number, event.endpoint, event.datagram)),
-            (e.SideDone, lambda event: self._sockets.close(event.number)),
-            (e.NatChecked, self._checked),
-        ):
-            protocol.on(kind, listener)
+        protocol.on(e.NatChecked, self._checked)
 
     def startService(self) -> None:
         """Look now and then whether a check is due."""
@@ -65,28 +54,10 @@ class NATCheckService(Service):
         self._look.start(LOOK_EVERY, now=False)
 
     def stopService(self) -> None:
-        """Close what is open."""
+        """No more looks."""
         Service.stopService(self)
         if self._look.running:
             self._look.stop()
-        self._sockets.close_all()
-
-    # --- sockets -----------------------------------------------------------------------------
-
-    def _open(self, event: e.SideWanted) -> None:
-        try:
-            port = self._sockets.open(event.number)
-        except OSError as error:
-            event.port.fail(EnvironmentProblem(f"no second UDP port could be opened ({error.strerror})"))
-        else:
-            event.port.succeed(port)
-
-    def _received(self, number: int, endpoint: Endpoint, datagram: bytes) -> None:
-        if self.running:
-            self._protocol.node.receive_aside(self._protocol.clock(), number, endpoint, datagram)
-            self._protocol.settle()
-
-    # --- when --------------------------------------------------------------------------------
 
     def look(self) -> None:
         """Check if it is time to."""

@@ -28,7 +28,7 @@ async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: Po
     ports = await mapping if mapping is not None else _OFF
     node = protocol.node
     direct = [link for link in node.links if isinstance(link.active, Endpoint)]
-    udp = any(endpoint.scheme == "udp" for link in direct for endpoint in link.direct)
+    udp = any(endpoint.carrier == "udp" for link in direct for endpoint in link.direct)
     blocked = not udp and bool(node.bootstrap.endpoints)  # nobody answers where members were
     lifetime = node.nat.life.lifetime
     return {
@@ -42,7 +42,7 @@ async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: Po
         "filtering": facts.reach.filtering.title,
         "filtering_sure": facts.filtering_sure,
         "port_kept": facts.port_kept,
-        "sequential_step": facts.step,
+        "sequential_step": facts.reach.step or None,
         "hairpin": facts.hairpin,
         "lifetime_s": {"at_least": lifetime.alive or None, "less_than": lifetime.dead},
         "keepalive_s": round(node.paths.keepalive, 1),
@@ -66,7 +66,7 @@ def _measure_mtus(protocol: ChordProtocol) -> None:
 
 
 def _works(direct: list[Link], version: int) -> bool:
-    return any(ip_address(endpoint.host).version == version for link in direct for endpoint in link.direct if endpoint.scheme == "udp")
+    return any(ip_address(endpoint.host).version == version for link in direct for endpoint in link.direct if endpoint.carrier == "udp")
 
 
 def _peer(link: Link) -> dict[str, Any]:
@@ -91,12 +91,9 @@ def verdict(facts: NatFacts, udp: bool, blocked: bool, mapped: bool, otherwise: 
     if mapped:
         return "The router leads a port here, so every member that can send UDP to it gets a direct path."
     strict = Reach(Kind.ADDRESS_AND_PORT_DEPENDENT, Kind.ADDRESS_AND_PORT_DEPENDENT)
-    careful = Reach(Kind.ENDPOINT_INDEPENDENT, Kind.ADDRESS_AND_PORT_DEPENDENT)
     doubt = "" if facts.mapping_sure and facts.filtering_sure else " (more members are needed to be sure)"
     if feasible(reach, strict):
         return f"Direct paths are possible with every member that has UDP{doubt}."
-    if feasible(reach, careful):
-        return f"Direct paths are possible with all members but those behind mappings that depend on the far end{doubt}."
     if reach.filtering is not Kind.ADDRESS_AND_PORT_DEPENDENT:
-        return f"Direct paths are possible with members whose mapping does not depend on the far end; relays carry the rest{doubt}."
-    return f"Direct paths are possible only with members that let in anybody, or any port of a known address; relays carry the rest{doubt}."
+        return f"Direct paths are possible with all members but those behind the strictest NATs; relays carry the rest{doubt}."
+    return f"Direct paths are possible with members whose mapping does not depend on the far end; relays carry the rest{doubt}."

@@ -78,7 +78,7 @@ class PeerCache(Service):
     def save(self) -> None:
         """Write the endpoints down if they have changed; those that are linked now come first, older ones are kept behind them."""
         node = self._protocol.node
-        linked = [str(link.active) for link in node.links if isinstance(link.active, Endpoint) and not link.active.inward]
+        linked = [str(link.active) for link in node.links if isinstance(link.active, Endpoint) and not link.active.passing]
         makeshifts = sorted({str(endpoint) for link in node.links for endpoint in node.makeshifts(link.ident)})[:MAKESHIFTS]
         fresh = list(dict.fromkeys([*sorted(linked), *makeshifts, *self._saved]))[:MOST]
         if fresh == self._saved or not (linked or makeshifts):

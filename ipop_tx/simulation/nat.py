@@ -1,4 +1,4 @@
-"""Simulated NATs: mapping x filtering (RFC 4787), in front of one machine each."""
+"""Simulated NATs: mapping x filtering (RFC 4787), in front of one machine each; also two in a row."""
 
 from __future__ import annotations
 
@@ -89,6 +89,8 @@ class Nat:
         return self._next - 1
 
     def _expire(self, now: float) -> None:
+        if self.lifetime == float("inf"):
+            return
         for outer in [outer for outer, used in self._used.items() if now - used > self.lifetime]:
             del self._used[outer], self._inner[outer], self._admitted[outer]
             self._outer = {key: port for key, port in self._outer.items() if port != outer}
@@ -99,13 +101,15 @@ class NattedNet(SimulatedNet):
 
     def __init__(self, seed: int, loss: float = 0.0, width_s: float = 0.1, network: Network = NETWORK) -> None:
         super().__init__(seed, loss, width_s, network)
-        self._nats: dict[SimulatedNode, Nat] = {}
+        self._nats: dict[SimulatedNode, list[Nat]] = {}
+        """Before each machine, the nearest first."""
         self._inside: dict[str, SimulatedNode] = {}
 
     def behind(self, machine: SimulatedNode, mapping: Depends, filtering: Depends, ports: Ports = Ports.IN_ORDER) -> Nat:
-        """Put a NAT in front of a machine."""
-        nat = Nat(f"198.51.100.{len(self._nats) + 1}", mapping, filtering, ports, seed=self.seed)
-        self._nats[machine] = nat
+        """Put a NAT in front of a machine, or of the NATs that it is behind already."""
+        row = self._nats.setdefault(machine, [])
+        nat = Nat(f"198.51.{100 + len(row)}.{len(self._nats)}", mapping, filtering, ports, seed=self.seed)
+        row.append(nat)
         self._inside[nat.host] = machine
         return nat
 
@@ -115,11 +119,18 @@ class NattedNet(SimulatedNet):
         if inside is None:
             machine, port = super().receiver(source, endpoint)
             return (None if machine in self._nats else machine), port
-        nat = self._nats[inside]
-        inner = nat.admits(source, endpoint.port, self.now) if source.host != nat.host or nat.hairpin else None
+        row = self._nats[inside]
+        inner = endpoint.port if endpoint.host == row[-1].host else None
+        for nat in reversed(row):
+            if inner is not None and (source.host != row[-1].host or nat.hairpin):
+                inner = nat.admits(source, inner, self.now)
+            else:
+                inner = None
         return (inside if inner is not None else None), inner if inner != inside.endpoint.port else None
 
     def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
-        """As the sender's NAT maps it."""
-        nat = self._nats.get(sender)
-        return nat.outward(endpoint, port or sender.endpoint.port, self.now) if nat is not None else super().source(sender, endpoint, port)
+        """As the sender's NATs map it."""
+        source = super().source(sender, endpoint, port)
+        for nat in self._nats.get(sender, ()):
+            source = nat.outward(endpoint, source.port, self.now)
+        return source

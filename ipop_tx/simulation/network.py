@@ -139,7 +139,11 @@ class SimulatedNode:
             self.net.on_event(self, event)
         self.store.commit()
         while (sending := node.poll_transmit()) is not None:
-            self.net.carry(self, *sending)
+            endpoint, datagram = sending
+            if not endpoint.side:
+                self.net.carry(self, endpoint, datagram)
+            elif endpoint.side in self.sides:
+                self.net.carry(self, endpoint.by_side(0), datagram, self.sides[endpoint.side])
         due = node.poll_timeout()
         if due is not None and (self._armed is None or due < self._armed):
             self._armed = due

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from zope.interface import implementer
 
@@ -55,6 +55,8 @@ class Transports:
             raise LocalMisuse("two transports have one scheme", "configure each scheme once")
         self._nowhere = Nowhere()
         self.layout = first.layout
+        self.aside: Callable[[int], ITransport | None] = lambda number: None
+        """What sends by a socket beside a transport's own one (`Endpoint.side`)."""
 
     def __iter__(self) -> Iterator[ITransport]:
         return iter(self._all)
@@ -64,7 +66,9 @@ class Transports:
         return tuple((transport.scheme, transport.datagram_bytes) for transport in self._all)
 
     def carrier(self, endpoint: Endpoint) -> ITransport:
-        """The transport of an endpoint's scheme."""
+        """The transport of an endpoint's scheme, or the socket that it names."""
+        if endpoint.side:
+            return self.aside(endpoint.side) or self._nowhere
         return self._by_scheme.get(endpoint.carrier, self._nowhere)
 
     def start(self, receiver: IDatagramReceiver) -> None:

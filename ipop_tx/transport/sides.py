@@ -1,4 +1,4 @@
-"""UDP sockets beside the transport's own one, each for one short check of the NAT."""
+"""UDP sockets beside the transport's own one, for checks of the NAT and searches for a port; one may become a transport of its own."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ class _Side:
         self._number = number
         self._received = received
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self.socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             if family == socket.AF_INET6:
-                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-            self._socket.bind((host, 0))
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            self.socket.bind((host, 0))
         except OSError:
-            self._socket.close()
+            self.socket.close()
             raise
-        self.port = int(self._socket.getsockname()[1])
+        self.port = int(self.socket.getsockname()[1])
 
     def doRead(self) -> None:
         for _ in range(AT_ONCE):
             try:
-                datagram, address = self._socket.recvfrom(LARGEST)
+                datagram, address = self.socket.recvfrom(LARGEST)
             except OSError:  # nothing more, or what ICMP says of something that was sent
                 return
             self._received(self._number, Endpoint("udp", plain_host(address[0]), address[1]), datagram)
 
-    def send(self, endpoint: Endpoint, datagram: bytes) -> None:
-        host = host_for(self._socket.family, endpoint.host)
+    def write(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+        host = host_for(self.socket.family, endpoint.host)
         if host is None:
             return
         try:
-            self._socket.sendto(datagram, (host, endpoint.port))
+            self.socket.sendto(datagram, (host, endpoint.port))
         except OSError:  # no route, a firewall, a full queue
             return
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     def logPrefix(self) -> str:
         return f"side:{self.port}"
 
     def connectionLost(self, reason: Failure) -> None:
-        self._socket.close()
+        self.socket.close()
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
 
 class SideSockets:
@@ -87,7 +87,19 @@ class SideSockets:
         """Send one datagram; what cannot be sent is lost, as on the wire."""
         side = self._sides.get(number)
         if side is not None:
-            side.send(endpoint, datagram)
+            side.write(endpoint, datagram)
+
+    def carrier(self, number: int) -> Any:
+        """What writes single datagrams by one of them; None if it is not open."""
+        return self._sides.get(number)
+
+    def release(self, number: int) -> socket.socket | None:
+        """Give one away, open as it is."""
+        side = self._sides.pop(number, None)
+        if side is None:
+            return None
+        self._reactor.removeReader(side)
+        return side.socket
 
     def close(self, number: int) -> None:
         """Close one. Idempotent."""

@@ -19,7 +19,7 @@ from ipop_tx.log import Logger
 from ipop_tx.transport.interfaces import own_hosts
 from ipop_tx.transport.native import Incoming, Layout, Outgoing, native_address, python_address, segment_ancillary
 from ipop_tx.transport.runs import LEAST_SIZE, MOST_SIZES, USUAL_SIZE, Scatter
-from ipop_tx.transport.udp_socket import bound_socket, host_for, offloads_of, plain_host, problem_of, version_of
+from ipop_tx.transport.udp_socket import bound_socket, host_for, offloads_of, plain_host, prepare, problem_of, version_of
 from ipop_tx.values import Endpoint
 
 RUNS_PER_TURN = 16
@@ -64,7 +64,12 @@ class UdpTransport:
     datagram_bytes = 0  # `core.links.mtu` finds it out for each path
     _log = Logger()
 
-    def __init__(self, reactor: Any, host: str, port: int, ignore: Iterable[str] = ()) -> None:
+    def __init__(
+        self, reactor: Any, host: str, port: int, ignore: Iterable[str] = (), taken: socket.socket | None = None, side: int = 0
+    ) -> None:
+        """`taken` is a socket that is bound already; as the side `side` its endpoints have that in their scheme (`Endpoint.side`)."""
+        self.scheme = Endpoint("udp", host, port).by_side(side).scheme
+        self._taken = taken
         self.host = host
         self.port = port
         """The port that is bound; after `start` never 0."""
@@ -341,6 +346,9 @@ class UdpTransport:
             self._log.warn("udp_{what}_failed port={port} error={error}", what=what, port=self.port, error=str(error))
 
     def _bind(self) -> socket.socket:
+        if self._taken is not None:
+            prepare(self._taken)
+            return self._taken
         version = version_of(self.host)
         if version is None:
             raise EnvironmentProblem(

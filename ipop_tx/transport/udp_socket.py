@@ -46,14 +46,19 @@ def bound_socket(family: socket.AddressFamily, host: str, port: int) -> socket.s
     try:
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-        _never_fragment(made, family)
-        _enlarge(made, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
-        _enlarge(made, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        prepare(made)
         made.bind((host, port))
     except OSError:
         made.close()
         raise
     return made
+
+
+def prepare(made: socket.socket) -> None:
+    """Whole datagrams only, and large buffers."""
+    _never_fragment(made, made.family)
+    _enlarge(made, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
+    _enlarge(made, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
 
 
 def _enlarge(made: socket.socket, forced: int, plain: int) -> None:

@@ -19,6 +19,7 @@ NatKind = Annotated[int, Meta(ge=0, le=255)]
 Members = Annotated[tuple[Ident, ...], Meta(max_length=16)]
 Neighbourhood = Annotated[tuple[Ident, ...], Meta(max_length=64)]
 Endpoints = Annotated[tuple[EndpointText, ...], Meta(max_length=16)]
+Ports = Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(max_length=64)]
 
 MAX_VALUE = 1024
 """Largest value of a register, and largest payload of a broadcast, in bytes."""

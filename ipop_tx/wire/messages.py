@@ -24,6 +24,7 @@ from ipop_tx.wire.fields import (
     Name,
     NatKind,
     Neighbourhood,
+    Ports,
     PublicKey,
     Small,
 )
@@ -122,7 +123,8 @@ class Opened(Body, frozen=True, tag=7):
 class Hello(Body, frozen=True, tag=10):
     """First request on a link, and its own reply: flags, the endpoints to try, the overlay address held (4 bytes or empty).
 
-    `mapping` and `filtering` are what the sender knows of its NAT (`core.natkind.Kind`).
+    `mapping` and `filtering` are what the sender knows of its NAT (`core.natkind.Kind`), `step` by how much its ports grow, if they do;
+    `outer` is where most members see it.
     """
 
     flags: Count
@@ -130,14 +132,18 @@ class Hello(Body, frozen=True, tag=10):
     address: Annotated[bytes, Meta(max_length=4)]
     mapping: NatKind = 0
     filtering: NatKind = 0
+    step: NatKind = 0
+    outer: EndpointText = ""
 
 
 class Offer(Body, frozen=True, tag=11):
-    """Endpoints to try for a direct path, now. Its own reply. `mapping` and `filtering` as in `Hello`."""
+    """Endpoints to try for a direct path, now. Its own reply. The other fields as in `Hello`."""
 
     candidates: Endpoints
     mapping: NatKind = 0
     filtering: NatKind = 0
+    step: NatKind = 0
+    outer: EndpointText = ""
 
 
 class Renew(Body, frozen=True, tag=12):
@@ -188,6 +194,36 @@ class Knock(Body, frozen=True, tag=84):
     nonce: Count
     endpoint: EndpointText
     second: bool
+
+
+class Search(Body, frozen=True, tag=85):
+    """Challenge ports of my NAT, by which I have sent to you: these, or any if there are none. Answered by `Searching`.
+
+    `outer` is the NAT's address (with whatever port); each of the `witnesses` has a direct path to me and sees me there.
+    """
+
+    outer: EndpointText
+    ports: Ports
+    witnesses: Annotated[tuple[Ident, ...], Meta(max_length=4)]
+
+
+class Searching(Body, frozen=True, tag=86):
+    """It is done now. If both NATs number their ports, from these at `outer`: send to them, the first to the first."""
+
+    outer: EndpointText = ""
+    ports: Ports = ()
+
+
+class WhereIs(Body, frozen=True, tag=87):
+    """At which endpoint does this member answer you? Answered by `Sighted`."""
+
+    ident: Ident
+
+
+class Sighted(Body, frozen=True, tag=88):
+    """There, by UDP; "" if there is no direct path."""
+
+    endpoint: EndpointText
 
 
 # --- ring ----------------------------------------------------------------------------------------
@@ -360,6 +396,8 @@ Ask = (
     | Renew
     | Assist
     | Knock
+    | Search
+    | WhereIs
     | GetNeighbours
     | Notify
     | Lookup
@@ -394,6 +432,8 @@ Answer = (
     | Offer
     | Renewed
     | Assisting
+    | Searching
+    | Sighted
     | Neighbours
     | Found
     | Done

@@ -207,7 +207,7 @@ class PathMtu:
 def _care(link: Link) -> _Care | None:
     """The active path, if its MTU is our business: direct, and the peer has answered a small challenge on it."""
     path = link.active
-    if isinstance(path, Route) or path.scheme != "udp" or link.peer.guest or not link.up:
+    if isinstance(path, Route) or path.carrier != "udp" or link.peer.guest or not link.up:
         return None
     known = link.direct.get(path)
     return _Care(link, path, known) if known is not None and known.rtt > 0.0 else None

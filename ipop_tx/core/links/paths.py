@@ -14,7 +14,7 @@ import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ipop_tx.core.events import LinkChanged, Observed
+from ipop_tx.core.events import LinkChanged, Observed, SideKept
 from ipop_tx.core.links.facts import CANDIDATES, Facts
 from ipop_tx.core.links.link import Link, PathKey, Route, detour, patience
 from ipop_tx.core.links.links import Links
@@ -74,6 +74,10 @@ class Paths:
         """Seconds between challenges on a link; changes with what is known of our NAT."""
         self.reaches: dict[Ident, Reach] = {}
         """What peers say of their NATs."""
+        self.outers: dict[Ident, Endpoint | None] = {}
+        """Where most members see a peer, as it says."""
+        self.seek: Callable[[Link], object] = lambda link: None
+        """A peer has told of its NAT: look for a port of it, if that is what it takes."""
         self.tried: dict[Ident, tuple[float, int]] = {}
         """When we last challenged the candidates of a peer, and how many they were."""
         self.endpoints_of: Callable[[Ident], Iterable[str]] = lambda ident: ()
@@ -114,8 +118,8 @@ class Paths:
 
     def challenged(self, link: Link, path: PathKey, message: m.PathChallenge) -> None:
         """Answer on the path it came by; an endpoint that we do not know yet is challenged back."""
-        # Where a connection comes from is of no use to anybody.
-        observed = "" if isinstance(path, Route) or path.inward else str(path)
+        # Where a connection comes from, or who reaches another socket than our own, is of no use to anybody.
+        observed = "" if isinstance(path, Route) or path.passing else str(path)
         self._links.send_message(link, m.PathResponse(message.token, observed), path)
         if isinstance(path, Route):
             # Not when the way has just been found good from here: two ends that made each other doubt would never stop.
@@ -171,6 +175,8 @@ class Paths:
             link.alarm, link.answered = False, self._runtime.now
 
     def _direct_answered(self, link: Link, endpoint: Endpoint, rtt: float) -> None:
+        if endpoint.side and endpoint not in link.direct:
+            self._runtime.emit(SideKept(endpoint.side))
         path = link.direct.setdefault(endpoint, self.facts.fresh(endpoint, rtt, self._runtime.now))
         path.rtt = rtt if path.rtt == 0.0 else 0.875 * path.rtt + 0.125 * rtt
         path.answered = self._runtime.now
@@ -227,7 +233,7 @@ class Paths:
 
     def _link_down(self, link: Link) -> None:
         self.facts.forget(link.ident)
-        for known in (self._strangers, self.reaches, self.tried):
+        for known in (self._strangers, self.reaches, self.outers, self.tried):
             known.pop(link.ident, None)
 
     async def _keep(self, link: Link) -> None:
@@ -356,12 +362,18 @@ class Paths:
 
     def offer(self) -> m.Offer:
         """Our candidates, and what is known of our NAT."""
-        return m.Offer(tuple(str(endpoint) for endpoint in self.facts.candidates()), self.facts.reach.mapping, self.facts.reach.filtering)
+        reach, outer = self.facts.reach, next(iter(self.facts.observed()), "")
+        return m.Offer(
+            tuple(str(endpoint) for endpoint in self.facts.candidates()), reach.mapping, reach.filtering, min(reach.step, 255), str(outer)
+        )
 
     def offered(self, link: Link, body: m.Offer | m.Hello) -> None:
         """A peer tells of itself: its NAT, and where it may be reached."""
-        self.reaches[link.ident] = Reach(Kind.of(body.mapping), Kind.of(body.filtering))
+        self.reaches[link.ident] = Reach(Kind.of(body.mapping), Kind.of(body.filtering), body.step)
+        self.outers[link.ident] = self.admissible(body.outer)
         self.try_candidates(link, body.candidates)
+        if not link.settled:
+            self.seek(link)
 
     def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
         """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""

@@ -22,7 +22,7 @@ from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.rpc import Rpc
 from ipop_tx.core.nat.rules import filtering_of, mapping_of
-from ipop_tx.core.nat.sides import Side, Sides
+from ipop_tx.core.nat.sides import MOST, PURPOSE, Side, Sides
 from ipop_tx.core.natkind import Kind, NatFacts, Reach
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, all_settled, spawn
@@ -102,7 +102,7 @@ class NatCheck:
 
     def without_udp(self) -> bool:
         """Whether members are reached directly, but none by UDP: then that is blocked here."""
-        schemes = {link.active.scheme for link in self._links if isinstance(link.active, Endpoint)}
+        schemes = {link.active.carrier for link in self._links if isinstance(link.active, Endpoint)}
         return bool(schemes) and "udp" not in schemes
 
     async def _check(self) -> NatFacts:
@@ -122,9 +122,9 @@ class NatCheck:
 
     # --- sockets and probes ------------------------------------------------------------------
 
-    async def open(self) -> _Socket:
-        """A fresh socket."""
-        made = _Socket(await self._sides.open())
+    async def open(self, purpose: str = PURPOSE, most: int = MOST) -> _Socket:
+        """A fresh socket; see `Sides.open`."""
+        made = _Socket(await self._sides.open(purpose, most))
 
         def received(endpoint: Endpoint, datagram: bytes) -> None:
             if made.token and datagram == made.token:

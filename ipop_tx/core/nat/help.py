@@ -86,7 +86,7 @@ class NatHelp:
     def knock(self, link: Link, body: m.Knock) -> m.Done:
         """Send the asker what it asks for."""
         endpoint = Endpoint.parse(body.endpoint)
-        if endpoint.host not in {known.host for known in link.direct if known.scheme == endpoint.scheme}:
+        if endpoint.host not in {known.host for known in link.direct if known.carrier == endpoint.scheme}:
             self._runtime.count("knock_refused")
             raise LocalMisuse(f"nobody has answered us at {endpoint.host}", "ask a member with a direct path")
         if not self._may(link, endpoint):
@@ -112,7 +112,7 @@ class NatHelp:
 
     def _may(self, link: Link, endpoint: Endpoint) -> bool:
         """Whether a datagram may go to an endpoint of a member: it is known to be at that address, and has not asked for too much."""
-        if link.peer.guest or endpoint.host not in {known.host for known in link.direct if known.scheme == endpoint.scheme}:
+        if link.peer.guest or endpoint.host not in {known.host for known in link.direct if known.carrier == endpoint.scheme}:
             self._runtime.count("nat_help_refused")
             return False
         bucket = self._buckets.setdefault(link.ident, Bucket(AT_ONCE, A_SECOND))

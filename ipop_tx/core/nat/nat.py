@@ -11,6 +11,7 @@ from ipop_tx.core.links.rpc import Rpc
 from ipop_tx.core.nat.check import NatCheck
 from ipop_tx.core.nat.help import NatHelp
 from ipop_tx.core.nat.lifetime import NatLife
+from ipop_tx.core.nat.search import Searches
 from ipop_tx.core.nat.sides import Sides
 from ipop_tx.core.natkind import NatFacts
 from ipop_tx.core.runtime import Runtime
@@ -19,7 +20,7 @@ from ipop_tx.wire import messages as m
 
 
 class Nat:
-    """`help` serves other members, `check` and `life` ask them; `sides` are the sockets for that."""
+    """`help` serves other members, `check` and `life` ask them; `search` looks for ports; `sides` are the sockets for all that."""
 
     def __init__(self, links: Links, rpc: Rpc, paths: Paths, runtime: Runtime) -> None:
         self.tell: Callable[[Link], object] = lambda link: None
@@ -28,6 +29,7 @@ class Nat:
         self.help = NatHelp(links, self.sides, runtime)
         self.check = NatCheck(links, rpc, self.sides, paths.facts, runtime)
         self.life = NatLife(self.check, paths, runtime)
+        self.search = Searches(links, rpc, paths, self.sides, self.check, runtime)
         self._links = links
         self._facts = paths.facts
         rpc.serve(m.Assist, self.help.assist)

@@ -34,8 +34,8 @@ def mapping_of(seen: dict[Endpoint, Endpoint], inner: set[Endpoint]) -> NatFacts
     else:  # nobody has a second port: the stricter is the safer guess
         kind, sure = Kind.ADDRESS_AND_PORT_DEPENDENT, False
     kept = None if kind is Kind.NONE else outer[0].port in {endpoint.port for endpoint in inner}
-    step = step_of(outer) if len(distinct) > 1 else None
-    return NatFacts(Reach(kind), sure, port_kept=kept, step=step, outer=distinct)
+    step = step_of(outer) if len(distinct) > 1 else 0
+    return NatFacts(Reach(kind, step=step), sure, port_kept=kept, outer=distinct)
 
 
 def _without_odd_one(seen: dict[Endpoint, Endpoint]) -> dict[Endpoint, Endpoint]:
@@ -50,11 +50,11 @@ def _without_odd_one(seen: dict[Endpoint, Endpoint]) -> dict[Endpoint, Endpoint]
     return seen
 
 
-def step_of(outer: Sequence[Endpoint]) -> int | None:
-    """By how much a NAT's ports grow from one mapping to the next, if most do by little: its numbers may have begun anew in between."""
+def step_of(outer: Sequence[Endpoint]) -> int:
+    """By how much a NAT's ports grow from one mapping to the next, if most do by little (its numbers may have begun anew); else 0."""
     ports = list(dict.fromkeys(endpoint.port for endpoint in outer))
     steps = sorted(step for one, next_ in pairwise(ports) if 0 < (step := next_ - one) <= SMALL_STEP)
-    return steps[len(steps) // 2] if steps and 2 * len(steps) >= len(ports) - 1 else None
+    return steps[len(steps) // 2] if steps and 2 * len(steps) >= len(ports) - 1 else 0
 
 
 def filtering_of(others: Sequence[bool | None], second: bool | None) -> tuple[Kind, bool]:

@@ -1,7 +1,8 @@
-"""Sockets beside the node's own one, each with a port of its own, for as long as one check of the NAT takes.
+"""Sockets beside the node's own one, each with a port of its own, for checks of the NAT and for searches (`core.nat.search`).
 
 The driver opens them (`events.SideWanted`), sends by them (`events.SideSend`), closes them (`events.SideDone`) and hands in what
-arrives (`Node.receive_aside`). Nothing but probes goes by them: they carry no link, and no path is ever made of their endpoints.
+arrives (`Node.receive_aside`). Nothing but probes goes by those of a check. One of a search is a way to an endpoint of its own
+(`Endpoint.by_side`), and may come to carry a link (`events.SideKept`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.values import Endpoint
 
 MOST = 24
-"""Most of them at a time."""
+"""Most of them at a time, for checks."""
+PURPOSE = "checks of the NAT"
 OPENING = 1.0
 """Seconds that the driver has to open one."""
 
@@ -25,8 +27,9 @@ Receiver = Callable[[Endpoint, bytes], None]
 class Side:
     """One such socket, bound to `port`."""
 
-    def __init__(self, number: int, runtime: Runtime) -> None:
+    def __init__(self, number: int, runtime: Runtime, purpose: str) -> None:
         self.number = number
+        self.purpose = purpose
         self.port = 0
         self.received: Receiver = lambda endpoint, datagram: None
         self._runtime = runtime
@@ -44,12 +47,12 @@ class Sides:
         self._open: dict[int, Side] = {}
         self._last = 0
 
-    async def open(self) -> Side:
-        """A new one. Raises `EnvironmentProblem` when the driver cannot, or there are too many."""
-        if len(self._open) >= MOST:
-            raise EnvironmentProblem(f"{MOST} ports are in use for checks of the NAT", "try again in a minute")
+    async def open(self, purpose: str = PURPOSE, most: int = MOST) -> Side:
+        """A new one. Raises `EnvironmentProblem` when the driver cannot, or there are too many for the purpose."""
+        if sum(side.purpose == purpose for side in self._open.values()) >= most:
+            raise EnvironmentProblem(f"{most} ports are in use for {purpose}", "try again in a minute")
         self._last += 1
-        side = self._open[self._last] = Side(self._last, self._runtime)
+        side = self._open[self._last] = Side(self._last, self._runtime, purpose)
         port: Future[int] = Future()
         late = self._runtime.after(OPENING, lambda: port.fail(EnvironmentProblem("no second port could be opened")))
         self._runtime.emit(SideWanted(side.number, port))
