@@ -44,6 +44,7 @@ from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
+from ipop_tx.services.revocation import Revoking
 from ipop_tx.services.sides import SideService
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
@@ -131,12 +132,14 @@ class Node(MultiService):
         if self.tap is not None:
             terms = terms_of(config, network, credentials.peer.name, self.tap)
             self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap)
+        self.revoking = Revoking(self.protocol, self.state, admitter, [tls, *onion])
+        credentials.is_revoked = core.revocations.is_revoked
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
-        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, (self.dns, self.metrics))
+        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, (self.dns, self.metrics, self.revoking))
         self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
@@ -213,9 +216,17 @@ class Node(MultiService):
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(self._netcheck()),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
+            "GET /revocations": lambda arguments: self.revoking.told(),
+            "POST /revoke": lambda arguments: Deferred.fromCoroutine(self._revoke(arguments)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
+
+    async def _revoke(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        target, key = arguments.get("target") or "", arguments.get("key") or ""
+        if not isinstance(target, str) or not isinstance(key, str) or bool(target) == bool(key):
+            raise LocalMisuse("revoke takes a target or a key, as a text", "name a node, or give a key's digest")
+        return await self.revoking.revoke(target, key, arguments.get("confirm") is True)
 
     async def _netcheck(self) -> dict[str, Any]:
         if self.natcheck is None:

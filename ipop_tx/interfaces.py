@@ -224,6 +224,9 @@ class IRecordSigner(Interface):
     def assignment(signer: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned to a `signer` that is a proof, and when (Unix seconds); else (b"", 0)."""
 
+    def key(signer: bytes) -> bytes:
+        """The digest (`values.key_digest`) of the key that a signer names; empty when it names none."""
+
     def by_authority(data: bytes, signature: bytes) -> bool:
         """Whether the network's authority made `signature` over `data`."""
 

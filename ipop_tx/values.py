@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -120,6 +121,13 @@ class Proxy(NamedTuple):
         return f"{self.kind}://{host}:{self.port}"
 
 
+def key_digest(public: bytes) -> bytes:
+    """SHA-256 of a public key as a compressed SEC 1 point: what revocations name it by. Takes it in either form, 33 bytes or 65."""
+    if len(public) == 65:
+        public = bytes([2 + (public[64] & 1)]) + public[1:33]
+    return hashlib.sha256(public).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who stands at the other end of a session, as its certificate proves it.
@@ -138,6 +146,13 @@ class Peer:
     """Seconds since the Unix epoch at which the certificate ends."""
     groups: tuple[str, ...] = ()
     """Groups to which the network's policy gives rights; the certificate says them."""
+    admitted_by: bytes = b""
+    """The digest of the key that has signed the certificate; empty for a guest."""
+
+    @property
+    def key(self) -> bytes:
+        """The digest of its key. Simulated peers have none but their ident."""
+        return key_digest(self.public_key or self.ident)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from ipop_tx.identity.signer import RecordSigner
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.session.dtls import DtlsSessionFactory
-from ipop_tx.values import Peer
+from ipop_tx.values import Peer, key_digest
 from tests.test_session import Handshake
 
 WALL = 1_800_000_000.0
@@ -112,8 +112,20 @@ class VerifyMemberTests(FoundedCase):
         peer = self.verify(self.chain)
         point = point_of(self.key.public_key())
         ident = ident_of(point, certs.facts_of(self.leaf).salt)
-        self.assertEqual(peer, Peer(ident, "bob", public_key=point, not_after=int(WALL + certs.MEMBER_LIFETIME)))
+        ends, admitted_by = int(WALL + certs.MEMBER_LIFETIME), key_digest(point_of(self.admitter.key.public_key()))
+        self.assertEqual(peer, Peer(ident, "bob", public_key=point, not_after=ends, admitted_by=admitted_by))
         self.assertEqual(self.verify(Credentials.load(self.state, clock).chain).admits, True)
+
+    def test_revoked(self) -> None:
+        """By its key, whatever the certificate looks like: signed anew for the same key, or by an admission key that was revoked."""
+        credentials = Credentials.load(self.state, clock)
+        peer = credentials.verify(self.chain)
+        for revoked in (peer.key, peer.admitted_by):
+            credentials.is_revoked = lambda key, revoked=revoked: key == revoked  # type: ignore[misc]
+            for chain in (self.chain, self.rebuilt()):
+                self.assertRefused(lambda chain=chain: credentials.verify(chain), "thrown out", "revoked by the authority")
+        credentials.is_revoked = lambda key: key == bytes(32)
+        self.assertEqual(credentials.verify(self.chain), peer)
 
     def test_rebuilt_chain_is_good(self) -> None:
         self.assertEqual(self.verify(self.rebuilt()).name, "bob")

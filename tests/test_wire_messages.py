@@ -36,7 +36,10 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Close("the node leaves"), "9203af746865206e6f6465206c6561766573"),
     (m.Fragment(9, 1, 2, b"part"), "9504090102c40470617274"),
     (m.Opened(0x80000005, 65536, 65000, 3), "9507ce80000005ce00010000cdfde803"),
-    (m.Request(258, m.Hello(m.ADMITS, (ENDPOINT,), bytes((10, 128, 0, 9)), 2, 4)), "9305cd0102980a0191{endpoint}c4040a800009020400a0"),
+    (
+        m.Request(258, m.Hello(m.ADMITS, (ENDPOINT,), bytes((10, 128, 0, 9)), 2, 4, revocations=A[:8])),
+        "9305cd0102990a0191{endpoint}c4040a800009020400a0c4080001020304050607",
+    ),
     (m.Request(1, m.Offer((ENDPOINT,), 2, 4, 1, ENDPOINT)), "930501960b91{endpoint}020401{endpoint}"),
     (m.Request(1, m.Renew(A[:8], bytes(range(32)))), "930501930cc4080001020304050607{public}"),
     (m.Reply(1, m.Renewed(bytes(range(32)))), "930601920d{public}"),
@@ -96,6 +99,11 @@ VECTORS: list[tuple[m.Message, str]] = [
         "9305019841{a}0991{b}92001fc410000102030405060708090a0b0c0d0e0fce6b49d200c4097369676e6174757265",
     ),
     (m.Request(1, m.Salvage(31, 9, b"")), "93050194421f09c400"),
+    (
+        m.Request(1, m.Revoked((m.Revocation(A, bytes(range(32)), "gone", 1800000000, b"signature"),), True)),
+        "930501935b91965a{a}{public}a4676f6e65ce6b49d200c4097369676e6174757265c3",
+    ),
+    (m.Request(1, m.WhichRevoked(bytes(range(32)))), "930501925c{public}"),
     (m.Reply(1, m.Salvaged(4, (CELL,), False, FLOOR)), "93060195430491963c{k}{ballot}{ballot}{record}cd05dcc2{floor}"),
     (
         m.Request(1, m.Enrol(b"invitation", b"csr", b"", b"signature", "alice", A)),

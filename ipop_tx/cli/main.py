@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipop_tx.cli import dht, dns, live, membership, netcheck, simulate
+from ipop_tx.cli import dht, dns, live, membership, netcheck, simulate, trust
 from ipop_tx.errors import IpopError
 
 
@@ -27,7 +27,15 @@ def version() -> None:
 
 for command in (live.status, live.metrics, live.ping, dns.resolve, netcheck.netcheck, live.invite, live.leave):
     ipop.add_command(command)
-for command in (membership.network, membership.join, membership.request, membership.sign, membership.install):
+for command in (
+    membership.network,
+    membership.join,
+    membership.request,
+    membership.sign,
+    membership.install,
+    trust.revoke,
+    trust.revocations,
+):
     ipop.add_command(command)
 ipop.add_command(dht.dht)
 ipop.add_command(dns.dns)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from ipop_tx.values import Endpoint, Ident
-from ipop_tx.wire.messages import Order
+from ipop_tx.wire.messages import Order, Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,13 @@ class CarryOut:
     """Found views anew by the authority's order. Future of a list of `recovery.Founded`."""
 
     order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Carry a revocation out, which the authority has signed, and tell everybody. Gives how many links of this node that has ended."""
+
+    order: Revocation
 
 
 @dataclass(frozen=True, slots=True)

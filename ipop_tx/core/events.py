@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire.messages import Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,13 @@ class ViewsFounded:
     shards: tuple[int, ...]
     number: int
     members: tuple[Ident, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRevoked:
+    """The authority trusts a key no more; the driver keeps that before anybody is told of it."""
+
+    order: Revocation
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from ipop_tx.core.links.link import Link, PathKey, detour
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.relay import Relay
+from ipop_tx.core.links.revocation import Revocations
 from ipop_tx.core.links.rpc import Rpc
 from ipop_tx.core.links.spare import Spare
 from ipop_tx.core.nat.nat import Nat
@@ -92,6 +93,8 @@ class Node:
         self.paths = Paths(self.links, self.runtime, network)
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
+        self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_revocation)
+        register_signer.is_revoked = self.revocations.is_revoked
         self.renewals = Renewals(self.links, self.rpc, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
         self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)
@@ -118,6 +121,7 @@ class Node:
         self.links.on_control = self._control
         self.links.on_up.append(self._greet_if_ours)
         self.links.on_down.append(self._forget_hello)
+        self.revocations.on_revoked = self.resolver.forget_all
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
         self.nat.tell = lambda link: self.runtime.background(self._greet(link))
@@ -146,6 +150,7 @@ class Node:
             c.Delete: lambda x: spawn(self.dht.delete(x.key, x.version)),
             c.Survey: lambda x: spawn(self.recovery.survey()),
             c.CarryOut: lambda x: spawn(self.recovery.carry_out(x.order)),
+            c.Revoke: lambda x: spawn(self._revoke(x.order)),
             c.Lookup: lambda x: spawn(self.lookups.find(x.key)),
             c.LookupDisjoint: lambda x: spawn(self.disjoint.find(x.key, x.routes)),
             c.Broadcast: lambda x: spawn(self.broadcast.begin(x.payload)),
@@ -237,7 +242,8 @@ class Node:
         """What we tell of ourselves on a new link."""
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
         offer = self.paths.offer()
-        return m.Hello(flags, offer.candidates, self.leases.own.address or b"", offer.mapping, offer.filtering, offer.step, offer.outer)
+        address, known = self.leases.own.address or b"", self.revocations.digest
+        return m.Hello(flags, offer.candidates, address, offer.mapping, offer.filtering, offer.step, offer.outer, known)
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -272,6 +278,7 @@ class Node:
         self.peer_hellos[link.ident] = body
         link.placed = bool(body.flags & m.PLACED)
         self.paths.offered(link, body)
+        self.revocations.compare(link, body.revocations)
 
     def endpoints_of(self, ident: Ident) -> tuple[str, ...]:
         """The endpoints that a linked member has offered, written out."""
@@ -370,6 +377,9 @@ class Node:
         """Frames go over a link, or soon will: it is needed, and its path is worth being measured."""
         link.used = link.frames = self.runtime.now
         self.paths.mtu.tend(link)
+
+    async def _revoke(self, order: m.Revocation) -> int:
+        return self.revocations.revoke(order)
 
     async def _ping(self, ident: Ident) -> float:
         link = await self.links.connect(ident)

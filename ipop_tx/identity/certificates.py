@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ipop_tx.errors import PeerRefused
 from ipop_tx.identity.keys import SALT_BYTES, PrivateKey, PublicKey, ident_of, is_p256, point_of
-from ipop_tx.values import IDENT_BYTES, Ident, Network, Peer
+from ipop_tx.values import IDENT_BYTES, Ident, Network, Peer, key_digest
 
 DAY = 86400.0
 ROOT_LIFETIME = 3652 * DAY
@@ -166,7 +166,7 @@ def verify_member(chain: Sequence[x509.Certificate], root: x509.Certificate, wal
             check_dates(certificate, wall, what)
         verify_admission_usage(admission, whose)
         _member_usage(leaf, whose)
-        return _peer(leaf, root, whose)
+        return _peer(leaf, admission, root, whose)
     except MALFORMED:
         raise PeerRefused(f"{whose} certificate is malformed") from None
 
@@ -230,7 +230,7 @@ def _member_usage(leaf: x509.Certificate, whose: str) -> None:
         raise PeerRefused(f"{whose} certificate is not meant for both ends of a link")
 
 
-def _peer(leaf: x509.Certificate, root: x509.Certificate, whose: str) -> Peer:
+def _peer(leaf: x509.Certificate, admission: x509.Certificate, root: x509.Certificate, whose: str) -> Peer:
     facts, point = facts_of(leaf), point_of(_public(leaf))
     if facts.network != network_ident(_public(root)):
         raise PeerRefused(f"{whose} certificate names another network than the one that signed it")
@@ -238,7 +238,8 @@ def _peer(leaf: x509.Certificate, root: x509.Certificate, whose: str) -> Peer:
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if list(names) != [x509.UniformResourceIdentifier(ident_uri(ident))]:
         raise PeerRefused(f"{whose} certificate names another ident than its key and salt give")
-    return Peer(ident, facts.name, admits=facts.admits, public_key=point, not_after=int(_ends(leaf)), groups=facts.groups)
+    admitted_by, ends = key_digest(point_of(_public(admission))), int(_ends(leaf))
+    return Peer(ident, facts.name, admits=facts.admits, public_key=point, not_after=ends, groups=facts.groups, admitted_by=admitted_by)
 
 
 def _public(certificate: x509.Certificate) -> EllipticCurvePublicKey:

@@ -34,6 +34,8 @@ class Credentials:
     def __init__(self, private_key: PrivateKey, chain: list[x509.Certificate], wall: Callable[[], float] = time.time) -> None:
         """Raises `PeerRefused` when the chain is not good now, in words about this node's certificate."""
         self._wall = wall
+        self.is_revoked: Callable[[bytes], bool] = lambda key: False
+        """Whether a key is trusted no more, by its digest; set once there is somebody to know."""
         self.private_key = private_key
         self.chain = chain
         self.root = chain[-1]
@@ -75,7 +77,10 @@ class Credentials:
         """Who has shown `chain`, leaf first: a member of this network or a guest. Raises `PeerRefused`."""
         if len(chain) == 1 and _is_guest(chain[0]):
             return verify_guest(chain[0], self._wall())
-        return certs.verify_member(chain, self.root, self._wall())
+        peer = certs.verify_member(chain, self.root, self._wall())
+        if self.is_revoked(peer.key) or self.is_revoked(peer.admitted_by):
+            raise PeerRefused(f"{peer.name} was thrown out of the network, or whoever admitted it", "its key was revoked by the authority")
+        return peer
 
 
 class GuestCredentials:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ipop_tx.errors import InvitationRefused, LocalMisuse, PeerRefused
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.keys import PrivateKey, compressed_point_of, key_of_point, sign, signed_by
-from ipop_tx.values import Endpoint
+from ipop_tx.values import Endpoint, key_digest
 
 PREFIX = "ipop1-"
 SECRET_BYTES = 16
@@ -159,6 +159,13 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         if not (appointed and good):
             _refuse_signature()
         check_expiry(self.expires, wall)
+
+    @property
+    def inviter(self) -> bytes:
+        """The digest of the admission key that has signed this, once `verify` has passed."""
+        key = x509.load_der_x509_certificate(self.admission).public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return key_digest(compressed_point_of(key))
 
     def _signed(self) -> bytes:
         more = (self.address, self.groups) if self.groups else (self.address,) if self.address else ()

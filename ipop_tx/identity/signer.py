@@ -24,7 +24,7 @@ from ipop_tx.identity.keys import (
     signed_by,
 )
 from ipop_tx.interfaces import IRecordSigner
-from ipop_tx.values import Ident
+from ipop_tx.values import Ident, key_digest
 
 REMEMBERED = 1024
 """Signatures found good of which the next check costs nothing; some 200 bytes each."""
@@ -66,6 +66,13 @@ class RecordSigner:
         if self._assignments is None or len(signer) == COMPRESSED_BYTES + SALT_BYTES:
             return NONE
         return self._assignments.of(signer)
+
+    def key(self, signer: bytes) -> bytes:
+        """The digest of the key in a signer, of either kind; empty when there is none."""
+        if len(signer) == COMPRESSED_BYTES + SALT_BYTES:
+            return key_digest(signer[:COMPRESSED_BYTES])
+        found = key_and_salt(signer)
+        return key_digest(point_of(found[0])) if found is not None else b""
 
     def by_authority(self, data: bytes, signature: bytes) -> bool:
         """Whether the network's authority made `signature` over `data`."""

@@ -25,6 +25,7 @@ LEASE = "lease.json"
 GUESTS = "guests.json"
 PEERS = "peers.json"
 REPLICAS = "replicas.db"
+REVOCATIONS = "revocations.json"
 ONION_KEY = "onion.key"
 TOR_DATA = "tor"
 

@@ -52,6 +52,7 @@ class AdmissionService(Service):
         self._protocol = protocol
         self._network = credentials.network
         self._root = credentials.root
+        self._credentials = credentials
         self._admitter = admitter
         self._endpoints = endpoints
         self._wall = wall
@@ -132,6 +133,8 @@ class AdmissionService(Service):
             # The newcomer cannot know what its invitation says; it comes again with a key to be appointed.
             return m.Failed("AppointmentOffered", "this invitation appoints a member that admits others", "send a second key")
         check_enrol(enrolment, request.guest, record, self._root, self._wall())
+        if self._credentials.is_revoked(record.inviter):
+            raise InvitationRefused("whoever made this invitation may not admit any more", "ask somebody else for one")
         if self._admitter is None or (record.appoints and self._admitter.authority_key is None):
             return await self._pass_on(request, by_guest, record.appoints)
         await self._use_once(request)

@@ -15,13 +15,15 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.dht.replica import genesis
-from ipop_tx.core.events import Fault, SideDone, SideSend, SideWanted
+from ipop_tx.core.events import Fault, KeyRevoked, SideDone, SideSend, SideWanted
 from ipop_tx.core.node import Node
 from ipop_tx.core.tasks import Future
+from ipop_tx.errors import PeerRefused
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.session.plain import PlainSessionFactory
-from ipop_tx.values import Endpoint, Ident, Network, Peer
+from ipop_tx.values import Endpoint, Ident, Network, Peer, key_digest
+from ipop_tx.wire.messages import Revocation
 
 LARGEST_DATAGRAM = 65507
 """Most bytes that UDP over IPv4 carries."""
@@ -49,6 +51,10 @@ class PlainSigner:
         """The signer, if the digest is right."""
         return signer[:20] if hashlib.sha512(signer[:20] + data).digest() == signature else None
 
+    def key(self, signer: bytes) -> bytes:
+        """Of a node that has no key."""
+        return key_digest(signer[:20])
+
     def by_authority(self, data: bytes, signature: bytes) -> bool:
         """Whether the authority that all simulated networks share has signed."""
         return signature == hashlib.sha512(b"authority" + data).digest()
@@ -56,6 +62,12 @@ class PlainSigner:
     def assignment(self, signer: bytes) -> tuple[bytes, int]:
         """What a proof says."""
         return (signer[20:24], int.from_bytes(signer[24:], "big")) if len(signer) == 28 else (b"", 0)
+
+
+def _let_in(node: Node, peer: Peer) -> None:
+    """As credentials do it."""
+    if node.revocations.is_revoked(peer.key):
+        raise PeerRefused(f"{peer.name} was thrown out")
 
 
 class SimulatedNode:
@@ -72,6 +84,8 @@ class SimulatedNode:
         self.store = MemoryReplicaStore()
         self.signer = PlainSigner(self.ident)
         self.node: Node | None = None
+        self.revoked: list[Revocation] = []
+        """On disk."""
         self.started = 0
         self.sides: dict[int, int] = {}
         """The ports of the sockets that the node has asked for, by number."""
@@ -93,7 +107,9 @@ class SimulatedNode:
         self.started += 1
         rng = Random(f"{self.net.seed}/{self.number}/{self.started}")
         sessions = PlainSessionFactory(self.peer, rng)
-        self.node = Node(self.peer, self.network, rng, sessions, self.signer, self.store, now=self.net.now)
+        node = self.node = Node(self.peer, self.network, rng, sessions, self.signer, self.store, now=self.net.now)
+        node.revocations.restore(self.revoked)
+        sessions.verify = lambda peer: _let_in(node, peer)
         self.submit(c.Reachable((self.endpoint,)))
         return self.submit(c.Start(tuple(other.endpoint for other in bootstrap)))
 
@@ -135,6 +151,8 @@ class SimulatedNode:
         while (event := node.poll_event()) is not None:
             if isinstance(event, Fault):
                 self.net.faults.append(f"n{self.number} at {self.net.now:.3f}: {event.text}")
+            if isinstance(event, KeyRevoked):
+                self.revoked.append(event.order)
             self._beside(event)
             self.net.on_event(self, event)
         self.store.commit()

@@ -59,6 +59,12 @@ from ipop_tx.wire.registers import (
     WhoKeeps as WhoKeeps,
     Write as Write,
 )
+from ipop_tx.wire.trust import (
+    PAGE as PAGE,
+    Revocation as Revocation,
+    Revoked as Revoked,
+    WhichRevoked as WhichRevoked,
+)
 
 ADMITS = 1
 """Flag of `Hello`: this member admits others."""
@@ -134,6 +140,8 @@ class Hello(Body, frozen=True, tag=10):
     filtering: NatKind = 0
     step: NatKind = 0
     outer: EndpointText = ""
+    revocations: Annotated[bytes, Meta(max_length=8)] = b""
+    """A digest of all revocations that the sender knows of; empty for none."""
 
 
 class Offer(Body, frozen=True, tag=11):
@@ -424,6 +432,8 @@ Ask = (
     | Retire
     | Forget
     | Order
+    | Revoked
+    | WhichRevoked
     | Salvage
     | Enrol
 )
@@ -447,6 +457,7 @@ Answer = (
     | Sealed
     | Page
     | Salvaged
+    | Revoked
     | Enrolled
     | Failed
     | Working

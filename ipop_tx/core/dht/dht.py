@@ -66,7 +66,7 @@ class Dht:
         record = (await self._operate(key, m.Read(key))).record
         if record is not None and not self.signer.authentic(key, record):
             raise BadMessage("a member answered with a record that its owner has not signed", "try again")
-        return record
+        return None if record is not None and self.signer.is_void(record) else record
 
     async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
         """Fill an empty register. Raises `Conflict`, with what is there in its sentence, or `QuotaExceeded`.
@@ -77,7 +77,8 @@ class Dht:
         while True:
             record = self.signer.record(key, last + 1, ttl, _checked(value))
             current = await self._operate(key, m.Write(key, 0, record))
-            if current.won or current.record is not None or current.last <= last:
+            taken = current.record is not None and not self.signer.is_void(current.record)
+            if current.won or taken or current.last <= last:
                 return _written(record, current)
             last = current.last
 
@@ -249,6 +250,8 @@ class Dht:
         plain = change_of(body)
 
         def change(live: m.Record | None, last: int) -> m.Record | None:
+            if live is not None and live != body.record and self.signer.is_void(live):
+                live = None
             wanted = plain(live, last)
             if wanted is None and live is not None and live.version == body.expected and body.record.version == body.expected + 1:
                 return body.record if self.signer.overrides(body.key, body.record, live) else None

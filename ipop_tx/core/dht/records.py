@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 
@@ -28,6 +29,8 @@ class RegisterSigner:
     """Signs and checks records: network, key, version, time to live and value are all under the signature."""
 
     def __init__(self, network: Network, signer: IRecordSigner) -> None:
+        self.is_revoked: Callable[[bytes], bool] = lambda key: False
+        """Whether a key is trusted no more, by its digest (`links.revocation`)."""
         self._network = network
         self._signer = signer
 
@@ -46,6 +49,14 @@ class RegisterSigner:
         """Whether the record's owner signed it for this key in this network."""
         unsigned = msgspec.structs.replace(record, signature=b"")
         return self._signer.verify(record.signer, self._text(key, unsigned), record.signature) == record.owner
+
+    def is_void(self, record: m.Record) -> bool:
+        """Whether its owner was thrown out: then the register counts as empty, and whoever comes may fill it."""
+        return self.is_revoked(self.key(record))
+
+    def key(self, record: m.Record) -> bytes:
+        """The digest of the owner's key."""
+        return self._signer.key(record.signer)
 
     def overrides(self, key: bytes, record: m.Record, live: m.Record) -> bool:
         """Whether the authority has assigned the address of the lease `key` to the owner of `record`, later than ever to that of `live`."""
@@ -67,6 +78,10 @@ class RegisterSigner:
         """Whether this network's authority has given an order."""
         return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature)
 
+    def is_revocation(self, order: m.Revocation) -> bool:
+        """Whether this network's authority has revoked a key."""
+        return order.network == self._network.ident and self._signer.by_authority(revocation_text(order), order.signature)
+
     def _text(self, key: bytes, unsigned: m.Record) -> bytes:
         return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
 
@@ -74,3 +89,8 @@ class RegisterSigner:
 def order_text(order: m.Order) -> bytes:
     """What the authority signs of an order."""
     return b"ipop-order-1" + m.encode(msgspec.structs.replace(order, signature=b""))
+
+
+def revocation_text(order: m.Revocation) -> bytes:
+    """What the authority signs of a revocation."""
+    return b"ipop-revocation-1" + m.encode(msgspec.structs.replace(order, signature=b""))

@@ -49,6 +49,8 @@ class Owner:
     address: bytes
     lasts: float = field(default=0.0, compare=False)
     """Seconds for which the lease is good at least: half its time to live, at which it is renewed."""
+    key: bytes = field(default=b"", compare=False)
+    """The digest of the owner's key, where a record of its was read."""
 
 
 @dataclass(slots=True)
@@ -123,6 +125,12 @@ class Resolver:
         if not link.parted:
             self.forget(link.ident)
 
+    def forget_all(self) -> None:
+        """Everything must be asked for again."""
+        self._relied.clear()
+        for entry in self._cache.values():
+            entry.until = self._runtime.now
+
     def forget(self, ident: Ident) -> None:
         """A node is gone: what it owned must be asked for again."""
         for entry in self._cache.values():
@@ -183,7 +191,7 @@ class Resolver:
         value = value_of(record, LeaseValue)
         if value is None or value.address != address.packed:
             return None
-        return Owner(record.owner, value.name, value.address, record.ttl / 2)
+        return Owner(record.owner, value.name, value.address, record.ttl / 2, self._signer.key(record))
 
     async def _by_name(self, name: str) -> Owner | None:
         key = name_key(self._network, name)
@@ -191,7 +199,7 @@ class Resolver:
         if record is None or not self._signer.authentic(key, record):
             return None
         value = value_of(record, NameValue)
-        return Owner(record.owner, name, value.address, record.ttl / 2) if value is not None else None
+        return Owner(record.owner, name, value.address, record.ttl / 2, self._signer.key(record)) if value is not None else None
 
     async def _by_ipv6(self, address: IPv6Address) -> Owner | None:
         if address not in self._network.prefix:
