@@ -27,7 +27,7 @@ from ipop_tx.core.links.rpc import Rpc
 from ipop_tx.core.nat.check import Helper, NatCheck
 from ipop_tx.core.nat.sides import Side, Sides
 from ipop_tx.core.natkind import Role, role_of
-from ipop_tx.core.runtime import Runtime
+from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import successes
 from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
 from ipop_tx.values import Endpoint, Ident
@@ -85,6 +85,7 @@ class Searches:
         """Sockets that carry links."""
         self._waiting: list[Link] = []
         """Links whose search waits until we have cast for another one."""
+        self._tending: Timer | None = None
         self._casting = False
         self._probing: set[Ident] = set()
         self._asked: dict[Ident, float] = {}
@@ -110,12 +111,23 @@ class Searches:
         past = self._past.setdefault(link.ident, _Past()) if begins else None
         if past is None or past.running or self._runtime.now < past.due:
             return
+        self._forget()
         if not self._check.helpers() or self._paths.outers.get(link.ident) is None:
             return
         past.running = True
         self._waiting.append(link)
         if not self._casting:
             self._runtime.background(self._work())
+
+    def _forget(self) -> None:
+        """What pairs have tried that have no link any more and might search again."""
+        over = [
+            ident
+            for ident, past in self._past.items()
+            if not past.running and self._runtime.now >= past.due and ident not in self._links.by_ident
+        ]
+        for ident in over:
+            del self._past[ident]
 
     async def _work(self) -> None:
         self._casting = True
@@ -256,8 +268,9 @@ class Searches:
         used = {endpoint.side for link in self._links for endpoint in link.direct}
         for number in [number for number in self._kept if number not in used]:
             self._sides.close(self._kept.pop(number))
-        if self._kept:
-            self._runtime.after(TEND_EVERY, self._tend)
+        if self._tending is not None:
+            self._tending.cancel()
+        self._tending = self._runtime.after(TEND_EVERY, self._tend) if self._kept else None
 
     # --- probing -----------------------------------------------------------------------------
 
