@@ -1,0 +1,1 @@
+"""`python -m benchmarks.nat`: every kind of NAT against every other one, with real daemons."""

@@ -1,0 +1,71 @@
+"""One pair: the first packet, its answer, and how long until the path is direct."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+from benchmarks.nat.kinds import Router
+from ipop_tx.core.natkind import Reach, feasible, meet_openly, role_of
+from ipop_tx.lab.node import LabNode
+
+PATIENCE = 25.0
+"""Seconds for which a direct path is waited for."""
+FIRST_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What came of one pair. Times in ms from the first packet; None where there was none, or where the two were linked before."""
+
+    a: str
+    b: str
+    feasible: bool
+    result: str
+    technique: str
+    first_answer_ms: float | None
+    relay_rtt_ms: float | None
+    direct_ms: float | None
+    lost: int
+    linked_before: bool
+
+
+def measure(one: LabNode, other: LabNode, a: Router, b: Router, address: str) -> Pair:
+    """Send the first packet from `one`, then one each 0.2 s until the path is direct both ways, or patience ends."""
+    linked = one.path_to(other) not in ("unknown", "idle")
+    begun = time.monotonic()
+    first = one.ping(address, FIRST_SECONDS)
+    relayed = not _direct(one, other)
+    second = one.ping(address, 2) if relayed else None
+    possible = feasible(a.reach, b.reach)
+    pings = one.host.start(["ping", "-n", "-i0.2", address], log=f"pair-{a.name}-{b.name}.log")
+    direct_ms = None
+    try:
+        while time.monotonic() - begun < PATIENCE:
+            if _direct(one, other) and _direct(other, one):
+                direct_ms = round((time.monotonic() - begun) * 1000, 1)
+                break
+            time.sleep(0.05)
+    finally:
+        pings.stop()
+    path = one.path_to(other)
+    result = path.split()[0] if direct_ms is not None or not path.startswith("direct udp") else "one-way"
+    technique = _technique(a.reach, b.reach, path + other.path_to(one)) if direct_ms is not None else "relay"
+    first_ms, relay_ms = (first, second) if not linked else (None, None)
+    return Pair(a.name, b.name, possible, result, technique, first_ms, relay_ms, None if linked else direct_ms, int(first is None), linked)
+
+
+def _direct(one: LabNode, other: LabNode) -> bool:
+    return re.match(r"direct udp", one.path_to(other)) is not None
+
+
+def _technique(a: Reach, b: Reach, paths: str) -> str:
+    """By what a direct path came about: the model says what it takes, the path whether a socket made for it carries it."""
+    if "udp@" in paths:
+        steps = bool(a.step), bool(b.step)
+        return "both foretold" if all(steps) else "foretold port" if any(steps) else "birthday search"
+    if not meet_openly(a, b) and role_of(a, b, True) is not None:
+        return "port search"
+    steady = a.steady and b.steady
+    return "punched" if steady else "one-sided"
