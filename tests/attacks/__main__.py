@@ -25,6 +25,7 @@ NAMES = {
     5: "real datagrams raced from another address",
     6: "floods of hellos from spoofed sources",
     8: "certificates that are not good",
+    9: "a revoked key with another certificate",
     10: "the ident of another",
     11: "a source that is not the sender's",
     12: "spoofed ARP and neighbour advertisements",

@@ -18,11 +18,11 @@ from ipop_tx.core.ident import shard_of
 from ipop_tx.forwarding.dhcp import CLIENT_PORT, SERVER_PORT
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.authority import Admitter, create_network, read_certificates
-from ipop_tx.identity.keys import PrivateKey, generate_key, read_key
+from ipop_tx.identity.keys import PrivateKey, generate_key, point_of, read_key
 from ipop_tx.identity.state import NODE_CHAIN, NODE_KEY, StateDirectory
 from ipop_tx.lab.waiting import holds_within
 from ipop_tx.session.dtls import DtlsSessionFactory
-from ipop_tx.values import Peer
+from ipop_tx.values import Peer, key_digest
 from ipop_tx.wire import dhcp
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL, FRAME
@@ -203,6 +203,17 @@ class CertificateAttacks(AttackCase):
         other = certs.ident_uri(bytes.fromhex(founder.status()["self"]["ident"])[:19] + b"\x01")
         leaf = _leaf(admitter, key, facts, uri=other)
         self.refused(founder, {"another's ident": (key, [leaf, admitter.certificate, admitter.root])})
+
+    @shows(9, "revocation")
+    def test_a_revoked_key(self) -> None:
+        """Neither its own certificate nor another one for the same key opens the door, whoever has signed that."""
+        founder = self.found(self.lab.public_host("founder"))
+        key, chain = _good(founder)
+        digest = key_digest(point_of(key.public_key())).hex()
+        founder.ipop("revoke", "--key", digest, "--yes", "--socket", str(founder.socket))
+        admitter, facts = _admitter(founder)
+        fresh = _leaf(admitter, key, facts)
+        self.refused(founder, {"its own": (key, chain), "made anew": (key, [fresh, admitter.certificate, admitter.root])})
 
     @shows(16, "ident_of_key")
     def test_many_idents(self) -> None:

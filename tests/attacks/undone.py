@@ -16,6 +16,7 @@ from ipop_tx.core.dht.quota import Room
 from ipop_tx.core.dht.records import RegisterSigner
 from ipop_tx.core.links import link as links
 from ipop_tx.core.links.paths import Paths
+from ipop_tx.core.links.revocation import Revocations
 from ipop_tx.forwarding import delivery
 from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.identity import certificates as certs
@@ -223,6 +224,11 @@ def protocol_floor() -> None:
     dtls.DtlsSessionFactory._context = weak  # type: ignore[method-assign]
 
 
+def revocation() -> None:
+    """Nobody is thrown out."""
+    Revocations.is_revoked = lambda revocations, key: False  # type: ignore[method-assign]
+
+
 DEFENCES: dict[str, Callable[[], None]] = {
     defence.__name__: defence
     for defence in (
@@ -243,5 +249,6 @@ DEFENCES: dict[str, Callable[[], None]] = {
         single_use,
         fresh_keys,
         protocol_floor,
+        revocation,
     )
 }
