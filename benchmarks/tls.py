@@ -1,7 +1,8 @@
-"""`python -m benchmarks.tls`: what is left of the throughput when no UDP passes and a third member relays by TLS, as root.
+"""`python -m benchmarks.tls`: what is left of the throughput when no UDP passes, as root.
 
-One TCP stream from A to B, in turns: over the direct UDP path, and over R by TLS at both sides while the router drops all UDP. Once as fast
-as the machine goes, where three daemons and both ends of iperf3 share its processors, and once over lines of a fixed rate, as most are.
+One TCP stream from A to B, in turns: over the direct UDP path; by TLS on the same path, to B that listens for it, while the router drops
+all UDP; and then over R, by TLS at both sides. Once as fast as the machine goes, where all daemons and both ends of iperf3 share its
+processors, and once over lines of a fixed rate, as most are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ipop_tx.lab.waiting import wait_for
 
 RATES = (0, 200)
 """Mbit/s of every line; 0: as fast as the machine goes."""
-KINDS = ("direct", "tls")
+KINDS = ("direct", "tls", "tls_relayed")
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Line:
             "rate_mbit": self.rate_mbit,
             **found,
             "ratio": quotient(found["tls_mbps"], found["direct_mbps"]),
+            "ratio_relayed": quotient(found["tls_relayed_mbps"], found["direct_mbps"]),
             "cpu_s_per_gb": {kind: median(values) for kind, values in self.cpu.items()},
             "spread": {kind: extremes(values) for kind, values in self.mbps.items()},
         }
@@ -93,11 +95,12 @@ def _start(stack: ExitStack, lab: Lab, kind: str, rate: int) -> tuple[Parted, st
     if rate:
         _limit(triangle, rate)
     parted = Parted(triangle)
-    parted.r.keys["listen.tls"] = {"port": 443}
+    for listens in [parted.r] if kind == "tls_relayed" else [parted.r, parted.b]:
+        listens.keys["listen.tls"] = {"port": 443}
     target = parted.start(part=False)
-    if kind == "tls":
+    if kind != "direct":
         triangle.block_udp()
-        wait_for("the way by TLS", 60, lambda: _is_tls(parted) and parted.a.reaches(target, 1), 0.5)
+        wait_for("the way by TLS", 60, lambda: _kind_of(parted) == kind and parted.a.reaches(target, 1), 0.5)
     measure.tcp(triangle, target, 2)  # paths, caches and widths settle
     return parted, target
 
@@ -109,16 +112,21 @@ def _limit(triangle: Triangle, rate: int) -> None:
         host.run(["tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", f"{rate}mbit", "burst", "128k", "latency", "30ms"])
 
 
-def _is_tls(parted: Parted) -> bool:
-    ends = [node.path_to(parted.r) for node in (parted.a, parted.b)]
-    return all(path.startswith("direct tls:") for path in ends) and parted.a.path_to(parted.b).startswith("relay")
+def _kind_of(parted: Parted) -> str:
+    """Which of `KINDS` the path from A to B is; empty for none."""
+    path = parted.a.path_to(parted.b)
+    if path.startswith("direct udp:"):
+        return "direct"
+    if path.startswith("direct tls"):
+        return "tls"
+    relay = [node.path_to(parted.r) for node in (parted.a, parted.b)]
+    return "tls_relayed" if path.startswith("relay") and all(way.startswith("direct tls:") for way in relay) else ""
 
 
 def _measure(found: Line, kind: str, parted: Parted, target: str, seconds: int) -> None:
     stream = measure.tcp(parted.triangle, target, seconds)
-    path = parted.a.path_to(parted.b)
-    if (kind == "tls") != _is_tls(parted) or (kind == "direct" and not path.startswith("direct udp:")):
-        raise EnvironmentProblem(f"the path from A to B is {path!r}")
+    if _kind_of(parted) != kind:
+        raise EnvironmentProblem(f"the path from A to B is {parted.a.path_to(parted.b)!r}")
     found.mbps[kind].append(stream.gbps * 1000)
     found.cpu[kind].append(stream.cpu_s_per_gb)
 
@@ -130,11 +138,11 @@ def _text(entries: Sequence[dict[str, Any]], faults: Sequence[str]) -> str:
     rows = [
         [
             f"{one['rate_mbit']} Mbit/s" if one["rate_mbit"] else "no bound",
-            *(figure(one[key]) for key in ("direct_mbps", "tls_mbps", "ratio")),
+            *(figure(one[key]) for key in ("direct_mbps", "tls_mbps", "ratio", "tls_relayed_mbps", "ratio_relayed")),
         ]
         for one in entries
     ]
-    head = ["TCP one stream, Mbit/s", "direct UDP", "relayed by TLS", "ratio"]
+    head = ["TCP one stream, Mbit/s", "direct UDP", "TLS", "ratio", "relayed by TLS", "ratio"]
     return "\n\n".join([table([head], rows), *(f"failed: {fault}" for fault in faults)])
 
 

@@ -257,10 +257,12 @@ class TlsTests(TestCase):
     """The figures of `benchmarks.tls`."""
 
     def test_entry(self) -> None:
-        found = tls.Line(200, {"direct": [100.0, 300.0, 200.0], "tls": [150.0]}, {"direct": [1.0], "tls": []})
+        mbps = {"direct": [100.0, 300.0, 200.0], "tls": [150.0], "tls_relayed": [100.0]}
+        found = tls.Line(200, mbps, {"direct": [1.0], "tls": [], "tls_relayed": [2.0]})
         entry = found.as_json()
         self.assertEqual((entry["direct_mbps"], entry["tls_mbps"], entry["ratio"]), (200.0, 150.0, 0.75))
-        self.assertEqual(entry["cpu_s_per_gb"], {"direct": 1.0, "tls": None})
+        self.assertEqual(entry["ratio_relayed"], 0.5)
+        self.assertEqual(entry["cpu_s_per_gb"], {"direct": 1.0, "tls": None, "tls_relayed": 2.0})
         self.assertIn("0.75", tls._text([entry], ["lost"]))
         self.assertIn("failed: lost", tls._text([tls.Line(0).as_json()], ["lost"]))
 
