@@ -213,7 +213,7 @@ class IRecordSigner(Interface):
     ident: Ident = Attribute("the ident of this node")
     signer: bytes = Attribute("what others need to check our signatures: public key and salt")
     assigned: bytes = Attribute("the IPv4 address (4 bytes) that the authority has assigned to this node; empty if none")
-    proof: bytes = Attribute("where one is assigned: what serves in place of `signer`, and proves that")
+    credential: bytes = Attribute("what proves that this node is a member, and which address is assigned to it; may serve as `signer`")
 
     def sign(data: bytes) -> bytes:
         """A signature by this node's key."""
@@ -222,7 +222,13 @@ class IRecordSigner(Interface):
         """The ident whose key made `signature` over `data`, or None when it is not good. The same at any time and at every node."""
 
     def assignment(signer: bytes) -> tuple[bytes, int]:
-        """The address (4 bytes) that the authority has assigned to a `signer` that is a proof, and when (Unix seconds); else (b"", 0)."""
+        """The address (4 bytes) that the authority has assigned by a credential, and when (Unix seconds); else (b"", 0)."""
+
+    def admitted(credential: bytes) -> tuple[bytes, ...]:
+        """The digests of the keys on which a credential rests, the member's own and its admitter's; none if it is not a member's now."""
+
+    def wall() -> float:
+        """Seconds since the Unix epoch, by this node's clock."""
 
     def key(signer: bytes) -> bytes:
         """The digest (`values.key_digest`) of the key that a signer names; empty when it names none."""

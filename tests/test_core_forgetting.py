@@ -40,8 +40,7 @@ class ForgettingTests(NetCase):
 
     def setUp(self) -> None:
         self.patch(forgetting, "EVERY", 0.5)
-        for module in (forgetting, replica):
-            self.patch(module, "is_over", over_soon)
+        self.patch(replica, "is_over", over_soon)
         self.dropped = 0
 
     def run_with(self, seed: int, operations: int = 2500) -> base.Clients:

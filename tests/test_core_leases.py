@@ -357,7 +357,9 @@ class LeaseTests(NetCase):
             self.assertEqual(net.wait(one.submit(c.Resolve(address))).ident, other.ident)
             self.assertLessEqual(net.now - began, SOON)
         self.assertRaises(Unavailable, net.wait, one.submit(c.Resolve(unknown)))
-        net.run(1800)
+        net.run(1500)
+        self.assertEqual(net.wait(one.submit(c.Resolve(address))).ident, other.ident, "its owner can prove it")
+        net.run(1000)
         self.assertRaises(Unavailable, net.wait, one.submit(c.Resolve(address)))
 
     def test_cache(self) -> None:

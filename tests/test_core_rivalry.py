@@ -97,7 +97,7 @@ class AssignedTests(RivalCase):
         net.run(RECENT + 1)
         self.assertEqual(owner.running.rivalry.recent() + squatter.running.rivalry.recent(), [])
         record = net.wait(machines[1].submit(c.Get(lease_key(NETWORK, WANTED))))
-        self.assertEqual(record.signer, owner.signer.proof)
+        self.assertEqual(record.signer, owner.signer.credential)
 
     def test_squatter_away(self) -> None:
         """A squatter that cannot be told now is told when it is back, long before its renewal would show it."""
@@ -133,7 +133,7 @@ class AssignedTests(RivalCase):
             self.assign(machine, assigned, issued)
             self.reborn(net, machine, machines[0])
             net.run(5)
-            for proof in (machine.signer.signer, machine.signer.proof):
+            for proof in (machine.signer.signer, machine.signer.credential):
                 record = machine.running.dht.signer.record(key, 2, 3600, b"mine")
                 record = self.signed_with(machine, key, proof or record.signer)
                 answer = net.wait(machine.submit(c.Ask(holder.ident, m.Write(key, 1, record))))

@@ -351,13 +351,24 @@ class AssignmentTests(FoundedCase):
         """It proves address and ident, fits a record, and serves to check the owner's signature."""
         signer = self.credentials(self.admitter).signer()
         verifyObject(IRecordSigner, signer)
-        self.assertEqual((signer.assigned, self.judge(signer.proof)), (self.address, (self.address, int(WALL - certs.BACKDATED))))
-        self.assertLessEqual(len(signer.proof), 2048)
+        self.assertEqual((signer.assigned, self.judge(signer.credential)), (self.address, (self.address, int(WALL - certs.BACKDATED))))
+        self.assertLessEqual(len(signer.credential), 2048)
         other = Credentials.load(self.state, clock).signer()
-        self.assertEqual(other.verify(signer.proof, b"lease", signer.sign(b"lease")), signer.ident)
-        self.assertIsNone(other.verify(signer.proof, b"lease", other.sign(b"lease")))
-        self.assertEqual(other.assignment(signer.proof)[0], self.address)
-        self.assertEqual((other.assigned, other.proof, other.assignment(other.signer)), (b"", b"", (b"", 0)))
+        self.assertEqual(other.verify(signer.credential, b"lease", signer.sign(b"lease")), signer.ident)
+        self.assertIsNone(other.verify(signer.credential, b"lease", other.sign(b"lease")))
+        self.assertEqual(other.assignment(signer.credential)[0], self.address)
+        self.assertEqual((other.assigned, other.assignment(other.signer)), (b"", (b"", 0)))
+
+    def test_admitted(self) -> None:
+        """A credential is a member's under its own root, until it ends; then one that was good is checked again within the hour."""
+        signer = self.credentials(self.admitter).signer()
+        judge = Assignments(self.root, lambda: self.wall)
+        rests_on = judge.admitted(signer.credential)
+        self.assertEqual((len(rests_on), rests_on[0]), (2, signer.key(signer.signer)))
+        self.assertEqual(judge.admitted(signer.credential), rests_on)
+        self.assertEqual([judge.admitted(junk) for junk in (b"", signer.signer, signer.credential[:-1])], [(), (), ()])
+        self.wall += certs.MEMBER_LIFETIME + 1
+        self.assertEqual(judge.admitted(signer.credential), ())
 
     def test_record(self) -> None:
         """Only the lease of that very address shows the proof, and only that is overridden."""
@@ -380,16 +391,16 @@ class AssignmentTests(FoundedCase):
         signer = self.credentials(self.admitter).signer()
         signature = signer.sign(b"lease")
         self.wall = WALL + certs.MEMBER_LIFETIME + 1
-        self.assertEqual(self.judge(signer.proof), (b"", 0))
-        self.assertEqual(RecordSigner(generate_key(), bytes(16)).verify(signer.proof, b"lease", signature), signer.ident)
+        self.assertEqual(self.judge(signer.credential), (b"", 0))
+        self.assertEqual(RecordSigner(generate_key(), bytes(16)).verify(signer.credential, b"lease", signature), signer.ident)
 
     def test_no_proof(self) -> None:
         """Certificates of others, of another network, without an address, damaged ones, and junk."""
         mallory, _ = self.other_network()
-        good = self.credentials(self.admitter).signer().proof
+        good = self.credentials(self.admitter).signer().credential
         leaf = msgspec.msgpack.decode(good)[0]
         for proof in (
-            self.credentials(mallory).signer().proof,
+            self.credentials(mallory).signer().credential,
             msgspec.msgpack.encode((leaf, certs.to_der(mallory.certificate))),
             msgspec.msgpack.encode((certs.to_der(self.leaf), certs.to_der(self.admission))),
             msgspec.msgpack.encode((certs.to_der(self.admission), certs.to_der(self.root))),

@@ -17,6 +17,8 @@ BALLOT = m.Ballot(7, A)
 RECORD = m.Record(A, 3, 86400, b"value", b"signer", b"signature")
 FLOOR = m.Floor(BALLOT, 9)
 CELL = m.Cell(K, BALLOT, BALLOT, RECORD, 1500)
+VOICE = m.Voice(b"cred", 1500, 1800000000, b"signature")
+CERTIFICATE = m.Certificate(4, (A, B), BALLOT, RECORD, A[:16], (VOICE,))
 ENDPOINT = "udp:198.51.100.7:4500"
 
 PARTS = {
@@ -29,6 +31,10 @@ PARTS = {
 PARTS["ballot"] = "933207" + PARTS["a"]
 PARTS["floor"] = "9344" + PARTS["ballot"] + "09"
 PARTS["record"] = "9728" + PARTS["a"] + "03ce00015180c40576616c7565c4067369676e6572c4097369676e6174757265"
+PARTS["voice"] = "9531c40463726564cd05dcce6b49d200c4097369676e6174757265"
+PARTS["certificate"] = (
+    "97270492" + PARTS["a"] + PARTS["b"] + PARTS["ballot"] + PARTS["record"] + "c410" + A[:16].hex() + "91" + PARTS["voice"]
+)
 
 VECTORS: list[tuple[m.Message, str]] = [
     (m.PathChallenge(2**62, b"pad"), "9301cf4000000000000000c403706164"),
@@ -70,9 +76,15 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.NotYours(bytes((10, 128, 0, 9)))), "9305019224c4040a800009"),
     (m.Request(1, m.NotMine(bytes((10, 128, 0, 9)), True)), "9305019325c4040a800009c3"),
     (m.Request(1, m.HandOver(bytes((10, 128, 0, 9)), b"\x01guest")), "9305019326c4040a800009c406016775657374"),
-    (m.Request(1, m.Read(K)), "9305019229{k}"),
+    (m.Request(1, m.Read(K)), "9305019329{k}c400"),
     (m.Request(1, m.Write(K, 2, RECORD)), "930501942a{k}02{record}"),
-    (m.Reply(1, m.Current(True, RECORD, 3)), "930601942bc3{record}03"),
+    (m.Reply(1, m.Current(True, RECORD, 3)), "930601952bc3{record}03c0"),
+    (m.Request(1, m.Read(K, A[:16])), "9305019329{k}c410" + A[:16].hex()),
+    (m.Reply(1, m.Current(True, None, 0, CERTIFICATE)), "930601952bc3c000{certificate}"),
+    (m.Request(1, m.Show(K)), "930501921f{k}"),
+    (m.Reply(1, m.Shown(None, CERTIFICATE)), "9306019320c0{certificate}"),
+    (m.Request(1, m.Vouch(31, 4, K, A[:16])), "93050195301f04{k}c410" + A[:16].hex()),
+    (m.Reply(1, m.Vouched(BALLOT, RECORD, VOICE)), "9306019445{ballot}{record}{voice}"),
     (m.Reply(1, m.Redirect(31, 4, (A, B))), "930601942c1f0492{a}{b}"),
     (m.Reply(1, m.NoMajority(1, 3, 5)), "930601942d010305"),
     (m.Request(1, m.WhoKeeps(31)), "930501922e1f"),

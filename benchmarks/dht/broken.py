@@ -11,7 +11,9 @@ from typing import Any
 
 from ipop_tx.core.dht import coordinator, dht, views
 from ipop_tx.core.dht.coordinator import Coordinator, Outcome
+from ipop_tx.core.dht.forgetting import Forgetting
 from ipop_tx.core.dht.replica import CellState, Replicas, Shard
+from ipop_tx.core.tasks import successes
 from ipop_tx.errors import Unavailable
 from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.simulation import registers
@@ -83,6 +85,16 @@ class Impatient(Coordinator):
         return super()._age(promises, newest) + (1000 if newest.record is not None else 0)
 
 
+class Hurried(Forgetting):
+    """Forgets what is over once a majority has promised."""
+
+    async def _all(self, shard: Shard, body: m.Peek | m.Prepare) -> list[m.Promise]:
+        answers = await successes([self._coordinator.ask_member(member, body) for member in shard.members])
+        self._coordinator.learn_rounds(answers)
+        promises = [answer for answer in answers if isinstance(answer, m.Promise)]
+        return promises if len(promises) >= coordinator.majority(shard.members) else []
+
+
 class Lazy(MemoryReplicaStore):
     """Lets answers leave before what they rest on is durable: it commits only every sixth time that something is waiting."""
 
@@ -132,6 +144,7 @@ VARIANTS: dict[str, tuple[Patch, ...]] = {
     "view numbers ignored": ((registers, "Replicas", Numberless),),
     "hand-over keeps the oldest copy": ((views, "merge", _lost_cells),),
     "records expire a second early": ((registers, "Coordinator", Impatient),),
+    "forgotten without asking all": ((registers, "Forgetting", Hurried),),
     "late creates revive what was deleted": ((dht, "change_of", _any_version),),
 }
 

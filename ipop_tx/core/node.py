@@ -9,12 +9,14 @@ from typing import Any
 from zope.interface import implementer
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.certificates import Certificates
 from ipop_tx.core.dht.coordinator import Coordinator
 from ipop_tx.core.dht.dht import Dht
 from ipop_tx.core.dht.forgetting import Forgetting
 from ipop_tx.core.dht.records import RegisterSigner
 from ipop_tx.core.dht.recovery import Recovery
 from ipop_tx.core.dht.replica import Replicas
+from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.dht.views import Views
 from ipop_tx.core.events import EnrolRequested, Reported
 from ipop_tx.core.leases.handover import HandOver
@@ -108,16 +110,20 @@ class Node:
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
         self.forgetting = Forgetting(self.replicas, self.coordinator, self.runtime)
-        self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, register_signer)
+        self.certificates = Certificates(network, self.replicas, self.coordinator, self.ring, self.runtime, signer, register_signer)
+        parts = (self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime)
+        self.dht = Dht(*parts, register_signer, self.certificates)
+        self.showing = Showing(self.replicas, self.dht, self.certificates, self.rpc, self.runtime)
         self.recovery = Recovery(self.replicas, self.coordinator, self.dht, self.links, self.rpc, self.runtime, register_signer.is_ordered)
-        self.leases = Leases(peer.ident, peer.name, network, self.dht, self.runtime)
+        self.leases = Leases(peer.ident, peer.name, network, self.dht, self.showing, self.runtime)
         self.handover = HandOver(self.leases, self.rpc, self.runtime)
-        self.resolver = Resolver(network, self.dht, register_signer, self.lookups, self.links, self.runtime)
+        self.resolver = Resolver(network, self.dht, self.showing, self.lookups, self.links, self.runtime)
         self.rivalry = Rivalry(self.leases, self.resolver, self.ring, self.links, self.rpc, self.runtime)
         self.spare = Spare(self.links, self.rpc, self.runtime)
         self.nat = Nat(self.links, self.rpc, self.paths, self.runtime)
         self.peer_hellos: dict[Ident, m.Hello] = {}
         # ... then wire everything.
+        self.resolver.claimants = self._claimants
         self.links.on_control = self._control
         self.links.on_up.append(self._greet_if_ours)
         self.links.on_down.append(self._forget_hello)
@@ -279,6 +285,9 @@ class Node:
         link.placed = bool(body.flags & m.PLACED)
         self.paths.offered(link, body)
         self.revocations.compare(link, body.revocations)
+
+    def _claimants(self, address: bytes) -> list[Ident]:
+        return [ident for ident, hello in self.peer_hellos.items() if hello.address == address]
 
     def endpoints_of(self, ident: Ident) -> tuple[str, ...]:
         """The endpoints that a linked member has offered, written out."""

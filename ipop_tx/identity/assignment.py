@@ -1,12 +1,13 @@
-"""Which address the authority has assigned to whom: a certificate says it, and a lease's record carries that certificate along.
+"""Credentials: who is a member, and which address the authority has assigned to it, for those who have no link to it.
 
-What stands in such a record in place of key and salt is MessagePack of two certificates (DER): the member's and the admission
-certificate behind it. The root is every member's own.
+A credential is MessagePack of two certificates (DER): the member's and the admission certificate behind it. The root is every member's own.
+It stands in place of key and salt in the record of a lease whose address is assigned, and in what replicas certify.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -19,10 +20,14 @@ from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.keys import SALT_BYTES, is_p256, signed_by
 
 NONE = (b"", 0)
+RECHECK = 3600.0
+"""Seconds after which a credential that was good is checked again."""
+REMEMBERED = 512
+"""Good credentials of which the next check costs nothing."""
 
 
 def credential(chain: list[x509.Certificate]) -> bytes:
-    """What proves the assignment in the leaf of `chain` to those who know the root."""
+    """What proves to those who know the root whatever the leaf of `chain` says."""
     return msgspec.msgpack.encode((certs.to_der(chain[0]), certs.to_der(chain[1])))
 
 
@@ -56,13 +61,33 @@ class Assignments:
     """Judges credentials under one root."""
 
     def __init__(self, root: x509.Certificate, wall: Callable[[], float]) -> None:
+        self.wall = wall
         self._root = root
-        self._wall = wall
+        self._good: OrderedDict[bytes, tuple[float, tuple[bytes, ...]]] = OrderedDict()
+        """Credentials found good: when, and the keys on which they rest."""
 
     def by_authority(self, data: bytes, signature: bytes) -> bool:
         """Whether the root's key made a signature."""
         key = self._root.public_key()
         return isinstance(key, EllipticCurvePublicKey) and signed_by(key, data, signature)
+
+    def admitted(self, proof: bytes) -> tuple[bytes, ...]:
+        """The digests of the member's key and its admitter's, if a credential is good now, or was within the last hour; else none."""
+        now = self.wall()
+        checked, keys = self._good.get(proof, (float("-inf"), ()))
+        if 0 <= now - checked < RECHECK:
+            return keys
+        chain = chain_of(proof)
+        if chain is None:
+            return ()
+        try:
+            peer = certs.verify_member([*chain, self._root], self._root, now)
+        except PeerRefused:
+            return ()
+        self._good[proof] = now, (peer.key, peer.admitted_by)
+        if len(self._good) > REMEMBERED:
+            self._good.popitem(last=False)
+        return self._good[proof][1]
 
     def of(self, proof: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned by a credential, and when (Unix seconds); `NONE` if it is no good now."""
@@ -70,7 +95,7 @@ class Assignments:
         if chain is None:
             return NONE
         try:
-            certs.verify_member([*chain, self._root], self._root, self._wall())
+            certs.verify_member([*chain, self._root], self._root, self.wall())
             address = certs.facts_of(chain[0]).address
             issued = int(chain[0].not_valid_before_utc.timestamp())
             return (ipaddress.IPv4Address(address).packed, issued) if address else NONE

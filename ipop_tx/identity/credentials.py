@@ -70,8 +70,7 @@ class Credentials:
 
     def signer(self) -> RecordSigner:
         """Signs this node's records."""
-        proof = credential(self.chain) if self.facts.address else b""
-        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.root, self._wall), proof)
+        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.root, self._wall), credential(self.chain))
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """Who has shown `chain`, leaf first: a member of this network or a guest. Raises `PeerRefused`."""

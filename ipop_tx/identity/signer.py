@@ -34,16 +34,16 @@ REMEMBERED = 1024
 class RecordSigner:
     """Signs for one node. `signer` is its compressed public point (33 bytes) and its salt (16 bytes)."""
 
-    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, proof: bytes = b"") -> None:
-        """`assignments` judges which addresses the authority has assigned; `proof` is this node's credential, if it has one."""
+    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, credential: bytes = b"") -> None:
+        """`assignments` judges credentials, and `credential` is this node's own; without them it is nobody's member."""
         self._key = private_key
         self._assignments = assignments
         public = private_key.public_key()
         self.signer = compressed_point_of(public) + salt
         self.ident = ident_of(point_of(public), salt)
         self._good: OrderedDict[tuple[bytes, bytes, bytes], Ident] = OrderedDict()
-        self.proof = proof
-        self.assigned = self.assignment(proof)[0]
+        self.credential = credential
+        self.assigned = self.assignment(credential)[0]
 
     def sign(self, data: bytes) -> bytes:
         """A signature by this node's key, in DER."""
@@ -73,6 +73,14 @@ class RecordSigner:
             return key_digest(signer[:COMPRESSED_BYTES])
         found = key_and_salt(signer)
         return key_digest(point_of(found[0])) if found is not None else b""
+
+    def admitted(self, credential: bytes) -> tuple[bytes, ...]:
+        """The digests of the keys on which a member's credential rests; none if it is not a member's."""
+        return self._assignments.admitted(credential) if self._assignments is not None else ()
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch."""
+        return self._assignments.wall() if self._assignments is not None else 0.0
 
     def by_authority(self, data: bytes, signature: bytes) -> bool:
         """Whether the network's authority made `signature` over `data`."""

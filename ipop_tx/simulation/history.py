@@ -5,7 +5,7 @@ The check knows the specification of a register and the times of calls and answe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
@@ -66,11 +66,12 @@ class Operation:
             return True
         return isinstance(self.outcome, Conflict) and not isinstance(self.command, c.Delete)
 
-    def apply(self, state: State, latest: float, seen: Mapping[bytes, int]) -> list[State]:
+    def apply(self, state: State, latest: float, seen: Mapping[bytes, int], named: Collection[int] = ()) -> list[State]:
         """What the register may hold after this operation, were it to take effect next: nothing if its outcome contradicts.
 
         `latest` is the latest moment at which that may be; `seen` names the versions under which values have been seen, for writes of
-        which nobody knows with which version they ended.
+        which nobody knows with which version they ended. Where the value was not seen either, a create has had the next version, or one
+        of those that somebody has `named` without its value: a register whose former versions are forgotten goes on from a later one.
         """
         content, last = state
         command, refused = self.command, isinstance(self.outcome, Conflict)
@@ -89,9 +90,10 @@ class Operation:
         if refused:
             names = not self.outcome.version or (content is not None and content.version == self.outcome.version)
             return [state] if contradicts and names else []
-        version = self.outcome.version if self.outcome else seen.get(command.value, last + 1)
-        fresh = Content(self.client, version, command.value, self.begin + command.ttl)
-        return [(fresh, version)] if fits and version > last else []
+        known = self.outcome.version if self.outcome else seen.get(command.value)
+        versions = {known} if known else {last + 1, *(named if isinstance(command, c.Create) else ())}
+        until = self.begin + command.ttl
+        return [(Content(self.client, version, command.value, until), version) for version in sorted(versions) if fits and version > last]
 
 
 def _shows(record: Record | None, content: Content | None) -> bool:
@@ -114,6 +116,12 @@ def _builders_on_unseen(operations: Iterable[Operation]) -> set[Ident]:
 def _versions(operations: Iterable[Operation]) -> dict[bytes, int]:
     records = (operation.outcome for operation in operations if isinstance(operation.outcome, Record))
     return {record.value: record.version for record in records}
+
+
+def _named(operations: Iterable[Operation], seen: Mapping[bytes, int]) -> set[int]:
+    """Versions of which all that is known is that somebody was in their way."""
+    versions = {operation.outcome.version for operation in operations if isinstance(operation.outcome, Conflict)}
+    return {version for version in versions if version} - set(seen.values())
 
 
 def linearizable(operations: Iterable[Operation]) -> bool:
@@ -147,6 +155,7 @@ class _Search:
 
     def __init__(self, ordered: list[Operation]) -> None:
         self._seen = _versions(ordered)
+        self._named = _named(ordered, self._seen)
         self._known = [one for one in ordered if one.known]
         unknown = [one for one in ordered if not one.known and not one.idle]
         builders = _builders_on_unseen(ordered)
@@ -175,7 +184,7 @@ class _Search:
         for at in next_ones:
             operation = self._known[at]
             base, mask = _advanced(place.base, place.mask | 1 << at - place.base)
-            afters = operation.apply(place.state, earliest, self._seen)
+            afters = operation.apply(place.state, earliest, self._seen, self._named)
             places = [_Place(base, mask, place.used, place.unseen, after) for after in afters]
             if places and operation.idle:
                 self._open += places  # where it fits it may as well stand, since nothing depends on it
@@ -189,11 +198,11 @@ class _Search:
             if operation.begin > earliest:
                 break
             if not place.used >> at & 1:
-                for after in operation.apply(place.state, earliest, self._seen):
+                for after in operation.apply(place.state, earliest, self._seen, self._named):
                     if after != place.state:
                         yield place._replace(used=place.used | 1 << at, state=after)
         if place.unseen < len(self._unseen) and self._unseen[place.unseen].begin <= earliest:
-            for after in self._unseen[place.unseen].apply(place.state, earliest, self._seen):
+            for after in self._unseen[place.unseen].apply(place.state, earliest, self._seen, self._named):
                 yield place._replace(unseen=place.unseen + 1, state=after)
 
     def _next(self, base: int, mask: int) -> tuple[list[int], float]:

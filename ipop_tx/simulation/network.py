@@ -36,12 +36,13 @@ NETWORK = Network(
 class PlainSigner:
     """Signatures that anybody could forge, of the usual size, for nodes that do not try."""
 
-    def __init__(self, ident: Ident, assigned: bytes = b"", issued: int = 1) -> None:
+    def __init__(self, ident: Ident, assigned: bytes = b"", issued: int = 1, wall: Callable[[], float] = lambda: 0.0) -> None:
         """`assigned` is an address that the authority has given to this node, at the time `issued`."""
         self.ident = ident
         self.signer = ident
         self.assigned = assigned
-        self.proof = ident + assigned + issued.to_bytes(4, "big") if assigned else b""
+        self.credential = ident + assigned + issued.to_bytes(4, "big") if assigned else ident
+        self.wall = wall
 
     def sign(self, data: bytes) -> bytes:
         """A digest over signer and data."""
@@ -58,6 +59,10 @@ class PlainSigner:
     def by_authority(self, data: bytes, signature: bytes) -> bool:
         """Whether the authority that all simulated networks share has signed."""
         return signature == hashlib.sha512(b"authority" + data).digest()
+
+    def admitted(self, credential: bytes) -> tuple[bytes, ...]:
+        """Whoever has a credential is a member."""
+        return (self.key(credential),)
 
     def assignment(self, signer: bytes) -> tuple[bytes, int]:
         """What a proof says."""
@@ -82,7 +87,7 @@ class SimulatedNode:
         self.place = (net.rng.random(), net.rng.random())
         self.network = network
         self.store = MemoryReplicaStore()
-        self.signer = PlainSigner(self.ident)
+        self.signer = PlainSigner(self.ident, wall=lambda: net.now)
         self.node: Node | None = None
         self.revoked: list[Revocation] = []
         """On disk."""

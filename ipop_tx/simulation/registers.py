@@ -13,12 +13,17 @@ from enum import Enum
 from typing import Any, cast
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.certificates import Certificates
 from ipop_tx.core.dht.coordinator import Coordinator
 from ipop_tx.core.dht.dht import Dht
+from ipop_tx.core.dht.forgetting import EVERY, Forgetting
 from ipop_tx.core.dht.records import RegisterSigner
-from ipop_tx.core.dht.replica import REPLICAS, Replicas, genesis
+from ipop_tx.core.dht.replica import REPLICAS, Replicas, genesis, is_over
+from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.dht.views import Views
 from ipop_tx.core.leases.lease import Leases
+from ipop_tx.core.leases.resolver import Resolver
+from ipop_tx.core.leases.rivalry import Rivalry
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.tasks import Future, spawn
 from ipop_tx.identity.store import MemoryReplicaStore
@@ -83,13 +88,22 @@ class RegisterNode(RingNode):
         super()._power_on()
         self.lives += 1
         self._waiting: list[tuple[Link, m.Message] | Callable[[], object]] = []
-        network = cast(RegisterNet, self.net).network
-        signer = RegisterSigner(network, PlainSigner(self.ident))
+        net = cast(RegisterNet, self.net)
+        network = net.network
+        plain = PlainSigner(self.ident, wall=lambda: self.net.now)
+        signer = RegisterSigner(network, plain)
         self.replicas = Replicas(self.ident, network.shards, self.store, self.runtime, signer.authentic)
         self.coordinator = Coordinator(self.replicas, self.rpc, self.runtime)
         self.views = Views(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.runtime)
-        self.dht = Dht(self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime, signer)
-        self.leases = Leases(self.ident, self.peer.name, network, self.dht, self.runtime)
+        self.forgetting = Forgetting(self.replicas, self.coordinator, self.runtime, net.forget_every)
+        self.replicas.is_over = net.is_over
+        self.certificates = Certificates(network, self.replicas, self.coordinator, self.ring, self.runtime, plain, signer)
+        parts = (self.replicas, self.coordinator, self.ring, self.lookups, self.links, self.rpc, self.runtime)
+        self.dht = Dht(*parts, signer, self.certificates)
+        self.showing = Showing(self.replicas, self.dht, self.certificates, self.rpc, self.runtime)
+        self.leases = Leases(self.ident, self.peer.name, network, self.dht, self.showing, self.runtime)
+        self.resolver = Resolver(network, self.dht, self.showing, self.lookups, self.links, self.runtime)
+        self.rivalry = Rivalry(self.leases, self.resolver, self.ring, self.links, self.rpc, self.runtime)
         self.spare.needs.append(self.views.needs)
 
     def found(self) -> Future[Any]:
@@ -185,6 +199,10 @@ class RegisterNet(RingNet):
     """Share of messages that come twice, 0..1."""
     delayed: float = 0.0
     """Share of messages that take up to `LATE` seconds more, so that others overtake them. All take up to 5 ms more."""
+    forget_every: float = EVERY
+    """Seconds between looks for registers that may be forgotten."""
+    is_over: Callable[[m.Record | None, int], bool] = is_over
+    """When they may."""
     lost: int = 0
     doubles: int = 0
     lates: int = 0

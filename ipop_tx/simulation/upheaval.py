@@ -9,9 +9,17 @@ from random import Random
 from ipop_tx.simulation.clients import TTL, Clients
 from ipop_tx.simulation.network import NETWORK
 from ipop_tx.simulation.registers import Fate, RegisterNet, RegisterNode, grown
+from ipop_tx.wire import messages as m
 
 PAUSES = (0.02, 0.02, 0.2, 2.0, 6.0, 20.0)
 """Seconds for which a node stays off: some are back before anybody has noticed, some after their views have changed."""
+
+FORGET_EVERY = 0.5
+"""Seconds between looks for registers to be forgotten, in worlds that forget soon."""
+LEFT_ALONE = 60
+"""Registers of such a world: so many that each is left alone now and then, for otherwise none can be forgotten."""
+FORGET_AFTER_MS = 1000
+"""Age at which they forget a deletion, while older writes may still be under way. What has expired they forget as soon as it has."""
 
 SHORT_TTL = 25.0
 """Seconds. An operation takes up to 20: with less, a repeated one could find that its own record has come and gone."""
@@ -31,6 +39,8 @@ class Plan:
     """Operations on one register until a fresh one takes its place."""
     ttl: float = TTL
     """Seconds for which a record lives; with a short one registers expire now and then."""
+    forgets: bool = False
+    """Whether registers that are over are dropped within seconds, not after an hour."""
     trouble_every: float = 6.0
     """Seconds, in the mean, from one trouble to the next."""
     loss: float = 0.03
@@ -41,7 +51,7 @@ class Plan:
     def drawn(cls, seed: int, operations: int) -> Plan:
         """A world that differs from those of other seeds in size and in how much goes wrong."""
         rng = Random(f"plan/{seed}")
-        return cls(
+        drawn = cls(
             seed,
             operations,
             nodes=rng.choice((3, 3, 4, 5, 6, 8, 12)),
@@ -54,6 +64,7 @@ class Plan:
             doubled=rng.choice((0.0, 0.05, 0.2)),
             delayed=rng.choice((0.0, 0.02, 0.1)),
         )
+        return replace(drawn, forgets=True, registers=LEFT_ALONE) if rng.random() < 0.5 else drawn
 
 
 @dataclass
@@ -79,6 +90,8 @@ class Tally:
     broken_pairs: int = 0
     """Times at which some pairs of nodes could not reach each other directly."""
     view_changes: int = 0
+    dropped: int = 0
+    """Registers that were over and are forgotten."""
     messages: int = 0
     lost: int = 0
     doubled: int = 0
@@ -95,6 +108,8 @@ class Tally:
 def run(plan: Plan) -> Tally:
     """One world, from its founding to the verdict. The same plan gives the same tally."""
     net = RegisterNet(plan.seed, network=replace(NETWORK, shards=plan.shards))
+    if plan.forgets:
+        net.forget_every, net.is_over = FORGET_EVERY, is_over_soon
     nodes = grown(net, plan.nodes)
     clients = Clients(net, nodes, plan.registers, plan.seed, plan.length, plan.ttl)
     trouble = Trouble(net, nodes, clients, plan)
@@ -109,9 +124,15 @@ def run(plan: Plan) -> Tally:
     tally.worlds, tally.operations, tally.answered, tally.registers = 1, clients.operations, clients.answered, len(clients.histories)
     tally.messages, tally.lost, tally.doubled, tally.late = net.messages, net.lost, net.doubles, net.lates
     tally.view_changes = sum(_number(net, index) - 1 for index in range(plan.shards))
+    tally.dropped = net.counters.get("registers_dropped", 0)
     tally.simulated_s, tally.faults = net.now, net.faults
     tally.violations, tally.undecided = clients.verdicts()
     return tally
+
+
+def is_over_soon(record: m.Record | None, age_ms: int) -> bool:
+    """As the daemons' `is_over`, but soon."""
+    return record is None or age_ms > (record.ttl * 1000 if record.value else FORGET_AFTER_MS)
 
 
 def _number(net: RegisterNet, index: int) -> int:

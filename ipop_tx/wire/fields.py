@@ -12,6 +12,7 @@ PublicKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Small = Annotated[bytes, Meta(max_length=128)]
 Signer = Annotated[bytes, Meta(max_length=2048)]
 """What a signature is checked with: public key and salt, or the certificates of a node whose address is assigned."""
+Nonce = Annotated[bytes, Meta(max_length=16)]
 Name = Annotated[str, Meta(max_length=63)]
 EndpointText = Annotated[str, Meta(max_length=100)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]

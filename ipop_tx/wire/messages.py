@@ -21,12 +21,10 @@ from ipop_tx.wire.fields import (
     EndpointText,
     Ident,
     Key,
-    Name,
     NatKind,
     Neighbourhood,
     Ports,
     PublicKey,
-    Small,
 )
 from ipop_tx.wire.registers import (
     NO_BALLOT as NO_BALLOT,
@@ -34,6 +32,7 @@ from ipop_tx.wire.registers import (
     Accept as Accept,
     Ballot as Ballot,
     Cell as Cell,
+    Certificate as Certificate,
     Current as Current,
     Fetch as Fetch,
     Floor as Floor,
@@ -54,13 +53,21 @@ from ipop_tx.wire.registers import (
     Salvaged as Salvaged,
     Seal as Seal,
     Sealed as Sealed,
+    Show as Show,
+    Shown as Shown,
     Stale as Stale,
+    Statement as Statement,
     Succeed as Succeed,
+    Voice as Voice,
+    Vouch as Vouch,
+    Vouched as Vouched,
     WhoKeeps as WhoKeeps,
     Write as Write,
 )
 from ipop_tx.wire.trust import (
     PAGE as PAGE,
+    Enrol as Enrol,
+    Enrolled as Enrolled,
     Revocation as Revocation,
     Revoked as Revoked,
     WhichRevoked as WhichRevoked,
@@ -361,29 +368,7 @@ class HandOver(Body, frozen=True, tag=38):
     holder: Annotated[bytes, Meta(min_length=1, max_length=64)]
 
 
-# --- admission ------------------------------------------------------------------------------------
-
-
-class Enrol(Body, frozen=True, tag=70):
-    """A guest's request: certificate requests (DER) for its node key and, if it is appointed, its admission key.
-
-    Signed by the invitation's key. Answered by `Enrolled`.
-    """
-
-    invitation: Small
-    csr: Annotated[bytes, Meta(max_length=2048)]
-    admission_csr: Annotated[bytes, Meta(max_length=2048)]
-    signature: Small
-    name: Name
-    guest: Ident
-    """Hash of the invitation's key, as the receiving member saw it proven in the handshake."""
-
-
-class Enrolled(Body, frozen=True, tag=71):
-    """The certificates (DER; member's chain, then the admission certificate if appointed) and endpoints of members."""
-
-    certificates: Annotated[tuple[bytes, ...], Meta(max_length=8)]
-    endpoints: Endpoints
+# --- answers to anything --------------------------------------------------------------------------
 
 
 class Failed(Body, frozen=True, tag=72):
@@ -421,8 +406,10 @@ Ask = (
     | NotMine
     | Read
     | Write
+    | Show
     | WhoKeeps
     | Peek
+    | Vouch
     | Prepare
     | Accept
     | Seal
@@ -451,7 +438,9 @@ Answer = (
     | Current
     | Redirect
     | NoMajority
+    | Shown
     | Promise
+    | Vouched
     | Refused
     | Stale
     | Sealed

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Signer, Small
+from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Nonce, Signer, Small
 
 # --- registers: between a client and the coordinator ----------------------------------------------
 
@@ -23,10 +23,43 @@ class Record(Body, frozen=True, tag=40):
     signature: Small
 
 
+class Ballot(Body, frozen=True, order=True, tag=50):
+    """A proposal's number; the proposer's ident makes it unique."""
+
+    round: Count
+    proposer: Ident
+
+
+NO_BALLOT = Ballot(0, b"\0" * 20)
+
+
+class Voice(Body, frozen=True, tag=49):
+    """What one replica says for a certificate: with the record it has, that old, at this time (Unix seconds), it is as stated there."""
+
+    credential: Signer
+    age_ms: Count
+    time: Count
+    signature: Small
+    """Over a `Statement`."""
+
+
+class Certificate(Body, frozen=True, tag=39):
+    """What a majority of the view `number` of a shard had accepted last for a key, signed by each of them."""
+
+    number: Count
+    members: Members
+    accepted: Ballot
+    record: Record | None
+    nonce: Nonce
+    """By whoever asked for it."""
+    voices: Annotated[tuple[Voice, ...], Meta(max_length=16)]
+
+
 class Read(Body, frozen=True, tag=41):
-    """The register's current record, please. Answered by `Current`."""
+    """The register's current record, please. Answered by `Current`; with a certificate if `nonce`, which it then shows, is not empty."""
 
     key: Key
+    nonce: Nonce = b""
 
 
 class Write(Body, frozen=True, tag=42):
@@ -44,6 +77,8 @@ class Current(Body, frozen=True, tag=43):
     record: Record | None
     last: Count = 0
     """The newest version that the register has had, also where that is deleted or expired: the next one must be greater."""
+    certificate: Certificate | None = None
+    """If it was asked for; the record then stands in there."""
 
 
 class Redirect(Body, frozen=True, tag=44):
@@ -76,17 +111,20 @@ class Peek(Body, frozen=True, tag=47):
     key: Key
 
 
+class Show(Body, frozen=True, tag=31):
+    """What have you of the register `key`, be it your own or one that you keep? Answered by `Shown`."""
+
+    key: Key
+
+
+class Shown(Body, frozen=True, tag=32):
+    """This record, which says nothing but whom to ask; its owner shows the certificate that it has of it instead."""
+
+    record: Record | None
+    certificate: Certificate | None = None
+
+
 # --- registers: between replicas --------------------------------------------------------------------
-
-
-class Ballot(Body, frozen=True, order=True, tag=50):
-    """A proposal's number; the proposer's ident makes it unique."""
-
-    round: Count
-    proposer: Ident
-
-
-NO_BALLOT = Ballot(0, b"\0" * 20)
 
 
 class Floor(Body, frozen=True, tag=68):
@@ -119,6 +157,37 @@ class Promise(Body, frozen=True, tag=52):
     age_ms: Count
     last: Count = 0
     """Where there is no record: the newest version that one may have had."""
+
+
+class Vouch(Body, frozen=True, tag=48):
+    """What have you accepted for `key`? Sign it. Answered by `Vouched` or `Stale`."""
+
+    shard: Count
+    number: Count
+    key: Key
+    nonce: Nonce
+
+
+class Vouched(Body, frozen=True, tag=69):
+    """This, with my voice."""
+
+    accepted: Ballot
+    record: Record | None
+    voice: Voice
+
+
+class Statement(Body, frozen=True, tag=79):
+    """What a voice signs. Never sent."""
+
+    network: Ident
+    number: Count
+    members: Members
+    key: Key
+    accepted: Ballot
+    record: Record | None
+    nonce: Nonce
+    age_ms: Count
+    time: Count
 
 
 class Accept(Body, frozen=True, tag=53):

@@ -1,4 +1,4 @@
-"""Messages about who is trusted no more."""
+"""Messages about who is trusted no more, and who is to be a member."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import Body, Count, Ident, Name, Small
+from ipop_tx.wire.fields import Body, Count, Endpoints, Ident, Name, Small
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
@@ -39,3 +39,28 @@ class WhichRevoked(Body, frozen=True, tag=92):
     """The revocations of keys after `after`. Answered by `Revoked`."""
 
     after: Annotated[bytes, Meta(max_length=32)] = b""
+
+
+# --- admission ------------------------------------------------------------------------------------
+
+
+class Enrol(Body, frozen=True, tag=70):
+    """A guest's request: certificate requests (DER) for its node key and, if it is appointed, its admission key.
+
+    Signed by the invitation's key. Answered by `Enrolled`.
+    """
+
+    invitation: Small
+    csr: Annotated[bytes, Meta(max_length=2048)]
+    admission_csr: Annotated[bytes, Meta(max_length=2048)]
+    signature: Small
+    name: Name
+    guest: Ident
+    """Hash of the invitation's key, as the receiving member saw it proven in the handshake."""
+
+
+class Enrolled(Body, frozen=True, tag=71):
+    """The certificates (DER; member's chain, then the admission certificate if appointed) and endpoints of members."""
+
+    certificates: Annotated[tuple[bytes, ...], Meta(max_length=8)]
+    endpoints: Endpoints

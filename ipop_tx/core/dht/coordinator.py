@@ -70,6 +70,11 @@ class Coordinator:
         for kind in (*self._acceptor, m.Install):
             rpc.serve(kind, lambda link, body: self._answer(link.ident, body))
 
+    def serve(self, kind: type, answer: Callable[[Any], m.Answer]) -> None:
+        """Answer one more kind of question, of others and of ourselves, unless the disk takes no writes."""
+        self._acceptor[kind] = answer
+        self._rpc.serve(kind, lambda link, body: self._answer(link.ident, body))
+
     def shard(self, key: bytes) -> Shard | None:
         """The shard of a key, if this node may coordinate on it."""
         shard = self._replicas.shards.get(shard_of(key, self._replicas.count))

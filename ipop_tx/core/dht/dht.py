@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from ipop_tx.core.dht.certificates import Certificates
 from ipop_tx.core.dht.coordinator import Change, Coordinator, majority
 from ipop_tx.core.dht.records import RegisterSigner
 from ipop_tx.core.dht.replica import Replicas
@@ -45,6 +46,7 @@ class Dht:
         rpc: Rpc,
         runtime: Runtime,
         signer: RegisterSigner,
+        certificates: Certificates,
     ) -> None:
         self._replicas = replicas
         self._coordinator = coordinator
@@ -54,6 +56,7 @@ class Dht:
         self._rpc = rpc
         self._runtime = runtime
         self.signer = signer
+        self.certificates = certificates
         self._ident = replicas.ident
         rpc.serve(m.Read, self._serve_read)
         rpc.serve(m.Write, self._serve_write)
@@ -67,6 +70,16 @@ class Dht:
         if record is not None and not self.signer.authentic(key, record):
             raise BadMessage("a member answered with a record that its owner has not signed", "try again")
         return None if record is not None and self.signer.is_void(record) else record
+
+    async def certified(self, key: bytes) -> m.Certificate:
+        """What the register holds, signed by a majority of its replicas just now: no coordinator need be believed.
+
+        Raises `Unavailable`, `Unreachable`; `BadMessage` when all that was shown was no good.
+        """
+        nonce = self._runtime.rng.getrandbits(128).to_bytes(16, "big")
+        certificate = (await self._operate(key, m.Read(key, nonce))).certificate
+        assert certificate is not None  # else it would not have been taken
+        return certificate
 
     async def create(self, key: bytes, value: bytes, ttl: float) -> m.Record:
         """Fill an empty register. Raises `Conflict`, with what is there in its sentence, or `QuotaExceeded`.
@@ -118,7 +131,9 @@ class Dht:
             try:
                 async for answer in self._answers(key, body, coordinators, deadline):
                     if isinstance(answer, m.Current) and (len(coordinators) == 1 or _is_final(body, answer)):
-                        return answer
+                        if (reason := self._why_unproven(body, answer)) is None:
+                            return answer
+                        problems.append(reason)
                     if isinstance(answer, QuotaExceeded) and not coordinators:
                         raise answer
                     if isinstance(answer, m.NoMajority) and not (
@@ -133,6 +148,19 @@ class Dht:
             await self._runtime.sleep(self._runtime.spread(pause))
             pause = min(1.0, pause * 1.5)
         raise problems[-1]
+
+    def _why_unproven(self, body: m.Read | m.Write, current: m.Current) -> BadMessage | None:
+        """What is wrong with the certificate that was to come with an answer; None if nothing is."""
+        if isinstance(body, m.Write) or not body.nonce:
+            return None
+        try:
+            if current.certificate is None or current.certificate.nonce != body.nonce:
+                raise BadMessage("a member has certified nothing, or something else")
+            self.certificates.check(body.key, current.certificate)
+        except BadMessage as reason:
+            self._runtime.count("certificate_refused")
+            return reason
+        return None
 
     async def _answers(
         self, key: bytes, body: m.Read | m.Write, coordinators: set[Ident], deadline: float
@@ -220,6 +248,17 @@ class Dht:
         known = self._replicas.known.get(index)
         return list(known.members) if known else []
 
+    async def keepers(self, key: bytes) -> list[Ident]:
+        """Who may have a copy of a register, as far as anybody says. Raises `Unreachable`."""
+        index = shard_of(key, self._replicas.count)
+        if not self._replicas.newest(index).members:
+            for ident in (found := await self._who_may_keep(index)):
+                answer = await self._rpc.call(ident, m.WhoKeeps(index), 2.0)
+                if isinstance(answer, m.Redirect):
+                    self._replicas.learn(index, answer.number, answer.members)
+            return list(self._replicas.newest(index).members) or found
+        return list(self._replicas.newest(index).members)
+
     # --- coordinator's door ------------------------------------------------------------------
 
     async def _serve_read(self, link: Link, body: m.Read) -> m.Answer:
@@ -237,6 +276,8 @@ class Dht:
 
     async def _run(self, key: bytes, body: m.Read | m.Write) -> m.Answer:
         try:
+            if isinstance(body, m.Read) and body.nonce:
+                return m.Current(True, None, certificate=await self.certificates.collect(key, body.nonce))
             if isinstance(body, m.Read):
                 _, record, last = await self._coordinator.read(key)
                 return m.Current(True, record, last)

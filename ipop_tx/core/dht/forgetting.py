@@ -8,7 +8,7 @@ record that is over, each may drop it whenever it hears so, as long as nobody ha
 from __future__ import annotations
 
 from ipop_tx.core.dht.coordinator import Coordinator
-from ipop_tx.core.dht.replica import Replicas, Shard, is_over
+from ipop_tx.core.dht.replica import Replicas, Shard
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import successes
 from ipop_tx.wire import messages as m
@@ -22,15 +22,16 @@ AT_ONCE = 256
 class Forgetting:
     """Drops what is over in the shards of which this node is the first member."""
 
-    def __init__(self, replicas: Replicas, coordinator: Coordinator, runtime: Runtime) -> None:
+    def __init__(self, replicas: Replicas, coordinator: Coordinator, runtime: Runtime, every: float | None = None) -> None:
         self._replicas = replicas
         self._coordinator = coordinator
         self._runtime = runtime
+        self._every = every or EVERY
         runtime.background(self._look_for_ever())
 
     async def _look_for_ever(self) -> None:
         while True:
-            await self._runtime.sleep(EVERY)
+            await self._runtime.sleep(self._every)
             for index in sorted(self._replicas.shards):
                 await self._look(index)
 
@@ -50,7 +51,7 @@ class Forgetting:
         promises = await self._all(shard, m.Prepare(shard.index, shard.number, key, ballot))
         if promises and len({promise.accepted for promise in promises} - {m.NO_BALLOT}) > 1:
             await self._coordinator.complete(shard, key)
-        elif promises and all(is_over(promise.record, promise.age_ms) for promise in promises):
+        elif promises and all(self._replicas.is_over(promise.record, promise.age_ms) for promise in promises):
             forget = m.Forget(shard.index, shard.number, key, ballot)
             dropped = await successes([self._coordinator.ask_member(member, forget) for member in shard.members])
             self._runtime.count("registers_dropped", any(isinstance(answer, m.Done) for answer in dropped))

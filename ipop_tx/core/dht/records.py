@@ -41,7 +41,7 @@ class RegisterSigner:
 
     def record(self, key: bytes, version: int, ttl: float, value: bytes) -> m.Record:
         """A signed record of this node; at the register of the address that is assigned to it, with the proof of that."""
-        signer = self._signer.proof if self.assigned and key == lease_key(self._network, self.assigned) else self._signer.signer
+        signer = self._signer.credential if self.assigned and key == lease_key(self._network, self.assigned) else self._signer.signer
         unsigned = m.Record(self._signer.ident, version, max(1, int(ttl)), value, signer, b"")
         return msgspec.structs.replace(unsigned, signature=self._signer.sign(self._text(key, unsigned)))
 
@@ -68,7 +68,7 @@ class RegisterSigner:
 
     def takes_over(self, key: bytes, live: m.Record) -> bool:
         """Whether a record of this node would override `live`."""
-        return live.owner != self._signer.ident and self._assigned_at(key, self._signer.proof) > self._assigned_at(key, live.signer)
+        return live.owner != self._signer.ident and self._assigned_at(key, self._signer.credential) > self._assigned_at(key, live.signer)
 
     def _assigned_at(self, key: bytes, signer: bytes) -> int:
         address, issued = self._signer.assignment(signer)

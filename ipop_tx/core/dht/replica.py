@@ -115,6 +115,8 @@ class Replicas:
         self.shards: dict[int, Shard] = {}
         self.known: dict[int, m.Redirect] = {}
         """The newest view that we have heard of, of shards that others keep."""
+        self.is_over: Callable[[m.Record | None, int], bool] = is_over
+        """When a register may be forgotten; simulations are more impatient."""
         self.suspended = False
         """Set by the driver while the disk takes no writes: nothing is promised that could be forgotten."""
         self._quota = quota or Quota()
@@ -307,7 +309,7 @@ class Replicas:
 
     def over(self, shard: Shard) -> list[bytes]:
         """The keys whose registers hold nothing any more: deleted or expired a while ago."""
-        return [key for key, cell in shard.cells.items() if cell.accepted != m.NO_BALLOT and is_over(cell.record, self._age_ms(cell))]
+        return [key for key, cell in shard.cells.items() if cell.accepted != m.NO_BALLOT and self.is_over(cell.record, self._age_ms(cell))]
 
     def forget(self, body: m.Forget) -> m.Answer:
         """Drop a register that is over, for which all members have promised this ballot and nothing since (docs/dht.md)."""
@@ -317,7 +319,7 @@ class Replicas:
         cell = shard.cells.get(body.key)
         if cell is None:
             return m.Done()
-        if cell.promised != body.ballot or not is_over(cell.record, self._age_ms(cell)):
+        if cell.promised != body.ballot or not self.is_over(cell.record, self._age_ms(cell)):
             return m.Refused(_promised(shard, cell))
         shard.floor = raised(shard.floor, m.Floor(cell.promised, cell.record.version if cell.record is not None else 0))
         self._drop_cell(shard, body.key)

@@ -18,6 +18,7 @@ import msgspec
 
 from ipop_tx.core.dht.dht import Dht
 from ipop_tx.core.dht.records import key_of, lease_key
+from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.events import LeaseGained, LeaseLost
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, all_settled, first, spawn
@@ -92,7 +93,9 @@ class Rivals:
 class Lease:
     """Claims, renews and releases one holder's address, and its name if it has one."""
 
-    def __init__(self, ident: Ident, holder: bytes, name: str, network: Network, dht: Dht, runtime: Runtime, rivals: Rivals) -> None:
+    def __init__(
+        self, ident: Ident, holder: bytes, name: str, network: Network, dht: Dht, showing: Showing, runtime: Runtime, rivals: Rivals
+    ) -> None:
         self.holder = holder
         self.name = name
         self.address: bytes | None = None
@@ -111,6 +114,7 @@ class Lease:
         self._ident = ident
         self._network = network
         self._dht = dht
+        self._showing = showing
         self._runtime = runtime
         self._rivals = rivals
         self._turn: Future[None] | None = None
@@ -233,6 +237,7 @@ class Lease:
             self._overridden = None
             return False
         self.until = until
+        self._showing.keep(key)
         if self._overridden is not None and address == self.assigned:  # now, or by an attempt before that was not answered
             self._rivals.taken_over(address, self._overridden)
             self._overridden = None
@@ -296,10 +301,14 @@ class Lease:
         whose = "another guest of this node" if current.owner == self._ident else f"node {short(current.owner)}"
         reason = f"{IPv4Address(address)} belongs to {whose} now ({why}); another address is taken"
         self._runtime.emit(LeaseLost(address, reason, self.holder))
-        self._rivals.gone(address)
+        self._gone(address)
         if current.owner != self._ident:
             self._rivals.lost(address, current.owner)
         raise Conflict(reason)
+
+    def _gone(self, address: bytes) -> None:
+        self._showing.drop(lease_key(self._network, address))
+        self._rivals.gone(address)
 
     def claims(self, address: bytes) -> bool:
         """Whether it has this address, or is about to get it back."""
@@ -317,7 +326,7 @@ class Lease:
         if await self._obtain(self.assigned) is not None:
             return False
         await self._gained(self.assigned)
-        self._rivals.gone(old)
+        self._gone(old)
         self._runtime.background(self._give_back(lease_key(self._network, old)))
         return True
 
@@ -335,6 +344,7 @@ class Lease:
             current = await self._dht.get(key)
             if current is None or current.owner == self._ident:
                 await self._put(key, current, NameValue(self.address), self._ttl)
+                self._showing.keep(key)
             else:
                 raise Conflict(f"the name {self.name} belongs to node {short(current.owner)}", "choose another name for this node")
             self.name_problem, self._name_waits = "", False
@@ -358,9 +368,10 @@ class Lease:
         address, self.address = self.address, None
         if address is None:
             return
-        self._rivals.gone(address)
+        self._gone(address)
         keys = [lease_key(self._network, address), *([name_key(self._network, self.name)] if self.name else [])]
         for key in keys:
+            self._showing.drop(key)
             await self._give_back(key)
         self._runtime.emit(LeaseLost(address, "it was released", self.holder))
 
@@ -381,9 +392,9 @@ class Lease:
 class Leases:
     """The leases that this node holds: its own, and those of the guests behind it by their holder's name."""
 
-    def __init__(self, ident: Ident, name: str, network: Network, dht: Dht, runtime: Runtime) -> None:
+    def __init__(self, ident: Ident, name: str, network: Network, dht: Dht, showing: Showing, runtime: Runtime) -> None:
         self.rivals = Rivals()
-        self._parts = (network, dht, runtime, self.rivals)
+        self._parts = (network, dht, showing, runtime, self.rivals)
         self._ident = ident
         self.own = Lease(ident, b"", name, *self._parts)
         self.guests: dict[bytes, Lease] = {}

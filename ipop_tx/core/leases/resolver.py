@@ -1,30 +1,34 @@
 """From an overlay address or a name to the node that verifiably owns it.
 
-IPv4 addresses and names are registers signed by their owner and read from a majority; an IPv6 address carries the first 80 bits
+IPv4 addresses and names are registers signed by their owner and certified by a majority; an IPv6 address carries the first 80 bits
 of its owner's ident, so the ring itself answers. What was found is kept for a while, what was not found for a shorter one. An owner
 that says it is none any more is believed in that, and the look-up is repeated until there is another one.
 
-Where no majority answers, the owner that was found last still counts, for as long as its lease was good: those who are cut off from the
-others go on with the addresses that they know.
+Where no majority answers, the owner that was found last still counts, for as long as its lease was good, and an owner that was not known is
+asked for its own certificate: those who are cut off from the others go on reaching each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from ipop_tx.core.dht.certificates import held
 from ipop_tx.core.dht.dht import Dht
-from ipop_tx.core.dht.records import RegisterSigner, lease_key
+from ipop_tx.core.dht.records import lease_key
+from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.events import AddressMoved
 from ipop_tx.core.leases.lease import LeaseValue, NameValue, name_key, value_of
 from ipop_tx.core.links.link import Link
-from ipop_tx.core.links.links import Links
+from ipop_tx.core.links.linktable import LinkTable
 from ipop_tx.core.ring.lookup import Lookups
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, settled, spawn
 from ipop_tx.errors import IpopError
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import ident_prefix_of
+from ipop_tx.wire.registers import Record
 
 KEEP_FOUND = 60.0
 KEEP_MISSING = 3.0
@@ -36,6 +40,10 @@ FOLLOWED = 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.15, 2.0
 """Seconds between these look-ups: twice as long each time."""
 FOLLOWED_AT_ONCE = 64
+SHOWN_AFTER = 1.0
+"""Seconds that a majority is given before the owner is asked."""
+SHOWN_LASTS = 120.0
+"""Seconds for which what the owner has proven counts, while it is asked again."""
 SOON = 0.5
 """Seconds that the registers are given to confirm an owner found earlier: a kernel that asks for a neighbour waits for one second."""
 
@@ -48,7 +56,7 @@ class Owner:
     name: str
     address: bytes
     lasts: float = field(default=0.0, compare=False)
-    """Seconds for which the lease is good at least: half its time to live, at which it is renewed."""
+    """Seconds for which this counts while no majority confirms it: half the lease's time to live, at which it is renewed, or less."""
     key: bytes = field(default=b"", compare=False)
     """The digest of the owner's key, where a record of its was read."""
 
@@ -67,10 +75,12 @@ class _Entry:
 class Resolver:
     """Look-ups with a cache; equal questions that are under way are asked once."""
 
-    def __init__(self, network: Network, dht: Dht, signer: RegisterSigner, lookups: Lookups, links: Links, runtime: Runtime) -> None:
+    def __init__(self, network: Network, dht: Dht, showing: Showing, lookups: Lookups, links: LinkTable, runtime: Runtime) -> None:
+        self.claimants: Callable[[bytes], list[Ident]] = lambda address: []
+        """Linked members that say of themselves that they have an IPv4 address (4 bytes)."""
         self._network = network
         self._dht = dht
-        self._signer = signer
+        self._showing = showing
         self._lookups = lookups
         self._links = links
         self._runtime = runtime
@@ -185,21 +195,31 @@ class Resolver:
         if address not in self._network.pool:
             return None
         key = lease_key(self._network, address.packed)
-        record = await self._dht.get(key)
-        if record is None or not self._signer.authentic(key, record):
-            return None
+        record, lasts = await self._read(key, self.claimants(address.packed))
         value = value_of(record, LeaseValue)
-        if value is None or value.address != address.packed:
+        if record is None or value is None or value.address != address.packed:
             return None
-        return Owner(record.owner, value.name, value.address, record.ttl / 2, self._signer.key(record))
+        return Owner(record.owner, value.name, value.address, lasts, self._dht.signer.key(record))
 
     async def _by_name(self, name: str) -> Owner | None:
         key = name_key(self._network, name)
-        record = await self._dht.get(key)
-        if record is None or not self._signer.authentic(key, record):
-            return None
+        record, lasts = await self._read(key, [])
         value = value_of(record, NameValue)
-        return Owner(record.owner, name, value.address, record.ttl / 2, self._signer.key(record)) if value is not None else None
+        if record is None or value is None:
+            return None
+        return Owner(record.owner, name, value.address, lasts, self._dht.signer.key(record))
+
+    async def _read(self, key: bytes, claimants: list[Ident]) -> tuple[Record | None, float]:
+        """What a majority says, or if none does so soon, what the owner can prove that one has said; and for how many seconds it counts."""
+        reading = spawn(self._dht.certified(key))
+        await self._runtime.wait([reading], SHOWN_AFTER)
+        if not reading.done and (record := await self._showing.find(key, claimants)) is not None and not reading.done:
+            self._runtime.count("resolved_by_owner")
+            return record, SHOWN_LASTS
+        record = held(await reading)
+        if record is None or self._dht.signer.is_void(record):
+            return None, 0.0
+        return record, record.ttl / 2
 
     async def _by_ipv6(self, address: IPv6Address) -> Owner | None:
         if address not in self._network.prefix:
