@@ -46,6 +46,7 @@ from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.revocation import Revoking
 from ipop_tx.services.sides import SideService
+from ipop_tx.services.settings import PolicyService
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
 from ipop_tx.services.trim import TrimService
@@ -135,11 +136,13 @@ class Node(MultiService):
         self.revoking = Revoking(self.protocol, self.state, admitter, [tls, *onion])
         credentials.is_revoked = core.revocations.is_revoked
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
-        self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         plane = self.forwarding.plane
+        self.policy = PolicyService(self.protocol, plane, self.state, admitter.authority_key if admitter else None)
+        self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
-        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, (self.dns, self.metrics, self.revoking))
+        others = self.dns, self.metrics, self.revoking, self.policy
+        self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, others, self.policy.summary)
         self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
@@ -149,7 +152,8 @@ class Node(MultiService):
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.sides, self.puncher, self.natcheck, self.portmap
-        for service in (*carrying, self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.metrics, trim):
+        rest = self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.policy, self.metrics, trim
+        for service in (*carrying, *rest):
             if service is not None:
                 service.setServiceParent(self)
 
@@ -219,6 +223,7 @@ class Node(MultiService):
             "GET /revocations": lambda arguments: self.revoking.told(),
             "POST /revoke": lambda arguments: Deferred.fromCoroutine(self._revoke(arguments)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
+            **self.policy.routes(),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipop_tx.cli import dht, dns, live, membership, netcheck, simulate, trust
+from ipop_tx.cli import dht, dns, live, membership, netcheck, policy, simulate, trust
 from ipop_tx.errors import IpopError
 
 
@@ -39,6 +39,7 @@ for command in (
     ipop.add_command(command)
 ipop.add_command(dht.dht)
 ipop.add_command(dns.dns)
+ipop.add_command(policy.policy)
 ipop.add_command(simulate.simulate)
 
 

@@ -28,8 +28,17 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
     if guests:
         console.print()
         console.print(_guests(guests, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
+    if status.get("policy"):
+        console.print(Text(policy_line(status["policy"])))
     for sentence in status.get("health", []):
         console.print(Text(f"warning: {sentence}", style="yellow"))
+
+
+def policy_line(policy: Mapping[str, Any]) -> str:
+    """One line about the network's policy and what it has dropped last."""
+    line = f"policy {policy['version']}: {policy['rules']} rules, default {policy['default']}, {policy['flows']} flows"
+    dropped = sum(denial["frames"] for denial in policy["denied"])
+    return f"{line}; {dropped} frames dropped of late: see ipop policy show" if dropped else line
 
 
 def _print_self(console: Console, me: Mapping[str, Any]) -> None:

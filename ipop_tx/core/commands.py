@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Any
 
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire.messages import Order, Revocation
@@ -213,6 +214,13 @@ class PathLost:
     """The connection by which an endpoint was reached has ended. Future of None, at once."""
 
     endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptSettings:
+    """Take settings of the network (`m.Settings`), and tell everybody. Future of whether they are newer than ours, at once."""
+
+    settings: Any
 
 
 @dataclass(frozen=True, slots=True)

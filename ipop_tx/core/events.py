@@ -185,6 +185,13 @@ class KeyRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The network has newer settings (`m.Settings`), signed by its authority."""
+
+    settings: Any
+
+
+@dataclass(frozen=True, slots=True)
 class EnrolRequested:
     """Somebody with an invitation asks for admission: answer by settling `reply` (a core future) with `Enrolled` or `Failed`."""
 

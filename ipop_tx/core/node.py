@@ -30,6 +30,7 @@ from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.relay import Relay
 from ipop_tx.core.links.revocation import Revocations
 from ipop_tx.core.links.rpc import Rpc
+from ipop_tx.core.links.settings import SettingsExchange
 from ipop_tx.core.links.spare import Spare
 from ipop_tx.core.nat.nat import Nat
 from ipop_tx.core.ring.bootstrap import Bootstrap
@@ -97,6 +98,7 @@ class Node:
         self.rpc = Rpc(self.links, self.runtime)
         self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_revocation)
         register_signer.is_revoked = self.revocations.is_revoked
+        self.settings = SettingsExchange(self.links, self.rpc, self.runtime, register_signer.is_authentic)
         self.renewals = Renewals(self.links, self.rpc, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
         self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)
@@ -168,6 +170,7 @@ class Node:
             c.Punch: lambda x: spawn(self._punch(x.ident)),
             c.CheckNat: lambda x: self.nat.check_now(),
             c.LearnLifetime: lambda x: self.nat.life.learn(),
+            c.AdoptSettings: lambda x: spawn(self.settings.adopt(x.settings)),
             c.Suspect: self._suspect,
             c.PathLost: self._path_lost,
             c.DoubtMtu: self._doubt_mtu,

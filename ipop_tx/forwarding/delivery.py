@@ -11,6 +11,7 @@ from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
 from ipop_tx.forwarding.mtu import clamp_mss
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6, is_discovery
 from ipop_tx.forwarding.offload import PART, Joined, join_datagrams, payload_at
+from ipop_tx.forwarding.policing import Policing
 from ipop_tx.interfaces import IFramePort
 
 _COUNT = struct.Struct("!H")
@@ -37,6 +38,9 @@ class Delivery:
         """Our own."""
         self.misdirected: Callable[[Adjacency, bytes], None] = lambda peer, address: None
         """Hears of frames for an IPv4 address that is not ours."""
+        self._admitted = self._addressed
+        """Gives the MACs, destination and source, with which a frame goes to the kernel; None for one that does not."""
+        self._policing: Policing | None = None
         self._port = port
         self._ipv6 = ipv6
         self._drop = drop
@@ -95,8 +99,20 @@ class Delivery:
         self._port.writev([joined.headers[:10], macs, joined.headers[10:], *payloads])
         return joined.frames
 
-    def _admitted(self, peer: Adjacency, packed: memoryview) -> bytes | None:
-        """The MACs, destination and source, with which a frame goes to the kernel; None for one that does not."""
+    def police(self, policing: Policing | None) -> None:
+        """From now on the kernel gets what `policing` admits; None: whatever is for us."""
+        self._policing = policing
+        self._admitted = self._addressed if policing is None else self._allowed
+
+    def _allowed(self, peer: Adjacency, packed: memoryview) -> bytes | None:
+        macs = self._addressed(peer, packed)
+        if macs is None or self._policing is None or self._policing.admits(peer, packed, True):
+            return macs
+        self._drop("in_policy")
+        return None
+
+    def _addressed(self, peer: Adjacency, packed: memoryview) -> bytes | None:
+        """Check that a frame is its sender's and for us."""
         head = bytes(packed[10:_PORTS_END])  # from the ethertype to the destination of IPv4, and the ports if no options are between
         ethertype = head[:2]
         if len(head) < _IPV4_LEAST - 10:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Network
 
+from ipop_tx.forwarding.flows import Flows
 from ipop_tx.forwarding.offload import IP_AT
 from ipop_tx.forwarding.width import Width
 from ipop_tx.interfaces import ISealedChannel, ISession, ITransport
@@ -26,9 +27,9 @@ class Adjacency:
     """
 
     __slots__ = (
-        "_each", "_less", "_most", "addresses", "asked", "carrier", "channel", "complain_at", "endpoint", "failed", "heard", "hop", "ident",
-        "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header", "reports", "rx_bytes",
-        "rx_frames", "session", "stray", "told_at", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
+        "_each", "_less", "_most", "addresses", "asked", "carrier", "channel", "complain_at", "endpoint", "failed", "flows", "groups",
+        "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header",
+        "reports", "rx_bytes", "rx_frames", "session", "stray", "told_at", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes, widest: int = MAX_PIECES) -> None:
@@ -39,6 +40,10 @@ class Adjacency:
         self.ipv6 = ipv6
         """The one IPv6 address (16 bytes) from which this peer may send."""
         self.name = ""
+        self.groups: tuple[str, ...] = ()
+        """Which the policy knows; its certificate says them."""
+        self.flows: Flows | None = None
+        """What the policy has allowed with this peer; None until it is asked."""
         self.session: ISession | None = None
         self.channel: ISealedChannel | None = None
         """That of `session`: what we seal with."""
@@ -123,6 +128,7 @@ class Fib:
         hop: Ident | None = None,
         relay_header: bytes = b"",
         sealing: bool = True,
+        groups: tuple[str, ...] = (),
     ) -> Adjacency | None:
         """Say what is now true of a peer: its established sessions (the first one seals, all open), its direct path or the relay to it.
 
@@ -135,7 +141,8 @@ class Fib:
         adjacency = self.by_ident.get(ident) or self._add(ident)
         if adjacency is None:
             return None
-        adjacency.name = name or adjacency.name
+        if (adjacency.name, adjacency.groups) != (name or adjacency.name, groups):
+            adjacency.name, adjacency.groups, adjacency.flows = name or adjacency.name, groups, None
         before = adjacency.channel
         adjacency.session = sessions[0] if sessions and sealing else None
         adjacency.channel = sessions[0].channel if sessions and sealing else None

@@ -15,6 +15,7 @@ from ipop_tx.forwarding.dhcp import PORTS, SERVER_PORT, is_dhcp
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
 from ipop_tx.forwarding.neighbour import is_discovery
 from ipop_tx.forwarding.offload import HEAD, PART, payload_at
+from ipop_tx.forwarding.policing import Policing
 from ipop_tx.forwarding.sealing import LARGEST, MORE, Sealing
 from ipop_tx.interfaces import IFramePort
 from ipop_tx.wire.datagram import BUNDLE, FRAME, TAG_BYTES
@@ -36,7 +37,8 @@ class Outbound:
     """Reads frames from the port and has them sealed.
 
     `exceptional` takes the frames that are not simply for a peer (both MACs, packed frame), `unreachable` those for a peer that
-    cannot be reached yet; `narrowed` sees frames for a peer whose path is narrower than the port, and may change them.
+    cannot be reached yet; `narrowed` sees frames for a peer whose path is narrower than the port, and may change them; `refused` counts
+    those that the policy does not allow.
     """
 
     def __init__(
@@ -47,11 +49,15 @@ class Outbound:
         exceptional: Callable[[bytes, memoryview], None],
         unreachable: Callable[[Adjacency, bytes], None],
         narrowed: Callable[[Adjacency, memoryview], None],
+        refused: Callable[[], None],
     ) -> None:
         self.held = False
         """Whether the port is paused because the transport is full."""
         self.waiting: Callable[[], None] = lambda: None
         """Sends what has waited longer than the frames in the port; it is called before that is resumed."""
+        self.policing: Policing | None = None
+        """Says which frames may leave; None: all."""
+        self._refused = refused
         self._fib = fib
         self._port = port
         self._sealing = sealing
@@ -93,6 +99,9 @@ class Outbound:
             (frame[10:12] == _IPV4 and (whole[21] != _UDP or (whole[35] not in PORTS and whole[33] != SERVER_PORT and whole[12] == _PLAIN)))
             or _is_carried(frame)
         ):
+            if self.policing is not None and not self.policing.admits(peer, frame, False):
+                self._refused()
+                return
             peer.tx_frames += 1
             peer.tx_bytes += length
             if 0 < peer.inner_mtu < self._port.mtu:
@@ -163,6 +172,9 @@ class Outbound:
 
     def send(self, peer: Adjacency, packed: bytes) -> None:
         """Carry one packed frame that waited, to a peer that is reachable. Not while a bundle is being filled."""
+        if self.policing is not None and not self.policing.admits(peer, packed, False):
+            self._refused()
+            return
         length = len(packed)
         self._frame[:length] = packed
         if packed[1]:

@@ -26,6 +26,7 @@ from ipop_tx.forwarding.mtu import clamp_mss, too_big
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from ipop_tx.forwarding.offload import GSO_NONE, NEEDS_CHECKSUM, PLAIN, payload_at
 from ipop_tx.forwarding.outbound import Outbound
+from ipop_tx.forwarding.policing import Policing
 from ipop_tx.forwarding.relaying import Relaying
 from ipop_tx.forwarding.sealing import Sealing
 from ipop_tx.forwarding.source import SourceCheck
@@ -49,6 +50,8 @@ Drop = Literal[
     "out_unknown_mac",  # no peer has this MAC (any more)
     "out_busy",  # too many look-ups under way, or frames waiting for one link
     "out_unreachable",  # no link to the peer could be made
+    "out_policy",  # the network's policy does not allow it
+    "in_policy",  # the same, of a peer
     "in_forged",  # a sealed datagram that does not open: forged, replayed or too old
     "in_runt",  # shorter than its headers
     "in_malformed",  # a super-frame or a bundle that does not add up
@@ -117,7 +120,9 @@ class ForwardingPlane:
         self.delivery = Delivery(port, fib.mac, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
         sealing = Sealing(transport)
         fib.carry_by(transport.carrier if ITransports.providedBy(transport) else lambda endpoint: transport)
-        self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed)
+        self.outbound = Outbound(
+            fib, port, sealing, self._exceptional, self._unreachable, self._narrowed, partial(self._drop, "out_policy")
+        )
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
         self.inbound = Inbound(
             fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received, clock
@@ -144,6 +149,16 @@ class ForwardingPlane:
         self.delivery.ours.pop(ipv4, None)
         if mac is not None:
             self.delivery.ours[ipv4] = mac
+
+    @property
+    def policing(self) -> Policing | None:
+        """What enforces the network's policy; None while there is none."""
+        return self.outbound.policing
+
+    def police(self, policing: Policing | None) -> None:
+        """Carry and deliver only what `policing` admits; None: everything."""
+        self.outbound.policing = policing
+        self.delivery.police(policing)
 
     def announce(self, address: IPv4Address, owner: Ident) -> None:
         """Have the kernel send what goes to an address to its new owner from now on, if it sends anything there."""

@@ -26,6 +26,7 @@ GUESTS = "guests.json"
 PEERS = "peers.json"
 REPLICAS = "replicas.db"
 REVOCATIONS = "revocations.json"
+SETTINGS = "settings.json"
 ONION_KEY = "onion.key"
 TOR_DATA = "tor"
 

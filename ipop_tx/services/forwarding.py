@@ -32,6 +32,8 @@ SILENCE = 0.6
 """Seconds, beside three round trips, for which a member may be sent frames without a sign of life before its path is tested."""
 WATCH_EVERY = 0.25
 """Seconds between looks for silent members."""
+SWEEP_EVERY = 10.0
+"""Seconds between looks for flows that are over."""
 LOOK_EVERY = 1.0
 """Seconds between looks at the ways over relays, which change without an event of the link."""
 
@@ -56,7 +58,7 @@ class ForwardingService(Service):
         """Frames sent to a member, signs of life from it, and when we looked."""
         self._parted: deque[tuple[float, Adjacency]] = deque()
         """Members to whom the link was not needed any more, and until when frames of theirs may still come by it."""
-        self._look_at = float("-inf")
+        self._look_at = self._sweep_at = float("-inf")
         self._watch = LoopingCall(self._watch_silence)
         self._watch.clock = reactor
         protocol.on(e.LinkUp, self._link_changed)
@@ -106,12 +108,15 @@ class ForwardingService(Service):
     def _write(self, link: Link) -> None:
         """What is true of a link now, as the FIB says it."""
         sessions = [session for session in sessions_of(link) if session.channel is not None]
+        groups = link.peer.groups
         if isinstance(link.active, Endpoint):
-            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu, sealing=link.confirmed)
+            adjacency = self.fib.update(link.ident, sessions, link.active, link.peer.name, link.mtu, sealing=link.confirmed, groups=groups)
         else:
             way = self._protocol.node.relay.way(link.active)
             hop, header = (way[0], way[1].traffic_header()) if way is not None else (None, b"")
-            adjacency = self.fib.update(link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header, sealing=link.confirmed)
+            adjacency = self.fib.update(
+                link.ident, sessions, None, link.peer.name, hop=hop, relay_header=header, sealing=link.confirmed, groups=groups
+            )
         if adjacency is not None:
             self.plane.fib_changed(adjacency)
 
@@ -161,6 +166,9 @@ class ForwardingService(Service):
             self._look_at = now + LOOK_EVERY
             self._relays_changed()
         self.plane.inbound.reassembly.expire()
+        if self.plane.policing is not None and now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_EVERY
+            self.plane.policing.sweep(self.fib.by_ident)
         for adjacency in list(self.fib.by_ident.values()):
             adjacency.width.look(now, adjacency.tx_records)
             signs = adjacency.rx_frames + adjacency.reports

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +57,7 @@ class Status:
         transports: Transports,
         guests: GuestService | None,
         others: Sequence[HasHealth] = (),
+        policy: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         self._protocol = protocol
         self._node: Node = protocol.node
@@ -67,6 +68,7 @@ class Status:
         self._transports = transports
         self._guests = guests
         self._others = others
+        self._policy = policy
         self._since = protocol.clock()
 
     def status(self) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class Status:
             "self": self._self(),
             "peers": [self._peer(link) for link in links],
             "guests": self._guests.status() if self._guests else [],
+            "policy": self._policy(),
             "health": self.health(),
             "counters": self._counters(),
         }
@@ -104,6 +107,7 @@ class Status:
         node = self._node
         return {
             "name": node.peer.name,
+            "groups": list(node.peer.groups),
             "ident": node.ident.hex(),
             "address": _text(node.leases.own.address),
             "ipv6": str(ipv6_of(node.network.prefix, node.ident)),
@@ -144,6 +148,7 @@ class Status:
         adjacency = self._fib.by_ident.get(link.ident)
         return {
             "name": link.peer.name,
+            "groups": list(link.peer.groups),
             "ident": link.ident.hex(),
             "address": self._address_of(link.ident, hello.address if hello else b""),
             "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),

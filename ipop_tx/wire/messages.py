@@ -64,6 +64,8 @@ from ipop_tx.wire.registers import (
     WhoKeeps as WhoKeeps,
     Write as Write,
 )
+from ipop_tx.wire.settings import Newest as Newest
+from ipop_tx.wire.settings import Settings as Settings
 from ipop_tx.wire.trust import (
     PAGE as PAGE,
     Enrol as Enrol,
@@ -423,6 +425,7 @@ Ask = (
     | WhichRevoked
     | Salvage
     | Enrol
+    | Newest
 )
 Answer = (
     Hello
@@ -450,6 +453,8 @@ Answer = (
     | Enrolled
     | Failed
     | Working
+    | Newest
+    | Settings
 )
 
 

@@ -82,8 +82,17 @@ class RegisterSigner:
         """Whether this network's authority has revoked a key."""
         return order.network == self._network.ident and self._signer.by_authority(revocation_text(order), order.signature)
 
+    def is_authentic(self, settings: m.Settings) -> bool:
+        """Whether this network's authority has signed its settings."""
+        return settings.network == self._network.ident and self._signer.by_authority(settings_text(settings), settings.signature)
+
     def _text(self, key: bytes, unsigned: m.Record) -> bytes:
         return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
+
+
+def settings_text(settings: m.Settings) -> bytes:
+    """What the authority signs of settings."""
+    return b"ipop-settings-1" + m.encode(msgspec.structs.replace(settings, signature=b""))
 
 
 def order_text(order: m.Order) -> bytes:
