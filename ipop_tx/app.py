@@ -45,8 +45,8 @@ from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.revocation import Revoking
-from ipop_tx.services.sides import SideService
 from ipop_tx.services.settings import PolicyService
+from ipop_tx.services.sides import SideService
 from ipop_tx.services.status import Status
 from ipop_tx.services.tap import TapService
 from ipop_tx.services.trim import TrimService
