@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from benchmarks import policy
+from benchmarks.dataplane.measure import Stream
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.wire import policy as p
 
@@ -44,7 +46,7 @@ class MeaningTests(SynchronousTestCase):
 
     def test_decisions(self) -> None:
         """By group, name, range, protocol, port and type; never the other way round."""
-        policy = p.parse(EXAMPLE)
+        example = p.parse(EXAMPLE)
         a, b, far = "10.128.0.1", "10.128.0.2", "10.128.3.77"
         for source, target, what, rule in (
             (ADMIN, SERVER, packet(6, a, b, 22), "ssh"),
@@ -63,7 +65,7 @@ class MeaningTests(SynchronousTestCase):
             (SERVER, OTHER, packet(58, "2001:db8::1", "2001:db8::2", None, 2), "errors"),
             (SERVER, OTHER, packet(58, "2001:db8::1", "2001:db8::2", None, 11), None),
         ):
-            decided = policy.decide(source, target, what)
+            decided = example.decide(source, target, what)
             self.assertEqual(decided.name if decided else None, rule, what)
 
     def test_json(self) -> None:
@@ -84,6 +86,23 @@ class MeaningTests(SynchronousTestCase):
             self.assertEqual(p.parse_service(text), wanted)
         for text in ("tcp", "tcp/0", "tcp/x", "http", "", "icmp/x", "gre/1", "/22", "300"):
             self.assertRaises(LocalMisuse, p.parse_service, text)
+
+
+class BenchmarkTests(SynchronousTestCase):
+    """What `benchmarks.policy` sets and tells."""
+
+    def test_rules(self) -> None:
+        """As many as asked for; the last one allows, and no other has anything to do with the pair."""
+        made = p.parse(policy.rules_text(64))
+        self.assertEqual((len(made.rules), made.allow), (64, False))
+        decided = made.decide(ADMIN, SERVER, packet(6, "10.128.0.1", "10.128.0.2", 2000))
+        self.assertEqual(decided, made.rules[-1])
+
+    def test_summary(self) -> None:
+        """Ratios are those of the rounds."""
+        one, other = Stream(4.0, 0.5, 0, 1400, cpu_seconds=1.0), Stream(2.0, 0.5, 0, 1400, cpu_seconds=2.0)
+        found = policy.summary([one, one], [other, other], 64)
+        self.assertEqual((found["throughput_ratio"], found["cpu_ratio"]), (0.5, 2.0))
 
 
 class RefusalTests(SynchronousTestCase):
