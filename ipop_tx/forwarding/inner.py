@@ -16,12 +16,11 @@ from ipop_tx.wire.policy import ICMP, ICMPV6, PORTED, TCP, Packet
 Buffer = bytes | bytearray | memoryview
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
-_FRAGMENT, _AUTHENTICATION = 44, 51
+_FRAGMENT = 44
 _EXTENSIONS = (0, 43, 60)  # hop by hop, routing, destination options: of 8 bytes and more, in units of 8
 _MOST_EXTENSIONS = 8
 _ECHO = {(ICMP, 8): 0, (ICMPV6, 128): 129}
 """Requests, and the type of the answer."""
-_ECHO_REPLY = {answer: request for request, answer in (((ICMP, 8), (ICMP, 0)), ((ICMPV6, 128), (ICMPV6, 129)))}
 _ERRORS = frozenset([(ICMP, kind) for kind in (3, 4, 11, 12)] + [(ICMPV6, kind) for kind in (1, 2, 3, 4)])
 _LEAST = {TCP: 20, ICMP: 8, ICMPV6: 8}
 """Bytes of the protocol's header that must be in the first fragment: what decides is not to be written over by a later one (RFC 1858)."""
@@ -124,9 +123,8 @@ def _icmp(protocol: int, kind: int, identifier: bytes) -> tuple[bytes, bytes, bo
     answer = _ECHO.get((protocol, kind))
     if answer is not None:
         return identifier + bytes((kind, 0)), identifier + bytes((answer, 0)), True
-    request = _ECHO_REPLY.get((protocol, kind))
-    other = request[1] if request is not None else kind
-    return identifier + bytes((kind, 0)), identifier + bytes((other, 0)), False
+    tail = identifier + bytes((kind, 0))
+    return tail, tail, False
 
 
 def _about(data: Buffer, at: int) -> bytes:
