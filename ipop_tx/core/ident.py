@@ -21,7 +21,9 @@ def within(low: Ident, key: Ident, high: Ident) -> bool:
 
 def strictly_within(low: Ident, key: Ident, high: Ident) -> bool:
     """Whether `key` lies in the open arc (low, high); everything but low when low equals high."""
-    return key not in (low, high) and within(low, key, high)
+    if low < high:
+        return low < key < high
+    return key > low or key < high
 
 
 def clockwise(start: Ident, end: Ident) -> int:

@@ -37,6 +37,12 @@ def ahead(start: int, end: int) -> int:
     return (end - start) & _MASK
 
 
+def aside(one: int, other: int) -> int:
+    """Steps between two places the shorter way round."""
+    steps = (one - other) & _MASK
+    return min(steps, AROUND - steps)
+
+
 def off(place: int, key: int) -> int:
     """How far a member at `place` is from owning `key`."""
     after = (place - key) & _MASK

@@ -64,13 +64,13 @@ class Runtime:
     def sleep(self, seconds: float) -> Future[None]:
         """A future that is settled in `seconds`."""
         future: Future[None] = Future()
-        self.after(seconds, lambda: future.succeed(None))
+        self.after(seconds, future.occur)
         return future
 
     async def wait(self, futures: Sequence[Future[Any]], seconds: float) -> None:
         """Until one of the futures is settled, whichever way, or so many seconds have passed."""
         over: Future[None] = Future()
-        timer = self.after(seconds, lambda: over.succeed(None))
+        timer = self.after(seconds, over.occur)
         await first([*futures, over])
         timer.cancel()
 

@@ -21,11 +21,15 @@ class Future(Generic[T]):
         self.done = False
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._callbacks: list[Callable[[Future[T]], None]] = []
+        self._callbacks: tuple[Callable[[Future[T]], object], ...] = ()
 
     def succeed(self, value: T) -> None:
         """Settle with a result."""
         self._settle(value, None)
+
+    def occur(self, _: object = None) -> None:
+        """Settle without a result: for those that tell only when."""
+        self._settle(None, None)
 
     def fail(self, error: BaseException) -> None:
         """Settle with an error."""
@@ -35,7 +39,7 @@ class Future(Generic[T]):
         if self.done:
             return
         self.done, self._value, self._error = True, value, error
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 
@@ -54,12 +58,12 @@ class Future(Generic[T]):
         """What it failed with, if it did."""
         return self._error
 
-    def then(self, callback: Callable[[Future[T]], None]) -> None:
+    def then(self, callback: Callable[[Future[T]], object]) -> None:
         """Call `callback` with this future once it is settled, at once if it is."""
         if self.done:
             callback(self)
         else:
-            self._callbacks.append(callback)
+            self._callbacks += (callback,)
 
     def __await__(self) -> Generator[Future[T], None, T]:
         if not self.done:
@@ -70,23 +74,33 @@ class Future(Generic[T]):
 def spawn(work: Coroutine[Future[Any], None, T]) -> Future[T]:
     """Start a coroutine; it runs until its first unsettled future. Gives the future of its result."""
     outcome: Future[T] = Future()
+    _Task(work, outcome).step()
+    return outcome
 
-    def step(_: object = None) -> None:
+
+class _Task(Generic[T]):
+    """A coroutine under way. A small object, since a node always has a dozen that sleep."""
+
+    __slots__ = ("outcome", "work")
+
+    def __init__(self, work: Coroutine[Future[Any], None, T], outcome: Future[T]) -> None:
+        self.work = work
+        self.outcome = outcome
+
+    def step(self, _: object = None) -> None:
+        """Go on until the next unsettled future."""
         while True:
             try:
-                waiting = work.send(None)
+                waiting = self.work.send(None)
             except StopIteration as stop:
-                outcome.succeed(stop.value)
+                self.outcome.succeed(stop.value)
                 return
             except Exception as error:  # noqa: BLE001 - whoever awaits the future gets it
-                outcome.fail(error)
+                self.outcome.fail(error)
                 return
             if not waiting.done:
-                waiting.then(step)
+                waiting.then(self.step)
                 return
-
-    step()
-    return outcome
 
 
 def quorum(futures: Sequence[Future[T]], enough: Callable[[list[T]], bool]) -> Future[list[T]]:
@@ -126,7 +140,7 @@ def first(futures: Sequence[Future[Any]]) -> Future[None]:
     """Settled as soon as one of the futures is, whichever way."""
     outcome: Future[None] = Future()
     for future in futures:
-        future.then(lambda done: outcome.succeed(None))
+        future.then(outcome.occur)
     return outcome
 
 

@@ -96,8 +96,8 @@ class RingNet:
         if other.ident not in one.links.by_ident:
             way = self.way(one, other, None)
             if way is not None:
-                one.links.come_up(other, way, True)
-                other.links.come_up(one, way[::-1], False)
+                one.links.come_up(other, way, True, -1e9)
+                other.links.come_up(one, way[::-1], False, -1e9)
 
     def owner(self, key: bytes) -> Ident:
         """The member that a key belongs to, in truth."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ipop_tx.core.events import Fault, Joined, RingChanged
-from ipop_tx.core.links.link import UNNEEDED, DirectPath, Link, Route
+from ipop_tx.core.links.link import UNNEEDED, DirectPath, Keyed, Link, Route
 from ipop_tx.core.links.linktable import LinkTable
 from ipop_tx.core.links.paths import PROBE_WAIT
 from ipop_tx.core.links.rpc import Rpc
@@ -18,6 +18,7 @@ from ipop_tx.core.ring.lookup import Lookups
 from ipop_tx.core.ring.merging import Merging
 from ipop_tx.core.ring.ring import Ring
 from ipop_tx.core.ring.tables import Tables
+from ipop_tx.core.routing import place_of
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import Unreachable
@@ -43,6 +44,24 @@ HELLO_BYTES = 2 * (OVERHEAD + UDP_IP) + 180
 """Greeting on a new link."""
 
 
+NO_SESSIONS: list[Keyed] = []
+"""Of all modelled links."""
+
+
+class ModelTimer(Timer):
+    """A call that one node will make."""
+
+    __slots__ = ("runtime",)
+
+    def __init__(self, call: Callable[[], object], runtime: ModelRuntime) -> None:
+        super().__init__(call)
+        self.runtime = runtime
+
+    def fire(self) -> None:
+        """Make the call, unless it has been cancelled."""
+        self.runtime.fire(self)
+
+
 class ModelRuntime(Runtime):
     """A runtime whose timers are the net's own events, and whose clock is the net's, but that it stands still while the node sleeps."""
 
@@ -56,7 +75,7 @@ class ModelRuntime(Runtime):
         self.slept = 0.0
         """Seconds that its clock has not seen."""
         self._asleep_since: float | None = None
-        self._parked: list[tuple[float, Timer]] = []
+        self._parked: list[tuple[float, ModelTimer]] = []
         """Timers that were due while it slept, and how long after it fell asleep."""
 
     @property
@@ -66,11 +85,12 @@ class ModelRuntime(Runtime):
 
     def after(self, delay: float, call: Callable[[], object]) -> Timer:
         """Make `call` in `delay` seconds, unless the node is down by then."""
-        timer = Timer(call)
-        self.net.at(self.net.now + delay, self._fire, timer)
+        timer = ModelTimer(call, self)
+        self.net.at(self.net.now + delay, ModelTimer.fire, timer)
         return timer
 
-    def _fire(self, timer: Timer) -> None:
+    def fire(self, timer: ModelTimer) -> None:
+        """A timer is due."""
         if self._asleep_since is not None:
             self._parked.append((self.net.now - self._asleep_since, timer))
             return
@@ -89,7 +109,7 @@ class ModelRuntime(Runtime):
         self._asleep_since = None
         parked, self._parked = self._parked, []
         for left, timer in parked:
-            self.net.at(self.net.now + left, self._fire, timer)
+            self.net.at(self.net.now + left, ModelTimer.fire, timer)
 
     def emit(self, event: object) -> None:
         """Take note of members that enter the ring, and of our own errors."""
@@ -118,13 +138,12 @@ class ModelLinks(LinkTable):
         net.sent(len(m.encode(message)) + OVERHEAD + UDP_IP, 1 if link.is_direct else 1 + len(link.route.via))
         if net.loss and net.rng.random() < net.loss:
             return
-        peer = net.nodes[link.ident]
-        net.at(net.now + net.delay(self.node, peer, link), self._deliver, (peer, message))
+        net.at(net.now + link.rtt / 2, self._deliver, (net.nodes[link.ident], message))
 
     def _deliver(self, arrival: tuple[RingNode, m.Message]) -> None:
         peer, message = arrival
         back = peer.links.by_ident.get(self.ident)
-        if not peer.up or back is None or not peer.net.crosses(self.node, peer, back):
+        if not peer.up or back is None or not peer.net.crosses(peer, self.node, back):
             return
         if isinstance(message, m.Request):
             peer.rpc.requested(back, message)
@@ -181,14 +200,15 @@ class ModelLinks(LinkTable):
         if self.ident not in peer.links.by_ident:
             peer.links.come_up(self.node, way[::-1], False)
 
-    def come_up(self, peer: RingNode, way: tuple[RingNode, ...], initiated: bool) -> None:
-        """This end of a fresh link."""
+    def come_up(self, peer: RingNode, way: tuple[RingNode, ...], initiated: bool, since: float | None = None) -> None:
+        """This end of a fresh link, or of one that has been up `since` some moment."""
         net = self.node.net
-        link = Link(peer.peer, net.now, initiated)
-        link.route = Route(peer.ident, tuple(station.ident for station in way))
+        link = Link(peer.peer, net.now if since is None else since, initiated)
+        link.route = Route(peer.ident, tuple(station.ident for station in way)) if way else peer.route
         link.active = link.route if way else peer.endpoint
         link.direct = {} if way else peer.direct
-        link.rtt = 2 * net.delay(self.node, peer, link)
+        link.sessions, link.place = NO_SESSIONS, peer.ring_place
+        link.rtt = 2 * net.delay_by(self.node, peer, way)
         link.placed = peer.ring.placed
         self.by_ident[peer.ident] = link
         self._announce(link)
@@ -239,7 +259,7 @@ class RingNode:
     """One member: everything of a daemon that makes the ring, and nothing else."""
 
     __slots__ = ("bootstrap", "direct", "endpoint", "fingers", "ident", "links", "lookups", "merging", "net", "number", "peer", "place",
-                 "ring", "rpc", "runtime", "spare", "tables", "up")  # fmt: skip
+                 "ring", "ring_place", "route", "rpc", "runtime", "spare", "tables", "up")  # fmt: skip
 
     def __init__(self, net: RingNet, number: int) -> None:
         self.net = net
@@ -248,6 +268,8 @@ class RingNode:
         self.peer = Peer(self.ident, f"n{number}")
         self.endpoint = Endpoint("udp", f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 4500)
         self.direct = {self.endpoint: DirectPath(0.0, 0.0)}
+        self.route = Route(self.ident)
+        self.ring_place = place_of(self.ident)
         self.place = (net.rng.random(), net.rng.random())
         self.up = False
         self._power_on()

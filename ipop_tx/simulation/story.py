@@ -100,6 +100,7 @@ class Story:
             s.strangers(net, plan.strangers)
         self._begin()
         gc.freeze()
+        gc.set_threshold(100_000, 50, 100)  # next to nothing here is garbage that only the collector finds
         self.report |= {"nodes": plan.nodes, "seed": plan.seed, "links_mean": round(self._links_mean(), 1)}
         load = self._churn() if plan.session else self._idle()
         self._note_lookups(load, self.report)

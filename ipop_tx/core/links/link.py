@@ -22,6 +22,8 @@ UNNEEDED = "no longer needed"
 """Reason of a link's end to which both ends have agreed: nobody has died."""
 LINGER = 60.0
 """Seconds for which the sessions of such a link still open what comes late."""
+NEVER = float("-inf")
+"""The moment of what has not happened yet."""
 KEY_LIFE = 180.0
 """Seconds from the birth of a session until its keys are dead."""
 
@@ -133,12 +135,12 @@ class Link:
         self.parted = False
         """Whether it has ended because neither end needed it."""
         self.used = now
-        self.frames = -1e9
-        """When frames were last known to go over it, either way."""
         """When it last carried something for its own sake: traffic, or a question that is not part of its upkeep or of the ring's."""
-        self.released = float("-inf")
+        self.frames = NEVER
+        """When frames were last known to go over it, either way."""
+        self.released = NEVER
         """When we last told the peer that it may end the link."""
-        self.wanted = float("-inf")
+        self.wanted = NEVER
         """Until when the peer is believed to need it."""
         self.placed = False
         """Whether the peer has said that it has its place on the ring, so that it can pass things on."""
@@ -159,11 +161,11 @@ class Link:
         self.alarm = False
         """Whether the active path is being doubted just now."""
         self.relapses = 0
-        self.relapse_at = now - TWIN_WATCH
+        self.relapse_at = NEVER
         """How often, and when last, the peer has gone back to an older session."""
         self.answered = now
         """When the peer last answered a challenge of ours on the active path."""
-        self.asked = now - 60.0
+        self.asked = NEVER
         """When the peer last challenged the way over the ring."""
 
     @property

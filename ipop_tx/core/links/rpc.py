@@ -10,6 +10,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ipop_tx import errors
@@ -27,12 +28,12 @@ SENDINGS = 4
 REMEMBERED = 30.0
 """Seconds for which a reply is kept, to be repeated to a repeated request."""
 DEADLINE = 10.0
-OF_THE_LINK = (m.Hello, m.Offer, m.Links, m.Renew, m.Unneeded, m.Assist, m.Knock, m.Search, m.Newest)
+OF_THE_LINK = frozenset({m.Hello, m.Offer, m.Links, m.Renew, m.Unneeded, m.Assist, m.Knock, m.Search, m.Newest})
 """Questions about the link itself: they have no sense on another one."""
-UPKEEP = (*OF_THE_LINK, m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest, m.Seek, m.Broadcast, m.WhereIs)
+UPKEEP = OF_THE_LINK | {m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest, m.Seek, m.Broadcast, m.WhereIs}
 """Questions that do not show that a link is needed: the ring's own, which go by whatever links there are."""
-REPEATABLE = (m.Peek, m.WhoKeeps)
-"""Questions that change nothing and are answered at once: when they are repeated they are answered anew, so no answer is kept."""
+REPEATABLE = frozenset({m.Peek, m.WhoKeeps, m.GetNeighbours, m.Notify, m.Suggest, m.Links})
+"""Questions that are answered at once and do no more twice than once: repeated, they are answered anew, so no answer is kept."""
 
 Handler = Callable[[Link, Any], "m.Answer | Future[m.Answer] | Coroutine[Any, None, m.Answer]"]
 
@@ -98,10 +99,11 @@ class Rpc:
         """Ask the peer of a link; it counts as dead after `sendings` without any sign of life."""
         if not link.up:
             return failed(Unreachable(f"{link.peer.name or short(link.ident)} is not connected"))
-        _note_use(link, body, self._runtime.now)
+        now = self._runtime.now
+        _note_use(link, body, now)
         self._next += 1
         wait = max(FIRST_WAIT, 3 * link.rtt)
-        call = _Call(link, m.Request(self._next, body), Future(), self._runtime.now + deadline, wait, sendings)
+        call = _Call(link, m.Request(self._next, body), Future(), now + deadline, wait, sendings)
         self._calls[self._next] = call
         self._send(call)
         return call.answered
@@ -115,7 +117,7 @@ class Rpc:
             return
         call.sendings += 1
         self._links.send_message(call.link, call.request)
-        call.timer = self._runtime.after(call.wait, lambda: self._send(call))
+        call.timer = self._runtime.after(call.wait, partial(self._send, call))
         call.wait *= 2
 
     def _end(self, call: _Call) -> None:
@@ -125,12 +127,12 @@ class Rpc:
 
     def asking(self, link: Link) -> bool:
         """Whether the peer of a link owes us an answer, other than about the link itself."""
-        return any(call.link is link and not isinstance(call.request.body, OF_THE_LINK) for call in self._calls.values())
+        return any(call.link is link and type(call.request.body) not in OF_THE_LINK for call in self._calls.values())
 
     def _link_down(self, link: Link) -> None:
         for call in [call for call in self._calls.values() if call.link is link]:
             self._end(call)
-            if link.parted and not isinstance(call.request.body, OF_THE_LINK):
+            if link.parted and type(call.request.body) not in OF_THE_LINK:
                 self._runtime.background(self._ask_anew(call))
                 continue
             call.answered.fail(Unreachable(f"the link to {link.peer.name or short(link.ident)} ended"))
@@ -175,7 +177,7 @@ class Rpc:
             self._runtime.count("request_refused")
             return
         _note_use(link, request.body, self._runtime.now)
-        if not isinstance(request.body, REPEATABLE):
+        if type(request.body) not in REPEATABLE:
             self._remember(name)
         try:
             answer = handler(link, request.body)
@@ -212,7 +214,7 @@ class Rpc:
 
 
 def _note_use(link: Link, body: m.Ask, now: float) -> None:
-    if not isinstance(body, UPKEEP):
+    if type(body) not in UPKEEP:
         link.used = now
 
 

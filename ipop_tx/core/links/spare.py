@@ -49,7 +49,8 @@ class Spare:
     async def _look_for_ever(self) -> None:
         while True:
             await self._runtime.sleep(self._runtime.spread(EVERY))
-            spare = [link for link in self._links if link.wanted <= self._runtime.now and self._is_spare(link, IDLE)]
+            now = self._runtime.now
+            spare = [link for link in self._links if link.wanted <= now and self._is_spare(link, IDLE)]
             for link in spare[:AT_ONCE]:
                 self._runtime.background(self._offer(link))
 
@@ -74,10 +75,11 @@ class Spare:
             self.suspect(link.ident)
 
     def _is_spare(self, link: Link, idle: float) -> bool:
-        if self._runtime.now - max(link.since, link.used) < idle or self._rpc.asking(link):
+        if self._runtime.now - max(link.since, link.used) < idle or any(needs(link.ident) for needs in self.needs):
             return False
-        return self._kept() > FEWEST and not any(needs(link.ident) for needs in self.needs)
+        return self._kept() > FEWEST and not self._rpc.asking(link)
 
     def _kept(self) -> int:
         """Links that stay, as far as we have decided."""
-        return sum(self._runtime.now - link.released > SETTLING for link in self._links)
+        settled = self._runtime.now - SETTLING
+        return sum(link.released < settled for link in self._links)

@@ -26,6 +26,8 @@ SLOWEST = 120.0
 FIRST_LOOKS = 6
 BETTER = 0.8
 """A candidate must promise so much of the present round trip to be tried."""
+HOPELESS = 10.0
+"""Seconds: a member as slow as that is better than none."""
 ATTEMPTS = 2
 """Candidates tried in one look."""
 AVOID = 900.0
@@ -68,9 +70,9 @@ class Fingers:
             best = self._best_link(low, high)
             if best is not None:
                 fresh.append(best.ident)
-            candidate = self._best_candidate(low, high)
-            if candidate is not None and (best is None or (best.rtt > 0.0 and candidate[0] < BETTER * best.rtt)):
-                promising.append((candidate[0] - (best.rtt if best else 10.0), candidate[1], candidate[2]))
+            candidate = self._best_candidate(low, high, BETTER * best.rtt if best is not None else HOPELESS)
+            if candidate is not None:
+                promising.append((candidate[0] - (best.rtt if best else HOPELESS), candidate[1], candidate[2]))
             elif best is None:
                 found = await self._look_up(low, high)
                 if found is not None:
@@ -92,24 +94,24 @@ class Fingers:
         return list(arcs(place_of(ring.ident), clockwise(ring.ident, ring.successors[:LINKED][-1]) >> (IDENT_BITS - 64)))
 
     def _best_link(self, low: int, high: int) -> Link | None:
-        reach = ahead(low, high)
-        inside = {link.ident: link for link in self._links.by_ident.values() if link.placed and ahead(low, link.place) < reach}
+        links, fingers, reach = self._links.by_ident, self._ring.fingers, ahead(low, high)
+        inside = [link for link in links.values() if link.placed and ahead(low, link.place) < reach]
         # Who is our finger already is as good as one that is a little quicker, or fingers would change with every measurement.
-        best = quickest(((link.rtt or 9.0) * (BETTER if link.ident in self._ring.fingers else 1.0), link.ident) for link in inside.values())
-        return inside[best[1]] if best else None
+        best = quickest(((link.rtt or 9.0) * (BETTER if link.ident in fingers else 1.0), link.ident) for link in inside)
+        return links[best[1]] if best else None
 
-    def _best_candidate(self, low: int, high: int) -> tuple[float, Ident, Ident | None] | None:
-        """The member in an arc that promises the least round trip, and through whom we know it."""
+    def _best_candidate(self, low: int, high: int, limit: float) -> tuple[float, Ident, Ident | None] | None:
+        """The member in an arc that promises the least round trip, below `limit` seconds, and through whom we know it."""
         links = self._links.by_ident
         best: tuple[float, Ident, Ident | None] | None = None
         for link in links.values():
-            table = link.table
-            if table is None or (best is not None and link.rtt >= best[0]):
+            table, rtt = link.table, link.rtt
+            if table is None or rtt >= limit:
                 continue
             for at in table.within(low, high):
-                delay, ident = link.rtt + table.delay(at), table.idents[at]
-                if (best is None or delay < best[0]) and ident not in links and ident not in self._tried and ident != self._ring.ident:
-                    best = (delay, ident, link.ident)
+                delay = rtt + table.delay(at)
+                if delay < limit and (ident := table.idents[at]) not in links and ident not in self._tried and ident != self._ring.ident:
+                    best, limit = (delay, ident, link.ident), delay
         return best
 
     async def _look_up(self, low: int, high: int) -> Ident | None:

@@ -13,7 +13,7 @@ from ipop_tx.core.ident import apart, within
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.linktable import LinkTable
 from ipop_tx.core.links.rpc import Rpc, unexpected
-from ipop_tx.core.routing import next_hop, place_of
+from ipop_tx.core.routing import aside, next_hop, place_of
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import IpopError, NotFound, Unreachable
 from ipop_tx.values import Ident
@@ -83,7 +83,8 @@ class Lookups:
     async def _walk(self, question: m.Closest) -> m.Found:
         barred = {question.key, *question.exclude}
         links = [link for link in self._links.by_ident.values() if link.placed and link.ident not in barred]
-        hop = min(links, key=lambda link: apart(link.ident, question.key), default=None)
+        key = place_of(question.key)
+        hop = min(links, key=lambda link: aside(link.place, key), default=None)
         if hop is None or question.ttl == 0 or apart(hop.ident, question.key) >= apart(self._ident, question.key):
             near = sorted((link.ident for link in links), key=lambda ident: apart(ident, question.key))[:NEAREST]
             return m.Found(self._ident, tuple(near), 0)

@@ -301,9 +301,11 @@ class Ring:
             self._runtime.background(self.consider(link))
 
     def _fits(self, ident: Ident) -> bool:
-        nearer_before = self.predecessor is None or strictly_within(self.predecessor, ident, self.ident)
-        nearer_after = len(self.successors) < self.length or strictly_within(self.ident, ident, self.successors[-1])
-        return nearer_before or nearer_after
+        return self.predecessor is None or strictly_within(self.predecessor, ident, self.ident) or self._fits_after(ident)
+
+    def _fits_after(self, ident: Ident) -> bool:
+        """Not behind the last of a list that is shorter than it might be: those that come there only our successor can tell."""
+        return len(self.successors) < SUCCESSORS or strictly_within(self.ident, ident, self.successors[-1])
 
     def _consider_linked(self) -> None:
         """A member to whom we have a link and who lies nearer than our neighbours has been overlooked."""
@@ -318,7 +320,8 @@ class Ring:
         answer = await self._rpc.on_link(link, m.GetNeighbours())
         if not isinstance(answer, m.Neighbours) or not answer.joined or not self.joined:
             return
-        self.insert_successor(link.ident)
+        if self._fits_after(link.ident):
+            self.insert_successor(link.ident)
         if self.placed or self.predecessor or self._may_precede(link.ident):
             self._consider_predecessor(link.ident)
 

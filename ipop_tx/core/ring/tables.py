@@ -22,6 +22,8 @@ SOON = 3.0
 """Seconds after a new link until it is told for the first time; others often come in company."""
 EVERY = 60.0
 """Least seconds between two tellings on one link."""
+LASTING = 150.0
+"""Seconds after which a link of no use to us is one that its peer needs, or it would have been ended by now (`core.links.spare`)."""
 MOST = 48
 """Members told of: neighbours and fingers first, then the quickest."""
 
@@ -74,7 +76,8 @@ class Tables:
         return table
 
     def _table(self) -> m.Links:
-        chosen = [link for link in self._links.by_ident.values() if link.placed]
+        old = self._runtime.now - LASTING
+        chosen = [link for link in self._links.by_ident.values() if link.placed and (link.since < old or self._ring.needs(link.ident))]
         if len(chosen) > MOST:
             first = {*self._ring.near(), *self._ring.fingers}
             chosen = sorted(chosen, key=lambda link: (link.ident not in first, link.rtt))[:MOST]
