@@ -75,6 +75,7 @@ class InvariantTests(ShapeCase):
         for seed in (1, 2, 3):
             net = self.watched(seed, loss=0.02)
             scenarios.joining(net, 40, per_second=2)
+            net.run(5.0)  # a newcomer whose only contact crashes founds a ring of its own: that is no concern of the invariant
             self.churn(net, 20, 5.0)
             net.run(60.0)
             self.assertGreater(self.checks, 900)
