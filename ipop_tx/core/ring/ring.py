@@ -28,6 +28,8 @@ SUCCESSORS = 8
 LONGEST = 48
 LINKED = 4
 """How many of them a node has links to; the others are known by ident only, for when those are gone."""
+LINKED_IN_NEED = 12
+"""How many are linked to where those four are gone."""
 STABILISE = 10.0
 """Seconds between stabilisations of a calm ring; after a change it is a tenth."""
 
@@ -384,6 +386,14 @@ class Ring:
         if changed:
             self._refill()
             self._changed()
+            self._reach_on()
+
+    def _reach_on(self) -> None:
+        """Somebody has gone: link to who is next. Where all that we had links to have, many at once, for each that is dead takes its time."""
+        many = not self.successors or self.successors[0] not in self._links.by_ident
+        for ident in self.successors[: LINKED_IN_NEED if many else LINKED]:
+            if self.joined and ident not in self._links.by_ident:
+                self._runtime.background(self._keep_or_forget(ident, None))
 
     def _linked_before(self, without: Ident | None) -> Ident | None:
         """The nearest member before us to whom we have a link."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.linktable import LinkTable
 from ipop_tx.core.links.rpc import Rpc
+from ipop_tx.core.ring.merging import CALM_AFTER
 from ipop_tx.core.ring.ring import Ring
 from ipop_tx.core.routing import Table, encode_delay
 from ipop_tx.core.runtime import Runtime
@@ -23,7 +24,8 @@ SOON = 3.0
 EVERY = 60.0
 """Least seconds between two tellings on one link."""
 LASTING = 150.0
-"""Seconds after which a link of no use to us is one that its peer needs, or it would have been ended by now (`core.links.spare`)."""
+"""Seconds after which a link of no use to us is one that its peer needs, or it would have been ended by now (`core.links.spare`).
+In a calm ring younger ones are not told of: most of them end soon."""
 MOST = 48
 """Members told of: neighbours and fingers first, then the quickest."""
 
@@ -76,8 +78,9 @@ class Tables:
         return table
 
     def _table(self) -> m.Links:
-        old = self._runtime.now - LASTING
-        chosen = [link for link in self._links.by_ident.values() if link.placed and (link.since < old or self._ring.needs(link.ident))]
+        now = self._runtime.now
+        old = now - LASTING if now - self._ring.changed_at > CALM_AFTER else now
+        chosen = [link for link in self._links.by_ident.values() if link.placed and (link.since <= old or self._ring.needs(link.ident))]
         if len(chosen) > MOST:
             first = {*self._ring.near(), *self._ring.fingers}
             chosen = sorted(chosen, key=lambda link: (link.ident not in first, link.rtt))[:MOST]
