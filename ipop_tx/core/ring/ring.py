@@ -389,7 +389,7 @@ class Ring:
             self._reach_on()
 
     def _reach_on(self) -> None:
-        """Somebody has gone: link to who is next. Where all that we had links to have, many at once, for each that is dead takes its time."""
+        """Somebody has gone: link to who is next, and to many at once where nobody linked is left: each dead one takes its time."""
         many = not self.successors or self.successors[0] not in self._links.by_ident
         for ident in self.successors[: LINKED_IN_NEED if many else LINKED]:
             if self.joined and ident not in self._links.by_ident:
