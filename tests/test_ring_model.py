@@ -53,7 +53,7 @@ class ShapeCase(TestCase):
 
 
 def lists(net: RingNet) -> dict[Ident, list[Ident]]:
-    """The living successors of all members but newcomers that had no answer and founded a ring of their own, which is yet to meet this one."""
+    """The living successors of all members but newcomers that had no answer and founded a ring of their own."""
     up = {node.ident for node in net.up() if node.ring.joined and (node.ring.placed or node.ring.successors)}
     return {node.ident: [ident for ident in node.ring.successors if ident in up] for node in net.up() if node.ident in up}
 
