@@ -138,7 +138,7 @@ class ScaleTests(TestCase):
         self.assertTrue(report["whole_without"])
         self.assertLessEqual(report["whole_s"], 60)
         self.assertEqual(report["lookups_wrong"], 0)
-        self.assertGreaterEqual(report["lookup_success"], 0.995, "asked from the moment on that the ring is one, while links to the dead remain")
+        self.assertGreaterEqual(report["lookup_success"], 0.995, "asked from the moment that the ring is one")
 
     def test_strangers(self) -> None:
         """30 % of pairs cannot reach each other; the ring is whole and routes all the same."""
