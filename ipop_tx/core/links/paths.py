@@ -285,7 +285,7 @@ class Paths:
                 wait *= 1.5
                 if any(known.answered > begun for endpoint, known in link.direct.items() if endpoint != path):
                     return False  # the peer has moved
-                if number == 1:
+                if number == 1 and self.relays.busy(link):
                     self._runtime.background(self.relays.measure(link))
                 elif number >= SPARE_TRIES and link.relays.keys() - {link.relay}:
                     return False

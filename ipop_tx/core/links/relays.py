@@ -59,10 +59,14 @@ class Relays:
         await self._runtime.sleep(SETTLING)
         due = 0.0
         while self._tended.get(link) is task:
-            if self._runtime.now >= due or self._runtime.now - link.frames < BUSY or link.relay is None:
+            if self._runtime.now >= due or self.busy(link) or link.relay is None:
                 due = self._runtime.now + IDLE_EVERY
                 await self.measure(link)
             await self._runtime.sleep(self._runtime.spread(BUSY_EVERY))
+
+    def busy(self, link: Link) -> bool:
+        """Whether frames go over a link. For those that are idle nobody keeps links to relays by measuring them."""
+        return self._runtime.now - link.frames < BUSY
 
     async def measure(self, link: Link) -> None:
         """Ask the peer through each member that may relay; keep those that answer, and take the best if it is clearly better."""
