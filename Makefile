@@ -10,7 +10,7 @@ help:
 	  'make demo [ARGS="--check --json --keep"]   several real nodes on this machine, in sites behind NATs (as root)' \
 	  'make test [ARGS="tests.test_config"]       the tests' \
 	  'make attacks [ARGS="--json 5 11"]          attacks on real daemons, with and without each defence (as root; docs/security.md)' \
-  'make lint                                  ruff and mypy --strict' \
+	  'make lint                                  ruff and mypy --strict' \
 	  'make bench [ARGS="--quick --json"]         throughput, latency, CPU beside packaged VPNs (as root; docs/performance.md)' \
 	  'make bench-NAME [ARGS=...]                 another one of benchmarks/, for instance bench-profile' \
 	  'make setup                                 only what the others need: Debian packages and .venv' \
