@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 import time
 from ipaddress import IPv4Address, IPv4Network
@@ -232,6 +234,28 @@ class MovingTests(GuestCase):
         self.assertTrue(guest.reaches(founder.address, 90), "guest -> member")
         self.assertTrue(founder.reaches(address, 90), "member -> guest")
 
+    def test_its_connections_go_along(self) -> None:
+        """A file that it fetches from a member arrives whole, by the one connection that was open when it moved."""
+        founder = self.found(self.lab.public_host("founder"))
+        left, right = (self.bridged(founder, self.lab.public_host(name)) for name in ("left", "right"))
+        guest = Guest(left.host, "box")
+        guest.udhcpc("-x", "hostname:box")
+        address = self.bound(guest)
+        source, copy = founder.host.directory / "file", guest.host.directory / "copy"
+        source.write_bytes(os.urandom(8 << 20))
+        serve = [sys.executable, "-m", "ipop_tx.lab.fileserver", founder.address, "8080", str(source)]
+        founder.host.start(serve, "fileserver.log", environment())
+        fetch = ["curl", "-sS", "--limit-rate", "1M", "--retry", "0", "-o", str(copy), f"http://{founder.address}:8080/file"]
+        wait_for("the server", 20, lambda: listens(founder.host, founder.address, 8080), 0.1)
+        curl = guest.start(fetch, "curl.log")
+        wait_for("a part of it", 30, lambda: copy.exists() and copy.stat().st_size > 2 << 20, 0.05)
+        guest.move_to(right.host)
+        count = len(guest.events())
+        guest.send(signal.SIGUSR1)
+        self.assertEqual(guest.wait_for_event("renew", "bound", after=count)[1], address)
+        self.assertEqual(curl.wait(150), 0, curl.output)
+        self.assertEqual(copy.read_bytes(), source.read_bytes())
+
     def test_a_guest_that_is_here_is_not_taken(self) -> None:
         """Another machine with the same identifier elsewhere gets another address, as long as the first answers."""
         founder = self.found(self.lab.public_host("founder"))
@@ -242,6 +266,13 @@ class MovingTests(GuestCase):
         second.udhcpc("-x", "0x3d:00aabbccdd", "-r", address)
         self.assertNotEqual(self.bound(second), address)
         self.assertEqual(list(self.guests_of(left)), [address])
+
+
+def listens(host: Host, address: str, port: int) -> bool:
+    """Whether somebody takes TCP connections there."""
+    with host.socket(socket.SOCK_STREAM) as trial:
+        trial.settimeout(2)
+        return trial.connect_ex((address, port)) == 0
 
 
 class RogueTests(GuestCase):
