@@ -21,7 +21,7 @@ from ipop_tx.lab import Lab, netns
 from ipop_tx.lab.node import LabNode
 from ipop_tx.simulation.scenarios import percentile
 
-AT_ONCE = 6
+AT_ONCE = 8
 PUBLIC = 12
 """Enough that most of the others are not linked to each other before they are measured."""
 SETTLE = 45.0
