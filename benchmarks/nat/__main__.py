@@ -122,8 +122,12 @@ class Matrix:
                 on_progress(len(found), total)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done in [pool.submit(work) for _ in range(AT_ONCE)]:
-                done.result()
+            try:
+                for done in [pool.submit(work) for _ in range(AT_ONCE)]:
+                    done.result()
+            except BaseException:
+                waiting.clear()  # whoever is interrupted waits for no more than the pairs under way
+                raise
         return found
 
     def _sides(self, a: str, b: str) -> tuple[LabNode, LabNode]:
