@@ -133,17 +133,18 @@ class Node(MultiService):
         if self.tap is not None:
             terms = terms_of(config, network, credentials.peer.name, self.tap)
             self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap)
-        self.revoking = Revoking(self.protocol, self.state, admitter, [tls, *onion])
+        pen = admitter.authority_key if admitter is not None else None
+        self.revoking = Revoking(self.protocol, self.state, pen, [tls, *onion])
         credentials.is_revoked = core.revocations.is_revoked
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         plane = self.forwarding.plane
-        self.policy = PolicyService(self.protocol, plane, self.state, admitter.authority_key if admitter else None)
+        self.policy = PolicyService(self.protocol, plane, self.state, pen)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
         others = self.dns, self.metrics, self.revoking, self.policy
         self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, others, self.policy.summary)
-        self._recovery = Recovery(self.protocol, admitter, self._status.name_of)
+        self._recovery = Recovery(self.protocol, pen, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
         if self.sides is not None:

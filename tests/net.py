@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
+from ipop_tx.core.dht.records import AuthorityOrder, order_text
 from ipop_tx.core.tasks import Future
 from ipop_tx.simulation.invariants import order_faults, ring_faults
 from ipop_tx.simulation.network import SimulatedNet, SimulatedNode
+
+Order = TypeVar("Order", bound=AuthorityOrder)
 
 
 class NetCase(TestCase):
@@ -70,6 +75,11 @@ class NetCase(TestCase):
             f"{one.hex()[:8]} to {other.hex()[:8]}" for (one, other), ping in pings.items() if not (ping.done and ping.error is None)
         ]
         self.assertEqual(missing, [], "pings that did not come back")
+
+
+def by_authority(unsigned: Order) -> Order:
+    """With the signature of the authority that all simulated networks share."""
+    return msgspec.structs.replace(unsigned, signature=hashlib.sha512(b"authority" + order_text(unsigned)).digest())
 
 
 def split(net: SimulatedNet, one: Iterable[SimulatedNode]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from random import Random
 
@@ -10,7 +9,7 @@ import msgspec
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht.records import key_of, lease_key, order_text
+from ipop_tx.core.dht.records import key_of, lease_key
 from ipop_tx.core.dht.recovery import Founded, Loss
 from ipop_tx.core.dht.replica import Replicas, genesis
 from ipop_tx.core.events import ViewsFounded
@@ -21,7 +20,7 @@ from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
-from tests.net import NetCase, heal, split
+from tests.net import NetCase, by_authority, heal, split
 from tests.test_core_quota import deaf
 
 ME, YOU, THIRD = (bytes([digit]) * 20 for digit in (1, 2, 3))
@@ -30,8 +29,7 @@ WALL = 1_800_000_000
 
 def ordered(members: Iterable[Ident], shards: Iterable[int], number: int = WALL, nonce: int = 1) -> m.Order:
     """An order that the authority has signed."""
-    unsigned = m.Order(NETWORK.ident, number, tuple(members), tuple(shards), nonce.to_bytes(16, "big"), WALL)
-    return msgspec.structs.replace(unsigned, signature=hashlib.sha512(b"authority" + order_text(unsigned)).digest())
+    return by_authority(m.Order(NETWORK.ident, number, tuple(members), tuple(shards), nonce.to_bytes(16, "big"), WALL))
 
 
 class ReplicaTests(TestCase):

@@ -7,17 +7,15 @@ import hashlib
 import msgspec
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht.records import revocation_text
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.wire import messages as m
-from tests.net import NetCase, heal, split
+from tests.net import NetCase, by_authority, heal, split
 
 
 def revocation(machine: SimulatedNode, network: bytes = NETWORK.ident) -> m.Revocation:
     """As the authority of all simulated networks gives it."""
-    unsigned = m.Revocation(network, machine.peer.key, machine.peer.name, 1_800_000_000)
-    return msgspec.structs.replace(unsigned, signature=hashlib.sha512(b"authority" + revocation_text(unsigned)).digest())
+    return by_authority(m.Revocation(network, machine.peer.key, machine.peer.name, 1_800_000_000))
 
 
 class RevocationCase(NetCase):

@@ -7,17 +7,15 @@ import hashlib
 import msgspec
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.dht.records import settings_text
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.simulation.network import NETWORK, SimulatedNode
 from ipop_tx.wire import messages as m
-from tests.net import NetCase, heal, split
+from tests.net import NetCase, by_authority, heal, split
 
 
 def settings(version: int, text: bytes = b"text", network: bytes = NETWORK.ident) -> m.Settings:
     """As the authority of all simulated networks gives them."""
-    unsigned = m.Settings(network, version, (("policy", text),))
-    return msgspec.structs.replace(unsigned, signature=hashlib.sha512(b"authority" + settings_text(unsigned)).digest())
+    return by_authority(m.Settings(network, version, (("policy", text),)))
 
 
 class SettingsTests(NetCase):

@@ -64,7 +64,9 @@ class RecoveryTests(SynchronousTestCase):
 
     def recover(self, confirmed: bool, admitter: Admitter | None = None, wall: float = WALL) -> dict[str, Any]:
         """One request."""
-        recovery = Recovery(self.protocol, admitter or Admitter.load(self.state), lambda ident: ident.hex()[:8], lambda: wall)
+        recovery = Recovery(
+            self.protocol, (admitter or Admitter.load(self.state)).authority_key, lambda ident: ident.hex()[:8], lambda: wall
+        )
         return self.successResultOf(Deferred.fromCoroutine(recovery.recover(confirmed)))
 
     def test_told(self) -> None:
@@ -109,5 +111,7 @@ class RecoveryTests(SynchronousTestCase):
         """Only who holds the authority's key."""
         keeper = Admitter.load(self.state)
         deputy = Admitter(keeper.key, keeper.certificate, keeper.root)
-        failure = self.failureResultOf(Deferred.fromCoroutine(Recovery(self.protocol, deputy, lambda ident: "").recover(True)), LocalMisuse)
+        failure = self.failureResultOf(
+            Deferred.fromCoroutine(Recovery(self.protocol, deputy.authority_key, lambda ident: "").recover(True)), LocalMisuse
+        )
         self.assertIn("only the node that holds the authority's key", str(failure.value))

@@ -96,9 +96,9 @@ class Node:
         self.paths = Paths(self.links, self.runtime, network)
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
-        self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_revocation)
+        self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_ordered)
         register_signer.is_revoked = self.revocations.is_revoked
-        self.settings = SettingsExchange(self.links, self.rpc, self.runtime, register_signer.is_authentic)
+        self.settings = SettingsExchange(self.links, self.rpc, self.runtime, register_signer.is_ordered)
         self.renewals = Renewals(self.links, self.rpc, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
         self.ring = Ring(self.links, self.rpc, self.lookups, self.runtime)

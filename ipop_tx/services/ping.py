@@ -49,4 +49,9 @@ async def _owner(protocol: ChordProtocol, target: str) -> tuple[Ident, str, str]
     for link in protocol.node.links:
         if link.peer.name == target:
             return link.ident, link.peer.name, ""
-    raise LocalMisuse(f"nobody in the network {protocol.node.network.name} owns {target}", "ipop status names the peers")
+    raise unowned(protocol, target)
+
+
+def unowned(protocol: ChordProtocol, target: str) -> LocalMisuse:
+    """A name or an address stands for nobody."""
+    return LocalMisuse(f"nobody in the network {protocol.node.network.name} owns {target}", "ipop status names the peers")

@@ -8,18 +8,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.dht.records import order_text
 from ipop_tx.core.dht.recovery import Founded, Loss
 from ipop_tx.core.dht.replica import REPLICAS
-from ipop_tx.errors import LocalMisuse
-from ipop_tx.identity.authority import Admitter
-from ipop_tx.identity.keys import sign
+from ipop_tx.identity.keys import PrivateKey
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.orders import authority_key, signed
 from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 
@@ -30,10 +26,10 @@ class Recovery:
     _log = Logger()
 
     def __init__(
-        self, protocol: ChordProtocol, admitter: Admitter | None, name_of: Callable[[Ident], str], wall: Callable[[], float] = time.time
+        self, protocol: ChordProtocol, key: PrivateKey | None, name_of: Callable[[Ident], str], wall: Callable[[], float] = time.time
     ) -> None:
         self._protocol = protocol
-        self._admitter = admitter
+        self._authority_key = key
         self._name_of = name_of
         self._wall = wall
         protocol.on(e.ViewsFounded, self._ordered)
@@ -44,22 +40,19 @@ class Recovery:
 
     async def recover(self, confirmed: bool) -> dict[str, Any]:
         """The shards that cannot be read, and, if that is confirmed, what came of founding them anew. Raises `LocalMisuse`."""
-        if self._admitter is None or self._admitter.authority_key is None:
-            raise LocalMisuse("only the node that holds the authority's key can found views anew", "run ipop network recover there")
+        key = authority_key(self._authority_key, "found views anew", "ipop network recover")
         losses: list[Loss] = await self._protocol.submit(c.Survey())
         founded: list[Founded] = []
         if confirmed and losses:
-            founded = await self._protocol.submit(c.CarryOut(self._order(losses)))
+            founded = await self._protocol.submit(c.CarryOut(self._order(key, losses)))
         return {"lost": [self._told(loss) for loss in losses], "founded": [one._asdict() for one in founded]}
 
-    def _order(self, losses: list[Loss]) -> m.Order:
+    def _order(self, key: PrivateKey, losses: list[Loss]) -> m.Order:
         """For those losses: the number is the time, which no view reaches by changing once in a while, unless a view is later already."""
-        assert self._admitter is not None and self._admitter.authority_key is not None
         node, wall = self._protocol.node, int(self._wall())
         number = max([wall, *(loss.number + 1 for loss in losses)])
         shards = tuple(loss.shard for loss in losses)
-        unsigned = m.Order(node.network.ident, number, self._members(losses), shards, os.urandom(16), wall)
-        return msgspec.structs.replace(unsigned, signature=sign(self._admitter.authority_key, order_text(unsigned)))
+        return signed(key, m.Order(node.network.ident, number, self._members(losses), shards, os.urandom(16), wall))
 
     def _members(self, losses: list[Loss]) -> tuple[Ident, ...]:
         """This node, and of those that are linked the ones that have most of the copies. The views then move to where they belong."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
-
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.dht.records import revocation_text
 from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
 from ipop_tx.identity import state as files
-from ipop_tx.identity.authority import Admitter
-from ipop_tx.identity.keys import sign
+from ipop_tx.identity.keys import PrivateKey
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.orders import authority_key, from_text, signed, to_text
+from ipop_tx.services.ping import unowned
 from ipop_tx.transport.tls import TlsTransport
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
@@ -36,14 +33,14 @@ class Revoking:
         self,
         protocol: ChordProtocol,
         state: StateDirectory,
-        admitter: Admitter | None,
+        key: PrivateKey | None,
         streams: Iterable[TlsTransport],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._protocol = protocol
         self._revocations = protocol.node.revocations
         self._state = state
-        self._admitter = admitter
+        self._authority_key = key
         self._streams = list(streams)
         self._wall = wall
         self._revocations.restore(_read(state))
@@ -54,7 +51,7 @@ class Revoking:
         order = event.order
         self._log.warn("key_revoked name={name} key={key}", name=order.name, key=order.key.hex())
         try:
-            kept = [base64.b64encode(msgspec.msgpack.encode(one)).decode() for _, one in sorted(self._revocations.by_key.items())]
+            kept = [to_text(order) for _, order in sorted(self._revocations.by_key.items())]
             self._state.write_json(files.REVOCATIONS, {"orders": kept})
         except StateError as error:
             self._log.error("revocation_not_kept reason={reason}", reason=str(error))
@@ -85,17 +82,15 @@ class Revoking:
 
         Raises `LocalMisuse` where the authority's key is not, when nobody is called so, or when it would be this node itself.
         """
-        if self._admitter is None or self._admitter.authority_key is None:
-            raise LocalMisuse("only the node that holds the authority's key can throw members out", "run ipop revoke there")
+        pen = authority_key(self._authority_key, "throw members out", "ipop revoke")
         name, ident, digest = await self._whom(target) if target else ("", b"", _digest(key))
         own = self._protocol.node.peer
         if digest in (own.key, own.admitted_by):
             raise LocalMisuse("that is this node's own key, or the one that admitted it", "name another node")
         answer = {"name": name, "ident": ident.hex(), "key": digest.hex(), "known": self._revocations.is_revoked(digest), "links": 0}
         if confirmed and not answer["known"]:
-            order = m.Revocation(self._protocol.node.network.ident, digest, name, int(self._wall()))
-            signature = sign(self._admitter.authority_key, revocation_text(order))
-            answer["links"] = await self._protocol.submit(c.Revoke(msgspec.structs.replace(order, signature=signature)))
+            order = signed(pen, m.Revocation(self._protocol.node.network.ident, digest, name, int(self._wall())))
+            answer["links"] = await self._protocol.submit(c.Revoke(order))
         return answer
 
     async def _whom(self, target: str) -> tuple[str, Ident, bytes]:
@@ -106,7 +101,7 @@ class Revoking:
                 return link.peer.name, link.ident, link.peer.key
         owner = await self._protocol.submit(c.Resolve(target))
         if owner is None:
-            raise LocalMisuse(f"nobody in the network {node.network.name} owns {target}", "ipop status names the peers")
+            raise unowned(self._protocol, target)
         key = owner.key or (await self._protocol.submit(c.Connect(owner.ident))).peer.key
         return owner.name, owner.ident, key
 
@@ -115,8 +110,8 @@ def _read(state: StateDirectory) -> list[m.Revocation]:
     stored = state.read_json(files.REVOCATIONS)
     try:
         texts = stored["orders"] if stored is not None else []
-        return [msgspec.msgpack.decode(base64.b64decode(text), type=m.Revocation) for text in texts]
-    except (TypeError, KeyError, ValueError, msgspec.MsgspecError):
+        return [from_text(text, m.Revocation) for text in texts]
+    except (TypeError, KeyError, ValueError):
         raise StateError(
             f"{state.path / files.REVOCATIONS} makes no sense", "remove it; the node hears of revocations from the others"
         ) from None

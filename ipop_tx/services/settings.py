@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
-import msgspec
 from twisted.application.service import Service
 
 from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
-from ipop_tx.core.dht.records import settings_text
 from ipop_tx.errors import LocalMisuse, StateError
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.forwarding.policing import Policing
 from ipop_tx.identity import state as files
-from ipop_tx.identity.keys import PrivateKey, sign
+from ipop_tx.identity.keys import PrivateKey
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.control import Route
+from ipop_tx.services.orders import authority_key, from_text, signed, to_text
+from ipop_tx.services.ping import unowned
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.policy import Packet, Party, Policy, parse, parse_service
@@ -41,7 +40,7 @@ class PolicyService(Service):
         protocol: ChordProtocol,
         plane: ForwardingPlane,
         state: StateDirectory,
-        authority_key: PrivateKey | None,
+        key: PrivateKey | None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Takes what is kept on disk.
@@ -52,7 +51,7 @@ class PolicyService(Service):
         self._exchange = protocol.node.settings
         self._plane = plane
         self._state = state
-        self._authority_key = authority_key
+        self._authority_key = key
         self._wall = wall
         self._problem = self._unread = ""
         self._text = ""
@@ -69,7 +68,7 @@ class PolicyService(Service):
         self._enforce(event.settings)
         self._log.info("settings_changed version={version}", version=event.settings.version)
         try:
-            self._state.write_json(files.SETTINGS, {"settings": base64.b64encode(msgspec.msgpack.encode(event.settings)).decode()})
+            self._state.write_json(files.SETTINGS, {"settings": to_text(event.settings)})
         except StateError as error:
             self._problem = f"the network's settings are not kept on this node: {error}"
             self._log.error("settings_unkept reason={reason}", reason=str(error))
@@ -127,16 +126,14 @@ class PolicyService(Service):
         """Give the network another policy; an empty text: none. Raises `LocalMisuse`."""
         if not isinstance(text, str):
             raise LocalMisuse("text is missing", "give the policy as TOML")
-        if self._authority_key is None:
-            raise LocalMisuse("only the node that holds the authority's key can change the policy", "run ipop policy set there")
+        key = authority_key(self._authority_key, "change the policy", "ipop policy set")
         if text:
             parse(text)
         current = self._exchange.current
         others = tuple(section for section in (current.sections if current else ()) if section[0] != POLICY)
         sections = (*others, (POLICY, text.encode())) if text else others
         version = max(int(self._wall()), self._exchange.newest.version + 1)
-        unsigned = m.Settings(self._protocol.node.network.ident, version, sections)
-        settings = msgspec.structs.replace(unsigned, signature=sign(self._authority_key, settings_text(unsigned)))
+        settings = signed(key, m.Settings(self._protocol.node.network.ident, version, sections))
         await self._protocol.submit(c.AdoptSettings(settings))
         return {"version": version}
 
@@ -166,7 +163,7 @@ class PolicyService(Service):
             return own, own_address, node.ident
         owner = await self._protocol.submit(c.Resolve(text))
         if owner is None:
-            raise LocalMisuse(f"nobody in the network {node.network.name} owns {text}", "ipop status names the peers")
+            raise unowned(self._protocol, text)
         try:
             address = ip_address(text).packed
         except ValueError:
@@ -191,6 +188,6 @@ def _read(state: StateDirectory) -> m.Settings | None:
     if stored is None:
         return None
     try:
-        return msgspec.msgpack.decode(base64.b64decode(stored["settings"]), type=m.Settings)
-    except (TypeError, KeyError, ValueError, msgspec.MsgspecError):
+        return from_text(stored["settings"], m.Settings)
+    except (TypeError, KeyError, ValueError):
         raise StateError(f"{state.path / files.SETTINGS} makes no sense", _REMOVE) from None

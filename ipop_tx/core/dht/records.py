@@ -11,6 +11,9 @@ from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
 
+AuthorityOrder = m.Order | m.Revocation | m.Settings
+"""What the authority alone may say, under its signature."""
+
 
 def key_of(kind: str, network: bytes, name: bytes) -> bytes:
     """The key of a register: SHA-256 over the parts, each with its length, cut to 160 bits."""
@@ -74,32 +77,17 @@ class RegisterSigner:
         address, issued = self._signer.assignment(signer)
         return issued if address and key == lease_key(self._network, address) else 0
 
-    def is_ordered(self, order: m.Order) -> bool:
-        """Whether this network's authority has given an order."""
+    def is_ordered(self, order: AuthorityOrder) -> bool:
+        """Whether this network's authority has signed something that only it may say."""
         return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature)
-
-    def is_revocation(self, order: m.Revocation) -> bool:
-        """Whether this network's authority has revoked a key."""
-        return order.network == self._network.ident and self._signer.by_authority(revocation_text(order), order.signature)
-
-    def is_authentic(self, settings: m.Settings) -> bool:
-        """Whether this network's authority has signed its settings."""
-        return settings.network == self._network.ident and self._signer.by_authority(settings_text(settings), settings.signature)
 
     def _text(self, key: bytes, unsigned: m.Record) -> bytes:
         return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
 
 
-def settings_text(settings: m.Settings) -> bytes:
-    """What the authority signs of settings."""
-    return b"ipop-settings-1" + m.encode(msgspec.structs.replace(settings, signature=b""))
+def order_text(order: AuthorityOrder) -> bytes:
+    """What the authority signs: each kind in a context of its own, so that none can be shown as another."""
+    return _CONTEXTS[type(order)] + m.encode(msgspec.structs.replace(order, signature=b""))
 
 
-def order_text(order: m.Order) -> bytes:
-    """What the authority signs of an order."""
-    return b"ipop-order-1" + m.encode(msgspec.structs.replace(order, signature=b""))
-
-
-def revocation_text(order: m.Revocation) -> bytes:
-    """What the authority signs of a revocation."""
-    return b"ipop-revocation-1" + m.encode(msgspec.structs.replace(order, signature=b""))
+_CONTEXTS: dict[type, bytes] = {m.Order: b"ipop-order-1", m.Revocation: b"ipop-revocation-1", m.Settings: b"ipop-settings-1"}

@@ -106,7 +106,7 @@ class Handshakes:
         yielded = current if current is not None and not current.outcome.done else None
         handshake = self._enter(path, session, yielded.expect if yielded else None)
         if yielded:
-            handshake.outcome.then(lambda done: yielded.outcome.fail(done.error) if done.error else yielded.outcome.succeed(done.result()))
+            handshake.outcome.then(yielded.outcome.follow)
         self._pump(handshake)
 
     def _may_greet(self) -> bool:

@@ -185,7 +185,7 @@ class Links(LinkTable):
     def _connected(self, ident: Ident, done: Future[Link]) -> None:
         pending = self._connecting.pop(ident, None)
         if pending is not None:
-            pending.fail(done.error) if done.error else pending.succeed(done.result())
+            pending.follow(done)
 
     def connect_endpoint(self, endpoint: Endpoint) -> Future[Link]:
         """See `LinkTable`."""
