@@ -39,10 +39,8 @@ def _run(lab: Lab, count: int, rounds: int) -> dict[str, object]:
     founder.wait_until_up()
     relayed = [LabNode(lab.site(f"home{number}", Nat.SYMMETRIC).host(f"r{number}")) for number in range(max(2, count // 10))]
     nodes = [*relayed, *(LabNode(lab.public_host(f"n{number}")) for number in range(1, count - len(relayed)))]
-    for node in nodes:
-        node.join(founder.invite(node.name))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(_up, nodes))
+        list(pool.map(lambda node: node.enter(founder, seconds=120), nodes))
         seconds: list[float] = []
         links = left = 0
         for number in range(rounds):
@@ -66,11 +64,6 @@ def _run(lab: Lab, count: int, rounds: int) -> dict[str, object]:
         "left": left,
         "seconds": {"p50": round(median(seconds), 3), "max": round(max(seconds), 3)},
     }
-
-
-def _up(node: LabNode) -> None:
-    node.start()
-    node.wait_until_up(120)
 
 
 def _linked(node: LabNode, gone: LabNode) -> bool:

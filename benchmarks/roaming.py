@@ -81,17 +81,13 @@ class Roaming:
         self.killed: LabNode | None = None
         founder = self.relays[0]
         founder.create("roaming")
-        self._start(founder)
+        founder.start()
+        founder.wait_until_up()
         for node in (self.relays[1], self.left, self.right):
-            node.join(founder.invite(node.name))
-            self._start(node)
+            node.enter(founder)
         self.left.reaches(self.right.address)
         self.left.wait_for_path(self.right, lambda path: path.startswith("direct"), 60)
         self._settle()
-
-    def _start(self, node: LabNode) -> None:
-        node.start()
-        node.wait_until_up()
 
     def _settle(self) -> None:
         """Every member has a copy of every part of the DHT."""

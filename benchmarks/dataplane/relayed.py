@@ -59,18 +59,13 @@ class Parted:
         self.r.create("bench")
         self.r.start()
         self.r.wait_until_up()
-        target = self._admit(self.b)
-        self._admit(self.a)
+        target = self.b.enter(self.r)
+        self.a.enter(self.r)
         if not self.a.reaches(target):
             raise EnvironmentProblem("A and B joined, but do not reach each other", f"see {self.a.directory}")
         if part:
             self.require_relay()
         return target
-
-    def _admit(self, node: LabNode) -> str:
-        node.join(self.r.invite(node.name))
-        node.start()
-        return node.wait_until_up()
 
     def require_relay(self) -> None:
         """Raises `EnvironmentProblem` unless both ends say that their path goes over R."""

@@ -67,7 +67,7 @@ class Matrix:
         self.kinds = {one.name: one for one in chosen}
         others = [*self.public[1:], *(node for both in self.sides.values() for node in both)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(self._join, others))
+            list(pool.map(lambda node: node.enter(founder, seconds=90), others))
         self.addresses = {node.name: node.address for both in self.sides.values() for node in both}
 
     def _node(self, kind: Router, side: str) -> LabNode:
@@ -76,11 +76,6 @@ class Matrix:
             return LabNode(self._lab.public_host(name))
         outer = self._lab.site(f"{name}-o", kind.outer) if kind.outer else None
         return LabNode(self._lab.site(f"{name}-r", kind.nat, outer).host(name))
-
-    def _join(self, node: LabNode) -> None:
-        node.join(self.public[0].invite(node.name))
-        node.start()
-        node.wait_until_up(90)
 
     def restart(self) -> None:
         """All members behind routers begin anew, so that nobody is linked to anybody; the routers forget, too."""

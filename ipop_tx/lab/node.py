@@ -69,6 +69,12 @@ class LabNode:
         self.ipop("join", token, *self._join_options())
         self.keys["node"]["bootstrap"] = tomllib.loads(self.config.read_text())["node"].get("bootstrap", [])
 
+    def enter(self, inviter: LabNode, *options: str, seconds: float = 30.0) -> str:
+        """Join with an invitation by `inviter` (`options` are those of `ipop invite`), start, wait until up; gives the address."""
+        self.join(inviter.invite(self.name, *options))
+        self.start()
+        return self.wait_until_up(seconds)
+
     def refused_join(self, token: str) -> Refusal:
         """Try an invitation that is expected to be refused."""
         status, out, err = self.ipop("join", token, *self._join_options(), check=False)

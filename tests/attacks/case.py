@@ -94,9 +94,7 @@ class AttackCase(LabTestCase):
         """A member gone bad."""
         node = self.node_on(host)
         node.changes = (*node.changes, "puppet")
-        node.join(inviter.invite(node.name))
-        node.start()
-        node.wait_until_up()
+        node.enter(inviter)
         return node
 
     def pair(self) -> tuple[ChangedNode, ChangedNode]:

@@ -44,9 +44,7 @@ class LabTestCase(unittest.SynchronousTestCase):
     def admit(self, inviter: LabNode, host: Host, *options: str) -> LabNode:
         """A node that joined with an invitation by `inviter`, and runs; `options` are those of `ipop invite`."""
         node = self.node_on(host)
-        node.join(inviter.invite(node.name, *options))
-        node.start()
-        node.wait_until_up()
+        node.enter(inviter, *options)
         return node
 
     def assert_reach(self, *nodes: LabNode, seconds: float = 10.0) -> None:

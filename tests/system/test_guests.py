@@ -36,11 +36,9 @@ class GuestCase(LabTestCase):
         """A node with a bridge, and room for guests."""
         add_bridge(host)
         node = LabNode(host)
-        node.join(founder.invite(node.name))
         node.keys["tap"]["bridge"] = "br0"
         node.keys["dhcp"] = {"guests": guests, **dhcp}
-        node.start()
-        node.wait_until_up()
+        node.enter(founder)
         return node
 
     def guests_of(self, node: LabNode) -> dict[str, dict[str, Any]]:
@@ -217,18 +215,26 @@ class ClientTests(GuestCase):
 class MovingTests(GuestCase):
     """Two nodes with bridges, and a machine that goes from one to the other."""
 
-    def test_a_guest_moves(self) -> None:
-        """It keeps its address, and the member that knew it finds it again; the node where it was gives it up as soon as it is asked."""
+    def at_home(self) -> tuple[LabNode, LabNode, LabNode, Guest, str]:
+        """A member, the nodes `left` and `right`, a guest of `left`, and its address."""
         founder = self.found(self.lab.public_host("founder"))
         left, right = (self.bridged(founder, self.lab.public_host(name)) for name in ("left", "right"))
         guest = Guest(left.host, "box")
         guest.udhcpc("-x", "hostname:box")
-        address = self.bound(guest)
-        self.assertTrue(founder.reaches(address))
-        guest.move_to(right.host)
+        return founder, left, right, guest, self.bound(guest)
+
+    def moves(self, guest: Guest, host: Host, address: str) -> None:
+        """It goes there, asks again, and is given the same address."""
+        guest.move_to(host)
         count = len(guest.events())
         guest.send(signal.SIGUSR1)
         self.assertEqual(guest.wait_for_event("renew", "bound", after=count)[1], address)
+
+    def test_a_guest_moves(self) -> None:
+        """It keeps its address, and the member that knew it finds it again; the node where it was gives it up as soon as it is asked."""
+        founder, left, right, guest, address = self.at_home()
+        self.assertTrue(founder.reaches(address))
+        self.moves(guest, right.host, address)
         self.assertEqual((list(self.guests_of(left)), list(self.guests_of(right))), ([], [address]))
         # A member believes for a minute what it has read of a lease.
         self.assertTrue(guest.reaches(founder.address, 90), "guest -> member")
@@ -236,11 +242,7 @@ class MovingTests(GuestCase):
 
     def test_its_connections_go_along(self) -> None:
         """A file that it fetches from a member arrives whole, by the one connection that was open when it moved."""
-        founder = self.found(self.lab.public_host("founder"))
-        left, right = (self.bridged(founder, self.lab.public_host(name)) for name in ("left", "right"))
-        guest = Guest(left.host, "box")
-        guest.udhcpc("-x", "hostname:box")
-        address = self.bound(guest)
+        founder, _, right, guest, address = self.at_home()
         source, copy = founder.host.directory / "file", guest.host.directory / "copy"
         source.write_bytes(os.urandom(8 << 20))
         serve = [sys.executable, "-m", "ipop_tx.lab.fileserver", founder.address, "8080", str(source)]
@@ -249,10 +251,7 @@ class MovingTests(GuestCase):
         wait_for("the server", 20, lambda: listens(founder.host, founder.address, 8080), 0.1)
         curl = guest.start(fetch, "curl.log")
         wait_for("a part of it", 30, lambda: copy.exists() and copy.stat().st_size > 2 << 20, 0.05)
-        guest.move_to(right.host)
-        count = len(guest.events())
-        guest.send(signal.SIGUSR1)
-        self.assertEqual(guest.wait_for_event("renew", "bound", after=count)[1], address)
+        self.moves(guest, right.host, address)
         self.assertEqual(curl.wait(150), 0, curl.output)
         self.assertEqual(copy.read_bytes(), source.read_bytes())
 
