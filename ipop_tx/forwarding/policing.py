@@ -223,7 +223,10 @@ def _left(ends: Ends, party: Party) -> tuple[Range, ...] | None:
 
 
 def _within(address: bytes, ranges: tuple[Range, ...] | None) -> bool:
-    return ranges is None or any(ip_address(address) in one for one in ranges)
+    if ranges is None:
+        return True
+    parsed = ip_address(address)
+    return any(parsed in one for one in ranges)
 
 
 def _what(inner: Inner | Fragment | None) -> str:

@@ -12,6 +12,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
 
 from ipop_tx.forwarding.dhcp import CLIENT_PORT, SERVER_PORT, read
+from ipop_tx.services.ports import why_taken
 from ipop_tx.wire.dhcp import Message
 
 
@@ -36,9 +37,8 @@ class DhcpPort(DatagramProtocol):
             self._port = self._reactor.listenUDP(SERVER_PORT, self, interface=str(address))
             self._port.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(interface) + b"\0")
         except (CannotListenError, OSError) as error:
-            reason = getattr(error, "socketError", error)
             self.problem = (
-                f"UDP port {SERVER_PORT} of {address} cannot be used ({os.strerror(getattr(reason, 'errno', None) or 0)}): "
+                f"UDP port {SERVER_PORT} of {address} cannot be used ({why_taken(error)}): "
                 "guests renew late, by broadcast, and what they release is free only when it expires"
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Any
@@ -16,6 +15,7 @@ from ipop_tx.config.sections import DnsSection
 from ipop_tx.errors import EnvironmentProblem, IpopError
 from ipop_tx.log import Logger
 from ipop_tx.services.hostdns import ByFile, ByResolved, HostDns, resolved_rules
+from ipop_tx.services.ports import why_taken
 from ipop_tx.services.resolvconf import ResolvConf
 from ipop_tx.values import Network
 
@@ -82,8 +82,7 @@ class DNSService(Service):
             self._ports.append(self._reactor.listenUDP(self._ports[0].getHost().port, DNSDatagramProtocol(server), interface=host))
         except CannotListenError as error:
             self._close()
-            reason = os.strerror(getattr(error.socketError, "errno", None) or 0)
-            self.problem = f"names are not answered: port {port} of {host} cannot be used ({reason}): choose another dns.listen"
+            self.problem = f"names are not answered: port {port} of {host} cannot be used ({why_taken(error)}): choose another dns.listen"
             return
         _log.info("dns_listening host={host} port={port}", host=host, port=self.port)
         if self._host is not None:

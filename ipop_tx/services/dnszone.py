@@ -62,6 +62,7 @@ class Zone(ResolverBase):
         self._own = own
         self._reactor = reactor
         self._domain = domain_of(network)
+        self._zones = (self._domain, *reverse_zones(network))
 
     def _lookup(self, name: bytes, cls: int, type: int, timeout: Sequence[int] | None) -> Deferred[Any]:  # noqa: A002
         """Twisted's hook for questions of all types."""
@@ -79,9 +80,7 @@ class Zone(ResolverBase):
         return answers, [] if answers else [self.authority(name)], []
 
     def _apex(self, name: str) -> str | None:
-        if name == self._domain or name.endswith("." + self._domain):
-            return self._domain
-        return next((zone for zone in reverse_zones(self._network) if name == zone or name.endswith("." + zone)), None)
+        return next((zone for zone in self._zones if name == zone or name.endswith("." + zone)), None)
 
     def authority(self, name: str) -> dns.RRHeader:
         """The record that goes with an answer that something is not there (RFC 2308)."""

@@ -5,7 +5,6 @@ The samples are made from `Status` when somebody asks, so that nothing is counte
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 
 from ipop_tx.log import Logger
+from ipop_tx.services.ports import why_taken
 from ipop_tx.services.status import Port, Status
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class MetricsService(Service):
         try:
             self._port = self._reactor.listenTCP(port, self._site(), interface=host)
         except CannotListenError as error:
-            reason = os.strerror(getattr(error.socketError, "errno", None) or 0)
-            self.problem = f"metrics are not told: TCP port {port} of {host} cannot be used ({reason}): choose another metrics.listen"
+            why = why_taken(error)
+            self.problem = f"metrics are not told: TCP port {port} of {host} cannot be used ({why}): choose another metrics.listen"
 
     def _site(self) -> Any:
         from twisted.web.resource import Resource

@@ -132,7 +132,12 @@ class Certificates:
         now = self._signer.wall()
         if not all(now - SHOWN_FOR <= voice.time <= now + SKEW for voice in certificate.voices):
             raise _refused("it is too old, or a clock is wrong")
-        return held(certificate, now)
+        return self.live(certificate, now)
+
+    def live(self, certificate: m.Certificate, wall: float | None = None) -> m.Record | None:
+        """See `held`; a record whose owner was thrown out is none."""
+        record = held(certificate, wall)
+        return None if record is not None and self._records.is_void(record) else record
 
     def _may_keep(self, index: int, ident: Ident) -> bool:
         """Whether a member lies so near behind a shard's beginning that it may be among the first there, or may have been."""

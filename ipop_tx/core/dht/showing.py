@@ -102,8 +102,7 @@ class Showing:
         if answer.certificate is None:
             return None
         try:
-            record = self._certificates.check_shown(key, answer.certificate)
-            return None if record is not None and self._dht.signer.is_void(record) else record
+            return self._certificates.check_shown(key, answer.certificate)
         except BadMessage:
             self._runtime.count("certificate_refused")
             return None

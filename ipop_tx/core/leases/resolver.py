@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ipop_tx.core.dht.certificates import held
 from ipop_tx.core.dht.dht import Dht
 from ipop_tx.core.dht.records import lease_key
 from ipop_tx.core.dht.showing import Showing
@@ -216,10 +215,8 @@ class Resolver:
         if not reading.done and (record := await self._showing.find(key, claimants)) is not None and not reading.done:
             self._runtime.count("resolved_by_owner")
             return record, SHOWN_LASTS
-        record = held(await reading)
-        if record is None or self._dht.signer.is_void(record):
-            return None, 0.0
-        return record, record.ttl / 2
+        record = self._dht.certificates.live(await reading)
+        return (record, record.ttl / 2) if record is not None else (None, 0.0)
 
     async def _by_ipv6(self, address: IPv6Address) -> Owner | None:
         if address not in self._network.prefix:

@@ -168,6 +168,11 @@ class Link:
         self.asked = NEVER
         """When the peer last challenged the way over the ring."""
 
+    def forget_route(self) -> None:
+        """Nobody in particular relays any more: the ring may take any way."""
+        self.route = Route(self.ident)
+        self.active = self.active if self.is_direct else self.route
+
     @property
     def is_direct(self) -> bool:
         """Whether the active path is direct."""

@@ -300,7 +300,7 @@ class Paths:
                 self._links.drop(link, "no answer", tell=False)
                 return
             # The relay or the agent has gone, maybe not the peer: the next challenge takes another way.
-            link.route = link.active = Route(link.ident)
+            link.forget_route()
             link.first_hop = None
             return
         link.direct.pop(dead, None)
@@ -319,8 +319,7 @@ class Paths:
         """Nobody is reached through a member that does not answer."""
         for link in self._links:
             if ident in link.route.via and not self.relays.fails(link, ident):
-                link.route = Route(link.ident)
-                link.active = link.active if link.is_direct else link.route
+                link.forget_route()
 
     def lost(self, endpoint: Endpoint) -> None:
         """The connection behind a path has ended."""

@@ -125,8 +125,7 @@ class Relays:
         for link in self._links:
             link.relays.pop(gone.ident, None)
             if link.relay == gone.ident and not self.fails(link, gone.ident):
-                link.route = Route(link.ident)
-                link.active = link.active if link.is_direct else link.route
+                link.forget_route()
 
 
 def _best(link: Link) -> Ident:
