@@ -188,7 +188,7 @@ class LyingTests(CertificateCase):
         old = self.certified()
         liar = self.machines_of(old)[0]
 
-        async def lie(key: bytes, nonce: bytes) -> m.Certificate:
+        async def lie(key: bytes, nonce: bytes, voices: int) -> m.Certificate:
             return lies[0](nonce)
 
         lies: list[Callable[[bytes], m.Certificate]] = [
@@ -221,7 +221,7 @@ class LyingTests(CertificateCase):
         old = self.certified()
         liar = self.machines_of(old)[0]
 
-        async def lie(key: bytes, nonce: bytes) -> m.Certificate:
+        async def lie(key: bytes, nonce: bytes, voices: int) -> m.Certificate:
             return m.Certificate(old.number, old.members, m.NO_BALLOT, None, nonce, ())
 
         self.patch(liar.running.certificates, "collect", lie)
@@ -284,6 +284,24 @@ class ShownTests(NetCase):
         net.wait(machines[1].submit(c.ReleaseLease()))
         net.run(60)
         self.assertEqual(showing.shown, {})
+
+
+class YoungTests(NetCase):
+    """A ring that has just grown, whose views have not yet."""
+
+    def test_a_newcomer_resolves_at_once(self) -> None:
+        """The fourth member asks for three voices, which a view of three members can give."""
+        for seed in (2, 5, 6, 7):
+            net = self.net(seed)
+            machines = self.grow(net, 3)
+            addresses = [net.wait(machine.submit(c.ClaimLease())) for machine in machines]
+            newcomer = net.add()
+            net.wait(newcomer.start(machines[0]))
+            begun = net.now
+            asked = [newcomer.submit(c.Resolve(str(IPv4Address(address)))) for address in addresses]
+            owners = self.all_done(net, asked, 2.0)
+            self.assertEqual([owner.ident for owner in owners], [machine.ident for machine in machines], f"seed {seed}")
+            self.assertLess(net.now - begun, 2.0)
 
 
 def _first(asker: SimulatedNode, first: SimulatedNode) -> Callable[[list[bytes], set[bytes]], bytes | None]:

@@ -56,10 +56,14 @@ class Certificate(Body, frozen=True, tag=39):
 
 
 class Read(Body, frozen=True, tag=41):
-    """The register's current record, please. Answered by `Current`; with a certificate if `nonce`, which it then shows, is not empty."""
+    """The register's current record, please. Answered by `Current`; with a certificate if `nonce`, which it then shows, is not empty.
+
+    `voices`: how many the certificate should have at least, if the view has as many members.
+    """
 
     key: Key
     nonce: Nonce = b""
+    voices: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 class Write(Body, frozen=True, tag=42):

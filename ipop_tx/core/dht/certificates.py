@@ -67,15 +67,16 @@ class Certificates:
         signature = self._signer.sign(self._text(body.key, certificate, unsigned))
         return m.Vouched(answer.accepted, answer.record, replace(unsigned, signature=signature))
 
-    async def collect(self, key: bytes, nonce: bytes) -> m.Certificate:
-        """What a majority says of a register whose shard we keep. Raises `Unavailable`."""
+    async def collect(self, key: bytes, nonce: bytes, voices: int) -> m.Certificate:
+        """What a majority says of a register whose shard we keep, by so many `voices` if they can be had. Raises `Unavailable`."""
         reached, members = 0, tuple[Ident, ...]()
         give_up = self._runtime.now + PATIENCE
         while self._runtime.now <= give_up and (shard := self._coordinator.shard(key)) is not None:
             members = shard.members
             asked = [self._coordinator.ask_member(member, m.Vouch(shard.index, shard.number, key, nonce)) for member in members]
-            answers = await quorum(asked, partial(self._agree, key, shard, nonce))
-            certificate = self._agreed(key, shard, nonce, answers)
+            wanted = min(max(voices, majority(members)), len(members))
+            answers = await quorum(asked, partial(self._agree, key, shard, nonce, wanted))
+            certificate = self._agreed(key, shard, nonce, majority(members), answers)
             if certificate is not None:
                 return certificate
             reached = max(reached, sum(isinstance(answer, m.Vouched) for answer in answers))
@@ -83,11 +84,11 @@ class Certificates:
             await self._runtime.sleep(self._runtime.spread(0.1))
         raise Unavailable(reached, majority(members), len(members))
 
-    def _agree(self, key: bytes, shard: Shard, nonce: bytes, answers: list[m.Answer]) -> bool:
-        return self._agreed(key, shard, nonce, answers) is not None
+    def _agree(self, key: bytes, shard: Shard, nonce: bytes, least: int, answers: list[m.Answer]) -> bool:
+        return self._agreed(key, shard, nonce, least, answers) is not None
 
-    def _agreed(self, key: bytes, shard: Shard, nonce: bytes, answers: list[m.Answer]) -> m.Certificate | None:
-        """The certificate of a majority that says the same, if there is one among the answers."""
+    def _agreed(self, key: bytes, shard: Shard, nonce: bytes, least: int, answers: list[m.Answer]) -> m.Certificate | None:
+        """The certificate of `least` members or more that say the same, if there is one among the answers."""
         groups: dict[tuple[m.Ballot, m.Record | None], list[m.Voice]] = {}
         for answer in answers:
             if isinstance(answer, m.Vouched):
@@ -95,7 +96,7 @@ class Certificates:
         for (accepted, record), voices in groups.items():
             certificate = m.Certificate(shard.number, shard.members, accepted, record, nonce, ())
             good = {ident: voice for voice in voices if (ident := self._speaker(key, certificate, voice)) in shard.members}
-            if len(good) >= majority(shard.members):
+            if len(good) >= least:
                 return replace(certificate, voices=tuple(good.values()))
         return None
 
@@ -118,13 +119,14 @@ class Certificates:
                 raise _refused(f"{short(speaker)} is not where on the ring one looks for who keeps that part of the DHT")
         if len(set(speakers)) < len(speakers):
             raise _refused("a voice is counted twice")
-        needed = majority(certificate.members)
-        if not ordered:
-            needed = max(needed, majority((*self._ring.successors, self._ring.ident)[:REPLICAS]))
-        if len(speakers) < needed:
+        if len(speakers) < (majority(certificate.members) if ordered else self.needed(certificate.members)):
             raise _refused(f"{len(speakers)} voices are no majority")
         if certificate.record is not None and not self._records.authentic(key, certificate.record):
             raise _refused("its record is not signed by the owner")
+
+    def needed(self, members: tuple[Ident, ...] = ()) -> int:
+        """Voices that make a majority of a view, and not of fewer members than the ring has for one: a view may be younger than that."""
+        return max(majority(members), majority((*self._ring.successors, self._ring.ident)[:REPLICAS]))
 
     def check_shown(self, key: bytes, certificate: m.Certificate) -> m.Record | None:
         """The live record in a certificate that was not made for us, if it is good and, by our clock, fresh. Raises `BadMessage`."""

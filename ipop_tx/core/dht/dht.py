@@ -77,7 +77,7 @@ class Dht:
         Raises `Unavailable`, `Unreachable`; `BadMessage` when all that was shown was no good.
         """
         nonce = self._runtime.rng.getrandbits(128).to_bytes(16, "big")
-        certificate = (await self._operate(key, m.Read(key, nonce))).certificate
+        certificate = (await self._operate(key, m.Read(key, nonce, self.certificates.needed()))).certificate
         assert certificate is not None  # else it would not have been taken
         return certificate
 
@@ -277,7 +277,7 @@ class Dht:
     async def _run(self, key: bytes, body: m.Read | m.Write) -> m.Answer:
         try:
             if isinstance(body, m.Read) and body.nonce:
-                return m.Current(True, None, certificate=await self.certificates.collect(key, body.nonce))
+                return m.Current(True, None, certificate=await self.certificates.collect(key, body.nonce, body.voices))
             if isinstance(body, m.Read):
                 _, record, last = await self._coordinator.read(key)
                 return m.Current(True, record, last)

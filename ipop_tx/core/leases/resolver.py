@@ -23,7 +23,7 @@ from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.linktable import LinkTable
 from ipop_tx.core.ring.lookup import Lookups
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, settled, spawn
+from ipop_tx.core.tasks import Future, first, settled, spawn
 from ipop_tx.errors import IpopError
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import ident_prefix_of
@@ -212,9 +212,12 @@ class Resolver:
         """What a majority says, or if none does so soon, what the owner can prove that one has said; and for how many seconds it counts."""
         reading = spawn(self._dht.certified(key))
         await self._runtime.wait([reading], SHOWN_AFTER)
-        if not reading.done and (record := await self._showing.find(key, claimants)) is not None and not reading.done:
-            self._runtime.count("resolved_by_owner")
-            return record, SHOWN_LASTS
+        if not reading.done:
+            shown = spawn(self._showing.find(key, claimants))
+            await first([reading, shown])
+            if not reading.done and shown.error is None and (record := shown.result()) is not None:
+                self._runtime.count("resolved_by_owner")
+                return record, SHOWN_LASTS
         record = self._dht.certificates.live(await reading)
         return (record, record.ttl / 2) if record is not None else (None, 0.0)
 
