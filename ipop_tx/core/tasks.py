@@ -7,6 +7,7 @@ inputs. There is no scheduler: whoever settles a future runs what waited for it,
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -101,6 +102,11 @@ class _Task(Generic[T]):
             if not waiting.done:
                 waiting.then(self.step)
                 return
+
+    def __del__(self) -> None:
+        # Given up with all that could wake it. It may be in the midst of closing what it awaits, whose frame held the last reference to us.
+        with suppress(ValueError):
+            self.work.close()
 
 
 def quorum(futures: Sequence[Future[T]], enough: Callable[[list[T]], bool]) -> Future[list[T]]:

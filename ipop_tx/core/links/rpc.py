@@ -7,7 +7,6 @@ node: no sign of life after four sendings is `Unreachable`, and the link comes u
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,16 +56,20 @@ class Rpc:
         self.suspect: Callable[[Ident], None]
         self._links = links
         self._runtime = runtime
-        self._handlers: dict[type, tuple[Handler, bool]] = {}
+        self._handlers: dict[type, Handler] = {}
+        self._for_guests: tuple[type, ...] = ()
+        """What guests may ask too."""
         self._calls: dict[int, _Call] = {}
         self._next = runtime.rng.getrandbits(48)
-        self._served: dict[tuple[Ident, int], m.Answer | None] = {}
-        self._served_order: deque[tuple[float, tuple[Ident, int]]] = deque()
+        self._served: dict[tuple[Ident, int], tuple[float, m.Answer | None]] = {}
+        """What we were asked, the oldest first, and when; and what we have answered, if we have."""
         links.on_down.append(self._link_down)
 
     def serve(self, kind: type, handler: Handler, guests: bool = False) -> None:
         """Answer requests of one type; guests may ask only where `guests` is true."""
-        self._handlers[kind] = (handler, guests)
+        self._handlers[kind] = handler
+        if guests:
+            self._for_guests += (kind,)
 
     # --- asking ------------------------------------------------------------------------------
 
@@ -170,14 +173,15 @@ class Rpc:
         """A request came in: answer it, repeat the answer, or say that it is being worked on."""
         name = (link.ident, request.id)
         if name in self._served:
-            self._links.send_message(link, m.Reply(request.id, self._served[name] or m.Working()))
+            self._links.send_message(link, m.Reply(request.id, self._served[name][1] or m.Working()))
             return
-        handler, guests = self._handlers.get(type(request.body), (None, False))
-        if handler is None or (link.peer.guest and not guests):
+        kind = type(request.body)
+        handler = self._handlers.get(kind)
+        if handler is None or (link.peer.guest and kind not in self._for_guests):
             self._runtime.count("request_refused")
             return
         _note_use(link, request.body, self._runtime.now)
-        if type(request.body) not in REPEATABLE:
+        if kind not in REPEATABLE:
             self._remember(name)
         try:
             answer = handler(link, request.body)
@@ -202,15 +206,15 @@ class Rpc:
 
     def _reply(self, link: Link, name: tuple[Ident, int], answer: m.Answer) -> None:
         if name in self._served:
-            self._served[name] = answer
+            self._served[name] = (self._served[name][0], answer)
         if link.up:
             self._links.send_message(link, m.Reply(name[1], answer))
 
     def _remember(self, name: tuple[Ident, int]) -> None:
-        self._served[name] = None
-        self._served_order.append((self._runtime.now, name))
-        while self._served_order and self._runtime.now - self._served_order[0][0] > REMEMBERED:
-            self._served.pop(self._served_order.popleft()[1], None)
+        now = self._runtime.now
+        self._served[name] = (now, None)
+        while now - self._served[oldest := next(iter(self._served))][0] > REMEMBERED:
+            del self._served[oldest]
 
 
 def _note_use(link: Link, body: m.Ask, now: float) -> None:
