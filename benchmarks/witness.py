@@ -56,8 +56,8 @@ class Thread:
 class Addresses(Thread):
     """Looks at all TAPs all the time: no address is ever on two of them, and none changes."""
 
-    def __init__(self, nodes: Sequence[LabNode], expected: Mapping[str, str]) -> None:
-        super().__init__(LOOK_EVERY)
+    def __init__(self, nodes: Sequence[LabNode], expected: Mapping[str, str], every: float = LOOK_EVERY) -> None:
+        super().__init__(every)
         self.looks = 0
         self.duplicates = 0
         self._nodes = nodes
@@ -82,8 +82,8 @@ class Addresses(Thread):
 class Writer(Thread):
     """Creates registers and counts others up, at nodes that run; keeps what was acknowledged."""
 
-    def __init__(self, running: Callable[[], Sequence[LabNode]], rng: Random) -> None:
-        super().__init__(WRITE_EVERY)
+    def __init__(self, running: Callable[[], Sequence[LabNode]], rng: Random, every: float = WRITE_EVERY) -> None:
+        super().__init__(every)
         self.created: dict[str, str] = {}
         self.counted: dict[str, int] = {}
         """The last number acknowledged, by the name of the node that counts."""
