@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,12 @@ def triples(numbers: array[int]) -> list[tuple[int, int, int]]:
     return list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
 
 
+def datagram(source: bytes, target: bytes, port: int, sent: int, filling: bytes) -> bytes:
+    """What is sent from one address (4 bytes) to a port of another."""
+    text = _HEAD.pack(source, target, port, sent) + filling
+    return text + zlib.crc32(text).to_bytes(4, "big")
+
+
 class Chatter:
     """One member: sends to the others, and looks closely at what comes in."""
 
@@ -64,42 +70,34 @@ class Chatter:
         self.said = Said()
         self._addresses = [socket.inet_aton(address) for address in addresses]
         self._own = own
-        self._sockets = {port: self._bound(port) for port in _PORTS}
         self._seen: set[tuple[int, int, int]] = set()
-
-    def _bound(self, port: int) -> socket.socket:
-        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        bound.bind(("", port))
-        bound.setblocking(False)
-        return bound
 
     def run(self, told: list[int]) -> None:
         """Until something is in `told`."""
-        selector = selectors.DefaultSelector()
-        for port, bound in self._sockets.items():
+        selector, sockets = selectors.DefaultSelector(), {port: _bound(port) for port in _PORTS}
+        for port, bound in sockets.items():
             selector.register(bound, selectors.EVENT_READ, port)
         following = time.monotonic()
         while not told:
             for key, _ in selector.select(max(0.0, following - time.monotonic())):
-                self._receive(key.data)
+                with suppress(OSError):  # an ICMP error about one of ours
+                    heard, (host, _) = sockets[key.data].recvfrom(65536)
+                    self.hear(heard, host, key.data)
             if time.monotonic() >= following:
-                self._send()
+                self._send(sockets)
                 following += random.expovariate(RATE)
 
-    def _send(self) -> None:
+    def _send(self, sockets: Mapping[int, socket.socket]) -> None:
         other = random.choice([number for number in range(len(self._addresses)) if number != self._own])
-        port, now = random.choice(_PORTS), time.monotonic_ns()
-        text = _HEAD.pack(self._addresses[self._own], self._addresses[other], port, now) + random.randbytes(random.randint(*_SIZES))
+        port, now, target = random.choice(_PORTS), time.monotonic_ns(), self._addresses[other]
         self.said.sent.extend((other, port, now))
         with suppress(OSError):  # no interface: our daemon is down
-            self._sockets[port].sendto(text + zlib.crc32(text).to_bytes(4, "big"), (socket.inet_ntoa(self._addresses[other]), port))
+            text = datagram(self._addresses[self._own], target, port, now, random.randbytes(random.randint(*_SIZES)))
+            sockets[port].sendto(text, (socket.inet_ntoa(target), port))
 
-    def _receive(self, port: int) -> None:
-        try:
-            datagram, (host, _) = self._sockets[port].recvfrom(65536)
-        except OSError:  # an ICMP error about one of ours
-            return
-        text, checksum = datagram[:-4], datagram[-4:]
+    def hear(self, heard: bytes, host: str, port: int) -> None:
+        """A datagram that came from an address to a port of ours: note it, or what is wrong with it."""
+        text, checksum = heard[:-4], heard[-4:]
         if len(text) < _HEAD.size or zlib.crc32(text).to_bytes(4, "big") != checksum:
             self.said.wrong.append(f"a datagram from {host} came altered")
             return
@@ -115,6 +113,13 @@ class Chatter:
             self.said.wrong.append(f"a datagram of {host} came twice")
         self._seen.add(told)
         self.said.received.extend(told)
+
+
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bound.bind(("", port))
+    bound.setblocking(False)
+    return bound
 
 
 def main(words: Sequence[str]) -> int:

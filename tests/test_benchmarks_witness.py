@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks import dht_real
+from benchmarks.chatter import GATED, OPEN, Chatter, Said, datagram, triples
 from benchmarks.witness import ENTRIES, Addresses, Thread, Writer, neighbours_at_fault, ring_faults
 from ipop_tx.errors import Unreachable
 from ipop_tx.wire.address import mac_of
@@ -172,3 +174,46 @@ class DiskTests(SynchronousTestCase):
         place.mkdir()
         self.assertGreater(dht_real.commit_ms(place, 0.01), 0.0)
         self.assertEqual(list(place.iterdir()), [])
+
+
+class ChatterTests(SynchronousTestCase):
+    """Whoever gets a datagram knows whether it was for him, and as it was sent."""
+
+    HOSTS = ("10.128.0.1", "10.128.0.2", "10.128.0.3")
+
+    def setUp(self) -> None:
+        self.chatter = Chatter(self.HOSTS, 1)
+        self.texts = [socket.inet_aton(host) for host in self.HOSTS]
+
+    def hear(self, source: int, target: int, port: int, sent: int) -> bytes:
+        """As it should come from `source`, were it meant for us; gives it."""
+        text = datagram(self.texts[source], self.texts[target], port, sent, b"filling")
+        self.chatter.hear(text, self.HOSTS[source], OPEN)
+        return text
+
+    def test_good(self) -> None:
+        """It is noted, and can be read back."""
+        self.hear(0, 1, OPEN, 5)
+        self.hear(2, 1, OPEN, 6)
+        place = Path(self.mktemp())
+        place.mkdir()
+        self.chatter.said.save(place, "1")
+        said = Said.load(place, "1")
+        self.assertEqual((triples(said.received), said.wrong), ([(0, OPEN, 5), (2, OPEN, 6)], []))
+
+    def test_wrong(self) -> None:
+        """Altered, cut, twice, to somebody else, to another port, by somebody else."""
+        good = self.hear(0, 1, OPEN, 5)
+        for text, host in (
+            (good[:30] + b"!" + good[31:], self.HOSTS[0]),
+            (good[:9], self.HOSTS[0]),
+            (good, self.HOSTS[0]),
+            (good, self.HOSTS[2]),
+        ):
+            self.chatter.hear(text, host, OPEN)
+        self.hear(0, 2, OPEN, 7)
+        self.hear(0, 1, GATED, 8)
+        self.assertEqual(
+            [line.split()[-1] for line in self.chatter.said.wrong],
+            ["altered", "altered", "twice", "10.128.0.3", "10.128.0.1", "10.128.0.1"],
+        )
