@@ -37,7 +37,7 @@ class OpenVpn(System):
 
     def start(self, pair: Pair) -> str:
         """B is the TLS server."""
-        prints = {side: _certificate(pair.side(side).directory, side) for side in SIDES}
+        prints = {side: certificate(pair.side(side).directory, side) for side in SIDES}
         common = "--dev tun0 --dev-type tun --topology p2p --dh none --keepalive 10 60 --verb 1 --disable-dco --proto udp"
         for side in SIDES:
             role = f"--local {B_ADDRESS} --port 1194 --tls-server" if side == "b" else f"--remote {B_ADDRESS} 1194 --nobind --tls-client"
@@ -48,7 +48,7 @@ class OpenVpn(System):
         return B_INSIDE
 
 
-def _certificate(directory: Path, name: str) -> str:
+def certificate(directory: Path, name: str) -> str:
     """Write own.crt and own.key, self-signed; gives the SHA-256 fingerprint as OpenVPN writes it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -115,12 +115,12 @@ class WireguardGo(System):
             peer = keys[other(side)].public_key().public_bytes_raw().hex()
             lines = [f"private_key={keys[side].private_bytes_raw().hex()}", "listen_port=51820", f"public_key={peer}"]
             lines += [f"allowed_ip={NET_INSIDE}", *([f"endpoint={B_ADDRESS}:51820"] if side == "a" else [])]
-            _wireguard_set(place / "wg0.sock", lines)
+            wireguard_set(place / "wg0.sock", lines)
             give_address(pair.side(side), "wg0", INSIDE[side], 1420)
         return B_INSIDE
 
 
-def _wireguard_set(path: Path, lines: list[str]) -> None:
+def wireguard_set(path: Path, lines: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as control:
         control.settimeout(5)
         control.connect(str(path))
