@@ -201,7 +201,7 @@ class Endurance:
 
     def _left(self, node: LabNode) -> None:
         status = node.stop()
-        if status:
+        if status not in (0, -signal.SIGTERM):  # twistd ends by the signal that it got, once all is put away
             self.complaints.append(f"{node.name} ended with status {status} when asked to stop")
 
     def _away(self, nodes: Sequence[LabNode], end: Callable[[LabNode], object]) -> None:
