@@ -44,9 +44,9 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Opened(0x80000005, 65536, 65000, 3), "9507ce80000005ce00010000cdfde803"),
     (
         m.Request(258, m.Hello(m.ADMITS, (ENDPOINT,), bytes((10, 128, 0, 9)), 2, 4, revocations=A[:8])),
-        "9305cd0102990a0191{endpoint}c4040a800009020400a0c4080001020304050607",
+        "9305cd01029a0a0191{endpoint}c4040a800009020400c2a0c4080001020304050607",
     ),
-    (m.Request(1, m.Offer((ENDPOINT,), 2, 4, 1, ENDPOINT)), "930501960b91{endpoint}020401{endpoint}"),
+    (m.Request(1, m.Offer((ENDPOINT,), 2, 4, 1, True, ENDPOINT)), "930501970b91{endpoint}020401c3{endpoint}"),
     (m.Request(1, m.Renew(A[:8], bytes(range(32)))), "930501930cc4080001020304050607{public}"),
     (m.Reply(1, m.Renewed(bytes(range(32)))), "930601920d{public}"),
     (m.Probe(2**62), "9250cf4000000000000000"),

@@ -145,7 +145,9 @@ _LEARN = (  # after the source was translated
     "update @fc { udp sport : ct original ip saddr . ct original proto-src }",
     "update @perm { ip daddr . udp sport }",
 )
-_SEQUENCE = ", ".join(f"{n}:{40000 + n}" for n in range(64))  # plain numgen offsets come out byte-swapped
+# So many that a number does not come again while what had it is still in use. Plain numgen offsets come out byte-swapped.
+NUMBERS = 2048
+_SEQUENCE = ", ".join(f"{n}:{40000 + n}" for n in range(NUMBERS))
 
 
 def _mapped(mapping: Mapping, wan: str) -> str:
@@ -154,7 +156,7 @@ def _mapped(mapping: Mapping, wan: str) -> str:
         Mapping.PORT_KEPT: "",
         Mapping.PORT_CHANGED: f'oifname "wan" ip protocol udp {hashed} mod 20000 offset 40000',
         Mapping.ADDRESS_DEPENDENT: f'oifname "wan" ip protocol udp {hashed} . ip daddr mod 20000 offset 40000',
-        Mapping.SEQUENTIAL: f'oifname "wan" ip protocol udp snat ip to {wan} : numgen inc mod 64 map {{ {_SEQUENCE} }}',
+        Mapping.SEQUENTIAL: f'oifname "wan" ip protocol udp snat ip to {wan} : numgen inc mod {NUMBERS} map {{ {_SEQUENCE} }}',
         Mapping.RANDOM: 'oifname "wan" masquerade fully-random',
     }[mapping]
 

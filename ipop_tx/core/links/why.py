@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.paths import ROUNDS, Paths
 from ipop_tx.core.natkind import feasible, why_infeasible
@@ -10,8 +12,8 @@ SETTLING = ROUNDS[-1] + 3.0
 """Seconds within which challenges to a peer's candidates are answered, if they are."""
 
 
-def why_relayed(link: Link, paths: Paths, now: float) -> str | None:
-    """The likeliest reason; None for a link that is direct."""
+def why_relayed(link: Link, paths: Paths, now: float, search: Callable[[Link], str | None] = lambda link: None) -> str | None:
+    """The likeliest reason; None for a link that is direct. `search` tells what comes of a search for a port (`Searches.state`)."""
     if link.is_direct:
         return None
     ours, theirs = paths.facts.reach, paths.reaches.get(link.ident)
@@ -25,6 +27,8 @@ def why_relayed(link: Link, paths: Paths, now: float) -> str | None:
         return "the peer tells no endpoint that this node can send to"
     if now - began < SETTLING:
         return f"challenges are under way to {_endpoints(count)}"
+    if (searched := search(link)) is not None:
+        return searched
     unknown = " and here" if not ours.known else ""
     doubt = f"; the NAT at the peer{unknown} is not known yet" if theirs is None or not theirs.known else ""
     return f"no answer to challenges yet ({_endpoints(count)} tried {now - began:.0f} s ago){doubt}"
