@@ -18,6 +18,7 @@ from benchmarks.command import command
 from benchmarks.nat.kinds import QUICK, Router, routers
 from benchmarks.nat.pairs import Pair, measure
 from ipop_tx.lab import Lab, netns
+from ipop_tx.lab.nat import STATEFUL
 from ipop_tx.lab.node import LabNode
 from ipop_tx.simulation.scenarios import percentile
 
@@ -58,6 +59,8 @@ class Matrix:
         self._lab = lab
         self.public = [LabNode(lab.public_host(f"p{number}")) for number in range(PUBLIC)]
         for node in self.public:
+            lab.give_ipv6(node.host)
+            node.keys["listen"]["udp"] = "[::]:4500"
             node.keys["listen.tls"] = {"port": 443}
         founder = self.public[0]
         founder.create("nat")
@@ -73,9 +76,17 @@ class Matrix:
     def _node(self, kind: Router, side: str) -> LabNode:
         name = f"{kind.name}-{side}"
         if kind.nat is None:
-            return LabNode(self._lab.public_host(name))
+            return self._public(kind, LabNode(self._lab.public_host(name)))
         outer = self._lab.site(f"{name}-o", kind.outer) if kind.outer else None
         return LabNode(self._lab.site(f"{name}-r", kind.nat, outer).host(name))
+
+    def _public(self, kind: Router, node: LabNode) -> LabNode:
+        if 6 in kind.versions:
+            self._lab.give_ipv6(node.host, alone=4 not in kind.versions)
+            node.keys["listen"]["udp"] = "[::]:4500"
+        if 4 not in kind.versions:
+            node.host.run(["nft", "-f", "-"], text=STATEFUL)
+        return node
 
     def restart(self) -> None:
         """All members behind routers begin anew, so that nobody is linked to anybody; the routers forget, too."""
@@ -92,6 +103,7 @@ class Matrix:
     def round(self, on_progress: Callable[[int, int], None]) -> list[Pair]:
         """All pairs once, several at a time, no node in two of them at once."""
         waiting = list(combinations_with_replacement(self.sides, 2))
+        alone = Lock()
         total, busy, lock, found = len(waiting), set[str](), Lock(), list[Pair]()
 
         def next_pair() -> tuple[str, str] | None:
@@ -110,7 +122,7 @@ class Matrix:
                     time.sleep(0.1)
                     continue
                 one, other = self._sides(*pair)
-                result = measure(one, other, self.kinds[pair[0]], self.kinds[pair[1]], self.addresses[other.name])
+                result = measure(one, other, self.kinds[pair[0]], self.kinds[pair[1]], self.addresses[other.name], alone)
                 with lock:
                     busy.difference_update(pair)
                     found.append(result)

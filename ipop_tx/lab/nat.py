@@ -106,6 +106,16 @@ def ruleset(nat: Nat, wan: str, lan: str, outer: Dict[str, str]) -> str:
     return _FLUSH + _translation(nat, wan, lan)
 
 
+STATEFUL = """
+table inet firewall {
+ chain input {
+  type filter hook input priority 0; policy accept;
+  iifname "eth0" meta l4proto udp ct state established,related accept
+  iifname "eth0" meta l4proto udp drop
+ }
+}
+"""
+"""A firewall on a host itself, which lets in answers only."""
 _FLUSH = "flush ruleset\n"
 
 
