@@ -265,10 +265,10 @@ class Lab:
         netns.set_kernel(self.core.namespace, "ipv6.conf.all.forwarding", 1)
         shown = self.core.run(["ip", "-6", "-o", "addr", "show", "dev", device, "scope", "link"]).stdout
         gateway = shown.split()[3].partition("/")[0]
-        netns.configure(host.namespace, f"addr add {address}/128 dev eth0 nodad", f"-6 route add default via {gateway} dev eth0")
-        netns.configure(self.core.namespace, f"-6 route add {address}/128 dev {device}")
+        netns.configure(host.namespace, f"addr add {address}/128 dev eth0 nodad", f"route add default via {gateway} dev eth0")
+        netns.configure(self.core.namespace, f"route add {address}/128 dev {device}")
         if alone:
-            netns.configure(host.namespace, "-4 route del default")
+            netns.configure(host.namespace, "route del default via " + CORE)
         return address
 
     def site(self, name: str, nat: Nat, behind: Site | None = None) -> Site:

@@ -15,6 +15,11 @@ CANDIDATES = 8
 """Most endpoints offered to a peer, and most that we challenge for one peer at once."""
 
 
+def version_of(endpoint: Endpoint) -> int:
+    """Whether an endpoint is reached by IPv4 or IPv6: 4 or 6."""
+    return 6 if ":" in endpoint.host else 4
+
+
 @dataclass(slots=True)
 class Facts:
     """Endpoints of this node, and who says so."""
@@ -46,6 +51,10 @@ class Facts:
         for endpoint, host in self.seen.values():
             witnesses.setdefault(endpoint, set()).add(host)
         return {endpoint: len(witnesses[endpoint]) for endpoint in sorted(witnesses, key=lambda one: (-len(witnesses[one]), one))}
+
+    def versions(self) -> set[int]:
+        """Over which versions of IP peers see us; empty while nobody does."""
+        return {version_of(endpoint) for endpoint, _ in self.seen.values()}
 
     def opening_hops(self) -> int:
         """With which hop limit a datagram opens what stands before us, and gets not much further: most have one router, or none."""

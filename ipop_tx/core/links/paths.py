@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged, Observed, SideKept
-from ipop_tx.core.links.facts import CANDIDATES, Facts
+from ipop_tx.core.links.facts import CANDIDATES, Facts, version_of
 from ipop_tx.core.links.link import Link, PathKey, Route, detour, patience
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.makeshift import MAKESHIFT_AFTER, Makeshifts, better, by_worth, is_lost, without_onions
@@ -390,7 +390,7 @@ class Paths:
         Its own must not come first: a NAT of the asker's that is brittle would give the asker another port from then on, for this peer.
         """
         for endpoint in endpoints:
-            if endpoint.scheme == "udp" and ":" not in endpoint.host:
+            if endpoint.scheme == "udp" and version_of(endpoint) == 4:
                 self._links.open_towards(link, endpoint, self.facts.opening_hops())
         return self.held_back(link)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ipop_tx.core.links.facts import version_of
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.paths import ROUNDS, Paths
 from ipop_tx.core.natkind import feasible, why_infeasible
@@ -19,6 +20,9 @@ def why_relayed(link: Link, paths: Paths, now: float, search: Callable[[Link], s
     ours, theirs = paths.facts.reach, paths.reaches.get(link.ident)
     if theirs is not None and (theirs.blocked or ours.blocked or (ours.known and theirs.known)) and not feasible(ours, theirs):
         return why_infeasible(ours, theirs)
+    outer = paths.outers.get(link.ident)
+    if outer is not None and (ours_seen := paths.facts.versions()) and version_of(outer) not in ours_seen:
+        return f"the peer is reached by IPv{version_of(outer)} only, this node by IPv{ours_seen.pop()} only"
     tried = paths.tried.get(link.ident)
     if tried is None:
         return "the peer has not told its endpoints yet"

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ipop_tx.core.links.facts import version_of
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.paths import Paths
@@ -118,7 +119,8 @@ class Searches:
     def role(self, link: Link) -> Role | None:
         """What we do to get a direct path to a peer, if it takes a search."""
         theirs = self._paths.reaches.get(link.ident)
-        if theirs is None or link.settled or link.peer.guest:
+        outer = self._paths.outers.get(link.ident)
+        if theirs is None or link.settled or link.peer.guest or outer is None or version_of(outer) not in self._paths.facts.versions():
             return None
         if self._is_open(link):
             return Role.MEETS if self._paths.facts.reach.known and theirs.known else None
@@ -138,7 +140,7 @@ class Searches:
         if past is None or past.running or self._runtime.now < past.due:
             return
         self._forget()
-        if not self._check.helpers() or self._paths.outers.get(link.ident) is None:
+        if not self._check.helpers():
             return
         past.running = True
         self._waiting.append(link)
