@@ -126,7 +126,7 @@ class NatCheck:
         # Whoever has a second port tells more: it is the one that the test of the filter sends to.
         first = max(helpers, key=lambda helper: (helper.endpoint in answered, seconds.get(helper) in answered, helper in seconds))
         others = [helper for helper in helpers if helper is not first]
-        facts = await self._filtering(mapping, first, others, first in seconds)
+        facts = await self._filtering(mapping, first, others, seconds.get(first))
         if facts.reach.mapping not in (Kind.UNKNOWN, Kind.NONE):
             facts = replace(facts, hairpin=await self._hairpin(first))
         if facts.reach.steady and facts.reach.filtering not in (Kind.UNKNOWN, Kind.ENDPOINT_INDEPENDENT):
@@ -232,7 +232,7 @@ class NatCheck:
 
     # --- filtering ---------------------------------------------------------------------------
 
-    async def _filtering(self, facts: NatFacts, first: Helper, others: Sequence[Helper], second: bool) -> NatFacts:
+    async def _filtering(self, facts: NatFacts, first: Helper, others: Sequence[Helper], second: Endpoint | None) -> NatFacts:
         made = await self.open()
         try:
             (outer,) = await self.probe(made, [first])
@@ -243,16 +243,20 @@ class NatCheck:
             # A nonce tells who knocked: each of these waits for its own.
             await all_settled(asked)
             came = [done.result() if done.error is None else None for done in asked]
-            kept_out = [helper for helper, got_in in zip(others, came, strict=False) if got_in is False]
-            brittle = facts.reach.mapping is Kind.ENDPOINT_INDEPENDENT and await self._is_brittle(made, outer, kept_out)
+            knocked = [*others, *([Helper(first.link, second)] if second else [])]
+            kept_out = [helper for helper, got_in in zip(knocked, came, strict=True) if got_in is False]
+            filtering, sure = filtering_of(came[: len(others)], came[-1] if second else None)
+            strict = filtering not in (Kind.UNKNOWN, Kind.ENDPOINT_INDEPENDENT)
+            may_be = strict and facts.reach.mapping is Kind.ENDPOINT_INDEPENDENT
+            brittle = may_be and await self._is_brittle(made, outer, kept_out)
         finally:
             self.close(made)
-        filtering, sure = filtering_of(came[: len(others)], came[-1] if second else None)
         return replace(facts, reach=replace(facts.reach, filtering=filtering, brittle=brittle), filtering_sure=sure)
 
     async def _is_brittle(self, made: _Socket, outer: Endpoint, kept_out: Sequence[Helper]) -> bool:
-        """Whether those whose knock did not come in see the socket at another port than the one they knocked at."""
-        return any(seen not in (None, outer) for seen in await self.probe(made, kept_out)) if kept_out else False
+        """Whether those whose knock did not come in see the socket at another port than the one they knocked at. In doubt it is so."""
+        seen = [place for place in await self.probe(made, kept_out) if place is not None] if kept_out else []
+        return not seen or any(place != outer for place in seen)
 
     async def _hops(self, facts: NatFacts, first: Helper, others: Sequence[Helper]) -> int:
         """The least hop limit of datagrams to other members that lets in their knocks; 0 if none does."""
