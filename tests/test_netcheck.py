@@ -44,6 +44,8 @@ REPORT: dict[str, Any] = {
     "filtering_sure": True,
     "port_kept": False,
     "sequential_step": None,
+    "brittle": False,
+    "opening_hops": 2,
     "hairpin": False,
     "lifetime_s": {"at_least": 25.0, "less_than": 31.0},
     "keepalive_s": 18.8,
@@ -83,6 +85,7 @@ class OutputTests(TestCase):
         self.assertIn("endpoint-independent, port changed, perhaps", self.text(mapping_sure=False))
         self.assertIn("address-and-port-dependent, perhaps", self.text(filtering_sure=False))
         self.assertIn("filtering     unknown\n", self.text(filtering="unknown", filtering_sure=False))
+        self.assertIn("address-and-port-dependent; what comes in unasked takes", self.text(brittle=True))
         self.assertIn("ports in order (step 1)", self.text(mapping="address-and-port-dependent", sequential_step=1))
 
     def test_width(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from ipop_tx.errors import EnvironmentProblem, Unreachable
 from ipop_tx.lab import Filtering, Host, Mapping, Nat, Site, wait_for
 from ipop_tx.lab.nat import STATEFUL
+from ipop_tx.lab.nat import Kind as NatKind
 from ipop_tx.lab.node import LabNode
 from tests.system import why_not
 from tests.system.case import LabTestCase
@@ -81,6 +82,9 @@ class NetcheckCase(LabTestCase):
         if nat.mapping.endpoint_independent:
             self.assertEqual(found["port_kept"], nat.mapping is Mapping.PORT_KEPT)
         self.assertEqual(found["hairpin"], nat.hairpin, str(nat))
+        self.assertEqual(found["brittle"], nat.kind is NatKind.LINUX, str(nat))
+        if nat.mapping.endpoint_independent and nat.filtering is not Filtering.ENDPOINT_INDEPENDENT:
+            self.assertEqual(found["opening_hops"], 2, str(nat))
         self.assertTrue(found["udp"] and found["ipv4"] and not found["ipv6"])
 
 
