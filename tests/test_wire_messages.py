@@ -56,6 +56,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Knock(7, ENDPOINT, True)), "930501945407{endpoint}c3"),
     (m.Request(1, m.Search(ENDPOINT, (40001,), (A,))), "9305019455{endpoint}91cd9c4191{a}"),
     (m.Reply(1, m.Searching(ENDPOINT, (40001,))), "9306019356{endpoint}91cd9c41"),
+    (m.Request(1, m.Whence()), "9305019159"),
     (m.Request(1, m.WhereIs(A)), "9305019257{a}"),
     (m.Reply(1, m.Sighted(ENDPOINT)), "9306019258{endpoint}"),
     (m.Request(1, m.GetNeighbours()), "9305019114"),

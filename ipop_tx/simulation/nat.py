@@ -37,7 +37,7 @@ class Nat:
     """A router with one outer address. A mapping that nothing has used for `lifetime` seconds is gone; `now` is the time of a datagram.
 
     A `brittle` one is plain Linux: what comes in unasked takes the place of what would go out to its sender by that port, which then gets
-    another one, at random; and gives no place up that is in use.
+    another one, at random, as does from then on whatever goes out from the same inner port to anybody new. No place is given up in use.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class Nat:
         self._unasked: dict[tuple[Endpoint, int], float] = {}
         """When something came in unasked, by its sender and our port."""
         self._moved: dict[tuple[Endpoint, int], int] = {}
-        """The ports that flows got instead, by far endpoint and inner port."""
+        """The ports of flows through a brittle router, by far endpoint and inner port."""
+        self._newest: dict[int, int] = {}
+        """The port of the newest flow of each inner port."""
 
     def outward(self, remote: Endpoint, port: int = 4500, now: float = 0.0) -> Endpoint:
         """Our machine sends from a port to `remote`: under which endpoint that sees it."""
@@ -85,13 +87,15 @@ class Nat:
         return Endpoint(remote.scheme, self.host, outer)
 
     def _evade(self, remote: Endpoint, port: int, outer: int, now: float) -> int:
-        """The port of a flow whose place is taken."""
+        """The port of a flow: that of the newest one from the same inner port, unless its place is taken."""
         flow = remote, port
-        asked = self.filtering.part(remote) in self._admitted[outer]
-        if flow not in self._moved and not asked and now - self._unasked.get((remote, outer), -UNASKED) < UNASKED:
-            moved = self._moved[flow] = self._rng.randrange(FIRST_PORT, 60000)
-            self._inner[moved], self._admitted[moved] = port, set()
-        return self._moved.get(flow, outer)
+        if flow not in self._moved:
+            outer = self._newest.get(port, outer)
+            if now - self._unasked.get((remote, outer), -UNASKED) < UNASKED:
+                outer = self._rng.randrange(FIRST_PORT, 60000)
+                self._inner[outer], self._admitted[outer] = port, set()
+            self._moved[flow] = self._newest[port] = outer
+        return self._moved[flow]
 
     def admits(self, remote: Endpoint, port: int, now: float = 0.0) -> int | None:
         """The inner port that gets a datagram from `remote` to one of our outer ports, if it gets through."""

@@ -241,6 +241,10 @@ class WhereIs(Body, frozen=True, tag=87):
     ident: Ident
 
 
+class Whence(Body, frozen=True, tag=89):
+    """From which endpoint will you challenge ports of my NAT? I am about to open them for it. Answered by `Searching`."""
+
+
 class Sighted(Body, frozen=True, tag=88):
     """There, by UDP; "" if there is no direct path."""
 
@@ -396,6 +400,7 @@ Ask = (
     | Assist
     | Knock
     | Search
+    | Whence
     | WhereIs
     | GetNeighbours
     | Notify

@@ -28,7 +28,7 @@ from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
 from ipop_tx.values import ONION, Endpoint, Ident, Network
 from ipop_tx.wire import messages as m
 
-HELD_BACK, HELD_BACK_LONG = 0.15, 1.0
+HELD_BACK, HELD_BACK_LONG = 0.5, 1.0
 """Seconds for which whoever was asked waits for the asker's challenges before it sends its own: see `_open_first`."""
 KEEPALIVE = 20.0
 """Seconds between challenges on a link; with its spread under 30 s, the shortest usual life of a NAT mapping."""
@@ -151,7 +151,7 @@ class Paths:
             link.measured(rtt)
         if isinstance(pending.path, Endpoint):
             self._direct_answered(link, pending.path, rtt)
-            if observed and path == pending.path:
+            if observed and path == pending.path and not pending.path.side:  # another socket's port is none to offer
                 self._observe(link.ident, observed, pending.path.host)
 
     def _observe(self, witness: Ident, text: str, host: str) -> None:

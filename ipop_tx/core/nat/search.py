@@ -16,7 +16,9 @@ send. What has happened to their own ports does not matter then: a datagram that
 the same NAT that uses the same port.
 
 Whoever is asked opens its own NAT first, by datagrams that do not get as far as the asker's (`Links.open_towards`), and then answers.
-A cast for a peer with a brittle NAT opens like that too: what comes in there before the peer has probed spoils the port to probe from.
+A cast for a peer with a brittle NAT opens like that too: what comes in there before the peer has probed spoils the port to probe from. And
+such a peer probes from a fresh socket: the port of its own one may have been spoilt long ago, after which Linux gives the port that it
+took instead to whatever goes out next, whereto ever.
 
 Nobody can aim us at a third party: only members who are asked by us and say that the peer answers them there make us probe an address,
 one search a minute for each peer, two at a time, and `RATE` datagrams a second.
@@ -52,6 +54,10 @@ RATE = 160.0
 """Probes a second."""
 TURN = 0.05
 """Seconds between two handfuls of them."""
+OPEN_WAIT = 0.4
+"""Seconds within which the challenges of a pair with a brittle NAT are answered, if they are."""
+PREPARED = 20.0
+"""Seconds for which a fresh socket waits for a peer that is about to cast."""
 CAST_AGAIN = 7.0
 """Seconds after which the sockets send once more: the shortest life of a mapping is 10 s."""
 MEETINGS = 4
@@ -107,10 +113,13 @@ class Searches:
         self._probing: set[Ident] = set()
         self._asked: dict[Ident, float] = {}
         """When peers may ask us to probe again."""
+        self._prepared: dict[Ident, Side] = {}
+        """Fresh sockets from which we shall probe for peers that are about to cast."""
         self._found: dict[Ident, str] = {}
         """How paths were found."""
         paths.seek = self.consider
         rpc.serve(m.Search, self._search)
+        rpc.serve(m.Whence, self._whence)
         rpc.serve(m.WhereIs, self._where)
         links.on_down.append(self._link_down)
 
@@ -133,7 +142,8 @@ class Searches:
     def consider(self, link: Link, tried: bool) -> None:
         """A peer has told of itself: begin a search if it is ours to begin, and due. `tried`: challenges are not answered."""
         role = self.role(link)
-        if role is None or (self._is_open(link) and not tried):
+        brittle = self._is_brittle(link) or self._paths.facts.reach.brittle
+        if role is None or (self._is_open(link) and not tried and not brittle):
             return
         begins = role is Role.CASTS or (role is Role.MEETS and self._links.ident > link.ident)
         past = self._past.setdefault(link.ident, _Past()) if begins else None
@@ -184,17 +194,23 @@ class Searches:
             self._runtime.after(seconds, lambda: self.consider(link, True) if link.up else None)
 
     async def _begin(self, link: Link) -> None:
+        if self._is_open(link):
+            await self._until_settled(link, OPEN_WAIT)
         role, target = self.role(link), self._paths.outers.get(link.ident)
         if not link.up or role is None or target is None:
+            self._past.pop(link.ident, None)
             return
         self._runtime.count("searches")
+        if role is Role.CASTS and self._is_brittle(link):
+            whence = await self._rpc.on_link(link, m.Whence())
+            target = self._paths.admissible(whence.outer) if isinstance(whence, m.Searching) else None
         if role is Role.MEETS:
             for _ in range(MEETINGS):
                 if link.up and not link.settled:
                     await self._meet(link)
-        elif self._paths.facts.reach.step:
+        elif target is not None and self._paths.facts.reach.step:
             await self._cast_foretold(link, target)
-        else:
+        elif target is not None:
             await self._cast_many(link, target)
         self._note(link, role, bool(self._paths.facts.reach.step))
         self._tend()
@@ -378,8 +394,26 @@ class Searches:
             raise
         self._asked = {ident: due for ident, due in self._asked.items() if due > self._runtime.now}
         self._asked[link.ident] = self._runtime.now + AGAIN / 2
-        self._runtime.background(self._probe(link, outer, body.ports))
+        self._runtime.background(self._probe(link, outer, body.ports, self._prepared.pop(link.ident, None)))
         return m.Searching()
+
+    async def _whence(self, link: Link, body: m.Whence) -> m.Searching:
+        """A peer is about to cast: a fresh socket to probe from, and where it is seen."""
+        if self.role(link) is not Role.PROBES:
+            raise LocalMisuse("no search is needed, or none can help", "challenge the endpoints that were offered")
+        if len(self._prepared) >= AT_ONCE_FOR_FRAMES and link.ident not in self._prepared:
+            raise EnvironmentProblem("too many searches are asked for", "ask again in a minute")
+        side, seen, _ = await self._foretell(0)
+        self._drop(link.ident, self._prepared.get(link.ident))
+        self._prepared[link.ident] = side
+        self._runtime.after(PREPARED, lambda: self._drop(link.ident, side))
+        return m.Searching(str(seen))
+
+    def _drop(self, ident: Ident, side: Side | None) -> None:
+        """Close a socket that was prepared and has not been used."""
+        if side is not None and self._prepared.get(ident) is side:
+            del self._prepared[ident]
+            self._sides.close(side)
 
     async def _vouched(self, link: Link, body: m.Search) -> Endpoint:
         """The address at which others, whom we ask ourselves, see the peer. Raises `LocalMisuse` when they do not see it where it says."""
@@ -399,7 +433,7 @@ class Searches:
         direct = seen is not None and isinstance(seen.active, Endpoint) and seen.active.carrier == "udp"
         return m.Sighted(str(seen.active.by_side(0)) if seen is not None and isinstance(seen.active, Endpoint) and direct else "")
 
-    async def _probe(self, link: Link, outer: Endpoint, ports: tuple[int, ...]) -> None:
+    async def _probe(self, link: Link, outer: Endpoint, ports: tuple[int, ...], side: Side | None) -> None:
         drawn: Sequence[int] = ports * 3 if ports else self._runtime.rng.sample(range(FIRST_PORT, LAST_PORT + 1), PROBES)
         handful = max(1, round(RATE * TURN))
         try:
@@ -407,12 +441,15 @@ class Searches:
                 if not link.up or link.settled:
                     return
                 for port in drawn[at : at + handful]:
-                    self._paths.challenge(link, outer._replace(port=port), 3.0)
+                    self._paths.challenge(link, outer._replace(port=port).by_side(side.number if side else 0), 3.0)
                 await self._runtime.sleep(TURN)
             await self._until_settled(link, 2.0)
         finally:
             self._probing.discard(link.ident)
             self._note(link, Role.PROBES, bool(ports))
+            if side is not None:
+                await self._close(link, [side])
+                self._tend()
 
     # --- meeting -----------------------------------------------------------------------------
 
