@@ -20,9 +20,9 @@ def why_relayed(link: Link, paths: Paths, now: float, search: Callable[[Link], s
     ours, theirs = paths.facts.reach, paths.reaches.get(link.ident)
     if theirs is not None and (theirs.blocked or ours.blocked or (ours.known and theirs.known)) and not feasible(ours, theirs):
         return why_infeasible(ours, theirs)
-    outer = paths.outers.get(link.ident)
-    if outer is not None and (ours_seen := paths.facts.versions()) and version_of(outer) not in ours_seen:
-        return f"the peer is reached by IPv{version_of(outer)} only, this node by IPv{ours_seen.pop()} only"
+    peers, own = _versions(link, paths), paths.facts.versions()
+    if len(peers) == len(own) == 1 and peers != own:
+        return f"the peer is reached by IPv{peers.pop()} only, this node by IPv{own.pop()} only"
     tried = paths.tried.get(link.ident)
     if tried is None:
         return "the peer has not told its endpoints yet"
@@ -40,3 +40,9 @@ def why_relayed(link: Link, paths: Paths, now: float, search: Callable[[Link], s
 
 def _endpoints(count: int) -> str:
     return "1 endpoint" if count == 1 else f"{count} endpoints"
+
+
+def _versions(link: Link, paths: Paths) -> set[int]:
+    """Over which versions of IP a peer may be reached by UDP, as it says."""
+    named = (paths.admissible(text) for text in paths.endpoints_of(link.ident))
+    return {version_of(endpoint) for endpoint in named if endpoint is not None and endpoint.carrier == "udp"}

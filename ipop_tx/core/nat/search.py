@@ -36,8 +36,9 @@ from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.rpc import Rpc
 from ipop_tx.core.nat.check import Helper, NatCheck
 from ipop_tx.core.nat.sides import Side, Sides
+from ipop_tx.core.nat.sockets import LAST_PORT, SearchSockets
 from ipop_tx.core.natkind import Reach, Role, meet_openly, role_of
-from ipop_tx.core.runtime import Runtime, Timer
+from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import successes
 from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
 from ipop_tx.values import Endpoint, Ident
@@ -76,9 +77,7 @@ SOON = 4.0
 """The same where the search could not begin: the peer has too many of them, or does not know our NAT yet."""
 MOST_AGAIN = 3600.0
 WITNESSES = 3
-PURPOSE = "searches"
-TEND_EVERY = 30.0
-FIRST_PORT, LAST_PORT = 1024, 65535
+FIRST_PORT = 1024
 
 
 @dataclass(slots=True)
@@ -100,15 +99,12 @@ class Searches:
         self._links = links
         self._rpc = rpc
         self._paths = paths
-        self._sides = sides
+        self._sockets = SearchSockets(links, paths, sides, check, runtime)
         self._check = check
         self._runtime = runtime
         self._past: dict[Ident, _Past] = {}
-        self._kept: dict[int, Side] = {}
-        """Sockets that carry links."""
         self._waiting: list[Link] = []
         """Links whose search waits until we have cast for another one."""
-        self._tending: Timer | None = None
         self._casting = False
         self._probing: set[Ident] = set()
         self._asked: dict[Ident, float] = {}
@@ -195,7 +191,7 @@ class Searches:
 
     async def _begin(self, link: Link) -> None:
         if self._is_open(link):
-            await self._until_settled(link, OPEN_WAIT)
+            await self._sockets.until_settled(link, OPEN_WAIT)
         role, target = self.role(link), self._paths.outers.get(link.ident)
         if not link.up or role is None or target is None:
             self._past.pop(link.ident, None)
@@ -213,7 +209,7 @@ class Searches:
         elif target is not None:
             await self._cast_many(link, target)
         self._note(link, role, bool(self._paths.facts.reach.step))
-        self._tend()
+        self._sockets.tend()
 
     def _note(self, link: Link, role: Role, foretold: bool) -> None:
         """Keep in mind how a path was found."""
@@ -223,7 +219,7 @@ class Searches:
 
     def _link_down(self, link: Link) -> None:
         self._found.pop(link.ident, None)
-        self._tend()
+        self._sockets.tend()
 
     # --- words -------------------------------------------------------------------------------
 
@@ -252,7 +248,7 @@ class Searches:
         sides: list[Side] = []
         try:
             for _ in range(SOCKETS):
-                sides.append(await self._open())  # noqa: PERF401 - those opened before one fails count
+                sides.append(await self._sockets.open())  # noqa: PERF401 - those opened before one fails count
         except EnvironmentProblem:  # fewer will do, with less luck
             self._runtime.count("search_sockets_short")
         try:
@@ -266,7 +262,7 @@ class Searches:
                     again += CAST_AGAIN
                     await self._cast(link, target, sides)  # what has been probed meanwhile is open, even at a brittle NAT
         finally:
-            await self._close(link, sides)
+            await self._sockets.close(link, sides)
 
     def _must_yield(self, link: Link) -> bool:
         """Whether a link that carries frames waits for one that carries none."""
@@ -281,7 +277,7 @@ class Searches:
     async def _cast(self, link: Link, target: Endpoint, sides: Iterable[Side], near: bool = False) -> None:
         for count, side in enumerate(sides):
             if link.up and not link.settled:
-                self._send(link, target.by_side(side.number), near)
+                self._sockets.send(link, target.by_side(side.number), near)
             if count % 16 == 15:
                 await self._runtime.sleep(TURN / 5)
 
@@ -290,47 +286,16 @@ class Searches:
         ports: list[int] = []
         try:
             for _ in range(FORETOLD):
-                side, _, next_ports = await self._foretell(AHEAD)
+                side, _, next_ports = await self._sockets.foretell(AHEAD)
                 sides.append(side)
                 ports += next_ports
-                self._send(link, target.by_side(side.number), self._is_brittle(link))
+                self._sockets.send(link, target.by_side(side.number), self._is_brittle(link))
             await self._ask(link, tuple(dict.fromkeys(ports)))
-            await self._until_settled(link, 1.5)
+            await self._sockets.until_settled(link, 1.5)
             await self._cast(link, target, sides)
-            await self._until_settled(link, 1.5)
+            await self._sockets.until_settled(link, 1.5)
         finally:
-            await self._close(link, sides)
-
-    async def _foretell(self, ahead: int) -> tuple[Side, Endpoint, list[int]]:
-        """A socket, where a member sees it, and the ports that it will get with whom it sends to next. Raises `EnvironmentProblem`."""
-        made = await self._check.open(PURPOSE, SOCKETS)
-        helper = next(iter(self._check.helpers()), None)
-        (outer,) = await self._check.probe(made, [helper]) if helper is not None else (None,)
-        if outer is None:
-            self._check.close(made)
-            raise EnvironmentProblem("no member tells which port the NAT gave", "it is tried again")
-        self._lead(made.side)
-        reach = self._paths.facts.reach
-        if reach.steady:
-            return made.side, outer, [outer.port]
-        ports = [outer.port + count * reach.step for count in range(1, ahead + 1)] if reach.step else []
-        return made.side, outer, [port for port in ports if port <= LAST_PORT]
-
-    async def _open(self) -> Side:
-        side = await self._sides.open(PURPOSE, SOCKETS)
-        self._lead(side)
-        return side
-
-    def _lead(self, side: Side) -> None:
-        """What comes in by a socket now is for the links, by endpoints of its own."""
-        side.received = lambda endpoint, datagram: self._links.receive(endpoint.by_side(side.number), datagram)
-
-    def _send(self, link: Link, endpoint: Endpoint, near: bool = False) -> None:
-        """A challenge whose answer nobody waits for: it opens our NAT, and whom it reaches challenges back. `near`: it reaches nobody."""
-        if near:
-            self._links.open_towards(link, endpoint, self._paths.facts.opening_hops())
-            return
-        self._links.send_message(link, m.PathChallenge(self._runtime.rng.getrandbits(62)), endpoint, whole=True)
+            await self._sockets.close(link, sides)
 
     async def _ask(self, link: Link, ports: tuple[int, ...]) -> m.Searching:
         helpers = self._check.helpers()
@@ -343,36 +308,6 @@ class Searches:
 
     def _seen(self, helper: Helper) -> Endpoint | None:
         return self._paths.facts.seen_by(helper.link.ident)
-
-    async def _until_settled(self, link: Link, seconds: float) -> None:
-        end = self._runtime.now + seconds
-        while link.up and not link.settled and self._runtime.now < end:
-            await self._runtime.sleep(TURN)
-
-    async def _close(self, link: Link, sides: Sequence[Side]) -> None:
-        """Keep what carries the link; the peer may still choose between two."""
-        if link.settled:
-            await self._runtime.sleep(1.0)
-        used = {endpoint.side for endpoint in link.direct} if link.up else set()
-        for side in sides:
-            if side.number in used:
-                self._kept[side.number] = side
-            else:
-                self._sides.close(side)
-
-    def _tend(self) -> None:
-        """Close the sockets that carry nothing any more, now and as long as there are any; of several for one link those not used."""
-        for link in self._links:
-            late = self._runtime.now - TEND_EVERY / 2
-            idle = [one for one, path in link.direct.items() if one.side and one != link.active and path.answered < late]
-            for endpoint in idle:
-                del link.direct[endpoint]
-        used = {endpoint.side for link in self._links for endpoint in link.direct}
-        for number in [number for number in self._kept if number not in used]:
-            self._sides.close(self._kept.pop(number))
-        if self._tending is not None:
-            self._tending.cancel()
-        self._tending = self._runtime.after(TEND_EVERY, self._tend) if self._kept else None
 
     # --- probing -----------------------------------------------------------------------------
 
@@ -403,7 +338,7 @@ class Searches:
             raise LocalMisuse("no search is needed, or none can help", "challenge the endpoints that were offered")
         if len(self._prepared) >= AT_ONCE_FOR_FRAMES and link.ident not in self._prepared:
             raise EnvironmentProblem("too many searches are asked for", "ask again in a minute")
-        side, seen, _ = await self._foretell(0)
+        side, seen, _ = await self._sockets.foretell(0)
         self._drop(link.ident, self._prepared.get(link.ident))
         self._prepared[link.ident] = side
         self._runtime.after(PREPARED, lambda: self._drop(link.ident, side))
@@ -413,7 +348,7 @@ class Searches:
         """Close a socket that was prepared and has not been used."""
         if side is not None and self._prepared.get(ident) is side:
             del self._prepared[ident]
-            self._sides.close(side)
+            self._sockets.discard(side)
 
     async def _vouched(self, link: Link, body: m.Search) -> Endpoint:
         """The address at which others, whom we ask ourselves, see the peer. Raises `LocalMisuse` when they do not see it where it says."""
@@ -443,50 +378,50 @@ class Searches:
                 for port in drawn[at : at + handful]:
                     self._paths.challenge(link, outer._replace(port=port).by_side(side.number if side else 0), 3.0)
                 await self._runtime.sleep(TURN)
-            await self._until_settled(link, 2.0)
+            await self._sockets.until_settled(link, 2.0)
         finally:
             self._probing.discard(link.ident)
             self._note(link, Role.PROBES, bool(ports))
             if side is not None:
-                await self._close(link, [side])
-                self._tend()
+                await self._sockets.close(link, [side])
+                self._sockets.tend()
 
     # --- meeting -----------------------------------------------------------------------------
 
     async def _meet(self, link: Link) -> None:
         """As the one who begins."""
-        side, _, ports = await self._foretell(FORETOLD)
+        side, _, ports = await self._sockets.foretell(FORETOLD)
         try:
             answer = await self._ask(link, tuple(ports))
             await self._send_in_order(link, side, self._paths.admissible(answer.outer), answer.ports)
         finally:
-            await self._close(link, [side])
+            await self._sockets.close(link, [side])
 
     async def _met(self, link: Link, outer: Endpoint, ports: tuple[int, ...]) -> m.Searching:
         """As the other one: it hears of the first one's ports, opens its NAT, tells its own ports, and both send."""
-        side, seen, ours = await self._foretell(FORETOLD)
+        side, seen, ours = await self._sockets.foretell(FORETOLD)
         for port in ports[:FORETOLD]:
-            self._send(link, outer._replace(port=port).by_side(side.number), near=True)
+            self._sockets.send(link, outer._replace(port=port).by_side(side.number), near=True)
         self._runtime.background(self._follow(link, side, outer, ports))
         return m.Searching(str(seen), tuple(ours))
 
     async def _follow(self, link: Link, side: Side, outer: Endpoint, ports: tuple[int, ...]) -> None:
         try:
-            await self._until_settled(link, self._paths.held_back(link))
+            await self._sockets.until_settled(link, self._paths.held_back(link))
             await self._send_in_order(link, side, outer, ports)
         finally:
             self._probing.discard(link.ident)
             self._note(link, Role.MEETS, False)
-            await self._close(link, [side])
-            self._tend()
+            await self._sockets.close(link, [side])
+            self._sockets.tend()
 
     async def _send_in_order(self, link: Link, side: Side, outer: Endpoint | None, ports: tuple[int, ...]) -> None:
         """Thrice, since what comes first may find the other NAT not open yet; by then the numbers are given out and do not change."""
         for wait in MEETING_WAITS:
             for port in ports[:FORETOLD]:
                 if outer is not None and link.up and not link.settled:
-                    self._send(link, outer._replace(port=port).by_side(side.number))
-            await self._until_settled(link, wait + link.rtt)
+                    self._sockets.send(link, outer._replace(port=port).by_side(side.number))
+            await self._sockets.until_settled(link, wait + link.rtt)
 
 
 def _host(text: str) -> str:
