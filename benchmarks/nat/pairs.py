@@ -16,7 +16,7 @@ PATIENCE_IN_VAIN = 8.0
 """... and where the model says that there can be none."""
 FIRST_SECONDS = 10.0
 UNDISTURBED = 1.0
-"""Seconds within which no other pair begins."""
+"""Seconds for which no other pair begins, at most."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,17 @@ class Pair:
 def measure(one: LabNode, other: LabNode, a: Router, b: Router, address: str, alone: Lock) -> Pair:
     """Send the first packet from `one`, then one each 0.2 s until the path is direct both ways, or patience ends.
 
-    No other pair begins within the first second (`alone`), which is all that most need: the cores are few.
+    No other pair begins before the first answer, nor before the path is direct where challenges are enough (`alone`): the cores are few.
     """
     possible = a.meets(b)
+    undisturbed = UNDISTURBED if possible and meet_openly(a.reach, b.reach) else 0.0
     patience = PATIENCE if possible else PATIENCE_IN_VAIN
     with alone:
         linked = one.path_to(other) not in ("unknown", "idle")
         begun = time.monotonic()
         first = one.ping(address, FIRST_SECONDS)
         second = one.ping(address, 2) if not _direct(one, other) else None
-        direct_ms = _wait(one, other, begun, UNDISTURBED)
+        direct_ms = _wait(one, other, begun, undisturbed)
     if direct_ms is None:
         pings = one.host.start(["ping", "-n", "-i0.2", address], log=f"pair-{a.name}-{b.name}.log")
         try:
