@@ -198,7 +198,7 @@ def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
         "not_as_foretold": sorted({f"{one.a} x {one.b}: {one.result}" for one in possible if one.result != "direct"}),
         "lost": sum(one.lost for one in pairs),
         "first_answer_ms": _quantiles(answers),
-        "first_answer_late": _share(len(late), len(answers)),
+        "first_answer_late": _share(len(late), len(answers)) if answers else 0.0,
         "direct_ms_steady": _quantiles([one.direct_ms for one in steady if one.direct_ms is not None]),
         "birthday": {"pairs": len(random), "within_20_s": sum(one.direct_ms is not None and one.direct_ms <= 20000 for one in random)},
     }

@@ -136,7 +136,8 @@ class Searches:
         return meet_openly(self._paths.facts.reach, self._paths.reaches.get(link.ident, Reach()))
 
     def consider(self, link: Link, tried: bool) -> None:
-        """A peer has told of itself: begin a search if it is ours to begin, and due. `tried`: challenges are not answered."""
+        """A peer without path by UDP has told of itself: begin a search if it is ours to, and due. `tried`: challenges are not answered."""
+        self._found.pop(link.ident, None)
         role = self.role(link)
         brittle = self._is_brittle(link) or self._paths.facts.reach.brittle
         if role is None or (self._is_open(link) and not tried and not brittle):
@@ -261,6 +262,8 @@ class Searches:
                 if self._runtime.now >= again:
                     again += CAST_AGAIN
                     await self._cast(link, target, sides)  # what has been probed meanwhile is open, even at a brittle NAT
+            if self._must_yield(link) and not link.settled:
+                raise EnvironmentProblem("a link that carries frames comes first", "it is tried again")
         finally:
             await self._sockets.close(link, sides)
 
