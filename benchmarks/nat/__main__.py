@@ -156,8 +156,12 @@ class Matrix:
                 if pair is None:
                     time.sleep(0.1)
                     continue
-                one, other = self._sides(*pair)
-                result = measure(one, other, self.kinds[pair[0]], self.kinds[pair[1]], self.addresses[other.name], alone)
+                try:
+                    one, other = self._sides(*pair)
+                    result = measure(one, other, self.kinds[pair[0]], self.kinds[pair[1]], self.addresses[other.name], alone)
+                except BaseException:
+                    waiting.clear()  # nobody waits for a pair that is never done
+                    raise
                 with lock:
                     busy.difference_update(pair)
                     found.append(result)

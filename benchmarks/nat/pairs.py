@@ -8,6 +8,7 @@ from threading import Lock
 
 from benchmarks.nat.kinds import Router
 from ipop_tx.core.natkind import Reach, meet_openly, role_of
+from ipop_tx.errors import Unreachable
 from ipop_tx.lab.node import LabNode
 
 PATIENCE = 25.0
@@ -44,7 +45,7 @@ def measure(one: LabNode, other: LabNode, a: Router, b: Router, address: str, al
     undisturbed = UNDISTURBED if possible and meet_openly(a.reach, b.reach) else 0.0
     patience = PATIENCE if possible else PATIENCE_IN_VAIN
     with alone:
-        linked = one.path_to(other) not in ("unknown", "idle")
+        linked = _path(one, other) not in ("unknown", "idle")
         begun = time.monotonic()
         first = one.ping(address, FIRST_SECONDS)
         second = one.ping(address, 2) if not _direct(one, other) else None
@@ -55,9 +56,9 @@ def measure(one: LabNode, other: LabNode, a: Router, b: Router, address: str, al
             direct_ms = _wait(one, other, begun, patience)
         finally:
             pings.stop()
-    path = one.path_to(other)
+    path = _path(one, other)
     result = path.split()[0] if direct_ms is not None or not path.startswith("direct udp") else "one-way"
-    technique = _technique(a.reach, b.reach, path + other.path_to(one)) if direct_ms is not None else "relay"
+    technique = _technique(a.reach, b.reach, path + _path(other, one)) if direct_ms is not None else "relay"
     first_ms, relay_ms = (first, second) if not linked else (None, None)
     return Pair(a.name, b.name, possible, result, technique, first_ms, relay_ms, None if linked else direct_ms, int(first is None), linked)
 
@@ -72,7 +73,14 @@ def _wait(one: LabNode, other: LabNode, begun: float, patience: float) -> float 
 
 
 def _direct(one: LabNode, other: LabNode) -> bool:
-    return one.path_to(other).startswith("direct udp")
+    return _path(one, other).startswith("direct udp")
+
+
+def _path(one: LabNode, other: LabNode) -> str:
+    try:
+        return one.path_to(other)
+    except Unreachable:  # a daemon that has no time to answer
+        return "unknown"
 
 
 def _technique(a: Reach, b: Reach, paths: str) -> str:
