@@ -121,6 +121,20 @@ class DNSService(Service):
         else:
             self.problem = ""
 
+    async def reconfigure(self, section: DnsSection) -> None:
+        """Go on with another section."""
+        await self.stopService()
+        self.problem = ""
+        self._section, self._host = section, None
+        self._file = ResolvConf(section.resolv_conf, self._network.name)
+        self.startService()
+
+    def look(self) -> None:
+        """See at once whether the system still knows of us: the interface is another one."""
+        if self._again.running:
+            self._again.reset()
+            self._put()
+
     def health(self) -> list[str]:
         """What does not work, a sentence each."""
         return [self.problem] if self.problem else []
