@@ -8,6 +8,7 @@ capabilities(7), prctl(2).
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from collections.abc import Iterator
@@ -52,13 +53,11 @@ def drop(config: Config) -> None:
     account = _account(config.daemon.user)
     if account is not None:
         _hand_over(config, account)
-        pyprctl.cap_set_ids(
-            uid=account.pw_uid,
-            gid=account.pw_gid,
-            groups=os.getgrouplist(account.pw_name, account.pw_gid),
-            preserve_effective_caps=True,
-        )
+        groups = [*os.getgrouplist(account.pw_name, account.pw_gid), *_readers(config)]
+        pyprctl.cap_set_ids(uid=account.pw_uid, gid=account.pw_gid, groups=groups, preserve_effective_caps=True)
         _check_readable(account.pw_name)
+    elif Cap.SETGID in pyprctl.cap_effective.probe():
+        os.setgroups([*os.getgroups(), *_readers(config)])
     wanted = needed(config)
     if os.geteuid() == 0:
         _check_own(config.node.state)
@@ -95,6 +94,14 @@ def _account(name: str | None) -> pwd.struct_passwd | None:
     if os.geteuid() != 0:
         raise PermissionProblem(f"only root can become {name}", "start the daemon as root or as that user, or leave daemon.user out")
     return account
+
+
+def _readers(config: Config) -> list[int]:
+    """The group to which the control socket is opened: only its members may give it that. Whether there is one, is looked at there."""
+    try:
+        return [grp.getgrnam(config.control.group).gr_gid] if config.control.group is not None else []
+    except KeyError:
+        return []
 
 
 def _hand_over(config: Config, account: pwd.struct_passwd) -> None:

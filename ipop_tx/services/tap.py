@@ -289,7 +289,7 @@ class TapService(Service):
     def _make_again(self, waited: float) -> None:
         """Where that fails, try later: whoever took it away may be about to put it back."""
         assert self.receiver is not None
-        self._again = None
+        self._again, self._health = None, []
         try:
             self.start(self.receiver)
         except IpopError as error:
