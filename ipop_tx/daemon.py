@@ -12,7 +12,7 @@ from ipop_tx.app import Node
 from ipop_tx.config import Config
 from ipop_tx.errors import IpopError
 from ipop_tx.log import Logger, set_level
-from ipop_tx.services.privileges import drop
+from ipop_tx.services.privileges import beyond, drop
 from ipop_tx.services.servicemanager import ServiceManager
 
 
@@ -35,6 +35,7 @@ class Daemon(MultiService):
         self.node.ends_process = True
         self.manager = ServiceManager(reactor, self.node.condition, os.environ)
         self.node.reloading.begun, self.node.reloading.ended = self.manager.reloading, self.manager.reloaded
+        self.node.reloading.beyond = beyond
         for service in (self.node, self.manager):  # the manager is told that we stop before we do: services stop in the reverse order
             service.setServiceParent(self)
 

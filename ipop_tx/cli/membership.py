@@ -19,6 +19,7 @@ from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.values import Endpoint, Proxy
 
 DEFAULT_STATE = Path("/var/lib/ipop")
+UNIT = Path("/lib/systemd/system/ipop@.service")
 
 _PATH = click.Path(path_type=Path, readable=False)
 state_option = click.option(
@@ -207,8 +208,14 @@ def _finish(config: Path | None, state: Path, bootstrap: Sequence[str], more: st
     else:
         _write_config(config, state, bootstrap, more)
         click.echo(f"wrote {config}", err=True)
-    option = "" if config == DEFAULT_PATH else f" --config {config}"
-    click.echo(f"next:  twistd ipop{option}", err=True)
+    click.echo(f"next:  {_start(config)}", err=True)
+
+
+def _start(config: Path) -> str:
+    """How a node is started: by the service manager, where the package has brought the unit for it."""
+    if config.parent == DEFAULT_PATH.parent and UNIT.exists():
+        return f"systemctl enable --now ipop@{config.stem}"
+    return "twistd ipop" if config == DEFAULT_PATH else f"twistd ipop --config {config}"
 
 
 def _remind(config: Path, bootstrap: Sequence[str]) -> None:
@@ -224,7 +231,7 @@ def _write_config(config: Path, state: Path, bootstrap: Sequence[str], more: str
     )
     try:
         config.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if more else 0o644), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640 if more else 0o644), "w", encoding="utf-8") as file:
             file.write(text)
     except PermissionError:
         raise PermissionProblem(f"{config} cannot be written", "run as root, or name another file with --config") from None

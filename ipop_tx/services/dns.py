@@ -14,13 +14,15 @@ from twisted.internet.task import LoopingCall
 from ipop_tx.config.sections import DnsSection
 from ipop_tx.errors import EnvironmentProblem, IpopError
 from ipop_tx.log import Logger
-from ipop_tx.services.hostdns import ByFile, ByResolved, HostDns, resolved_rules
+from ipop_tx.services.hostdns import HostDns, host_dns
 from ipop_tx.services.ports import why_taken
 from ipop_tx.services.resolvconf import ResolvConf
 from ipop_tx.values import Network
 
 AGAIN = 30.0
 """Seconds between looks whether the system still knows of us."""
+SOON = 3.0
+"""The same while it does not: a service manager may be about to tell it for us."""
 
 Own = Callable[[], tuple[str, IPv4Address | None, bytes]]
 """This node's name, address and ident."""
@@ -72,7 +74,7 @@ class DNSService(Service):
 
         from ipop_tx.services.dnszone import Server, Zone
 
-        self._host = self._choose(*at)
+        self._host = host_dns(self._reactor, self._section, self._network, self._interface)
         zone = Zone(self._network, self._resolve, self._own, self._reactor)
         upstream = [(server, 53) for server in (self._host.upstream() if self._host else ())]
         server = Server(zone, upstream, self._reactor)
@@ -93,20 +95,6 @@ class DNSService(Service):
         """Where it listens, 0 for nowhere."""
         return int(self._ports[0].getHost().port) if self._ports else 0
 
-    def _choose(self, host: str, port: int) -> HostDns | None:
-        """Who is to be told of us."""
-        from ipop_tx.services.dnszone import domain_of, reverse_zones
-
-        section, domain = self._section, domain_of(self._network)
-        system = section.system
-        if system == "auto":
-            system = "resolved" if resolved_rules(section.resolv_conf) else "resolv.conf"
-        if system == "resolved":
-            server = host if port == 53 else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            domains = [domain, *reverse_zones(self._network)]
-            return ByResolved(self._reactor, self._interface, server, domains, section.search)
-        return ByFile(self._file, host, domain if section.search else "") if system == "resolv.conf" else None
-
     def _put(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._tell())
 
@@ -118,8 +106,10 @@ class DNSService(Service):
             if not self.problem:
                 _log.warn("dns_not_told reason={reason}", reason=str(error))
             self.problem = f"programs of this machine do not ask us for names: {error}"
+            self._again.interval = SOON
         else:
             self.problem = ""
+            self._again.interval = AGAIN
 
     async def reconfigure(self, section: DnsSection) -> None:
         """Go on with another section."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyprctl
@@ -34,18 +33,28 @@ def needed(config: Config) -> frozenset[Cap]:
     CAP_NET_BIND_SERVICE ports below 1024 are bound, if there are any: also the one at which guests renew, and again on each new address.
     """
     wanted = {Cap.NET_ADMIN} if config.tap.enabled else set()
-    if any(0 < port < LOW for port in _ports(config)):
+    if any(0 < port < LOW for port in _ports(config).values()):
         wanted.add(Cap.NET_BIND_SERVICE)
     return frozenset(wanted)
 
 
-def _ports(config: Config) -> Iterator[int]:
-    yield config.listen.udp.port
-    yield config.listen.tls.port or 0
-    for at in (config.dns.listen, config.metrics.listen):
-        yield at[1] if at is not None else 0
-    if config.dhcp.guests:
-        yield 67
+def beyond(config: Config) -> list[str]:
+    """The keys of ports that cannot be bound any more with what was kept."""
+    if Cap.NET_BIND_SERVICE in pyprctl.CapState.get_current().effective:
+        return []
+    return [key for key, port in _ports(config).items() if 0 < port < LOW]
+
+
+def _ports(config: Config) -> dict[str, int]:
+    """What is bound, by key; 0 for nothing, or for any port."""
+    dns, metrics = config.dns.listen, config.metrics.listen
+    return {
+        "listen.udp": config.listen.udp.port,
+        "listen.tls.port": config.listen.tls.port or 0,
+        "dhcp.guests": 67 if config.dhcp.guests else 0,
+        "dns.listen": dns[1] if dns is not None else 0,
+        "metrics.listen": metrics[1] if metrics is not None else 0,
+    }
 
 
 def drop(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
@@ -31,6 +31,8 @@ class Reloading:
         self._takers = takers
         self._check = check
         self._lock = DeferredLock()
+        self.beyond: Callable[[Config], Collection[str]] = lambda config: ()
+        """Keys of a configuration that take more rights than the process has kept."""
         self.begun: Callable[[], object] = lambda: None
         self.ended: Callable[[], object] = lambda: None
         """Called around each attempt, for whoever supervises the process."""
@@ -58,8 +60,9 @@ class Reloading:
             _log.warn("reload_refused reason={reason}", reason=str(error))
             raise
         self._refused = ""
-        self._waiting = [key for key in changed(self._started, config) if self._taker(key) is None]
-        taken = [key for key in changed(self._taken, config) if self._taker(key) is not None]
+        beyond = self.beyond(config)
+        self._waiting = [key for key in changed(self._started, config) if self._taker(key) is None or key in beyond]
+        taken = [key for key in changed(self._taken, config) if self._taker(key) is not None and key not in beyond]
         for name in dict.fromkeys(self._taker(key) for key in taken):
             assert name is not None
             await maybeDeferred(self._takers[name], config)

@@ -7,13 +7,14 @@ daemon is dead, our server's port answers nobody, and the C library goes on to t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 
-from ipop_tx.errors import EnvironmentProblem
+from ipop_tx.errors import EnvironmentProblem, PermissionProblem
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 MAX_SERVERS = 3  # resolv.conf(5): MAXNS
@@ -97,16 +98,25 @@ class ResolvConf:
             return
         try:
             _write(Path(os.path.realpath(self.path)), after.encode(errors="surrogateescape"))
+        except PermissionError as error:
+            raise PermissionProblem(f"{self.path} cannot be written: {error.strerror}", _BY_ROOT) from None
         except OSError as error:
+            if error.errno == errno.EROFS:  # so a service manager may have arranged it
+                raise PermissionProblem(f"{self.path} cannot be written: {error.strerror}", _BY_ROOT) from None
             raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}", _MEND) from None
 
 
+_BY_ROOT = "have root run 'ipop dns tell', as ipop@.service does"
 _MEND = 'name another file in dns.resolv_conf, or set dns.system = "none" and point your resolver at dns.listen by hand'
 
 
 def _write(path: Path, content: bytes) -> None:
     """Whole, then renamed; in place where the file is a mount of its own, as in containers."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".resolv.conf.", dir=path.parent)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=".resolv.conf.", dir=path.parent)
+    except PermissionError:
+        path.write_bytes(content)
+        return
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
