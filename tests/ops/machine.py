@@ -21,6 +21,9 @@ BASE = Path("/var/tmp/ipop-ops/bookworm")
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,python3,procps,netbase"
 _CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C"}
+_BOOTED = ("running", "degraded")
+_REBOOTS = 133
+"""Exit status by which systemd-nspawn says that the machine wants to start again."""
 _CGROUPS = Path("/sys/fs/cgroup")
 # Each machine in control groups of its own: else its systemd would take another's services for its own.
 _OWN_GROUP = 'for g in $0; do mkdir -p "$g" && echo $$ >"$g/cgroup.procs" || true; done 2>/dev/null; exec "$@"'
@@ -72,25 +75,23 @@ class Machine:
         self._nspawn: Process | None = None
 
     def boot(self) -> None:
-        """Start it, and wait until its services have started."""
+        """Start it, and wait until its services have started: `running`, or `degraded` where one has failed."""
         nspawn = ["systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self.host.name}", "--register=no", "--keep-unit"]
         nspawn += [f"--network-namespace-path=/run/netns/{self.host.namespace}", "--capability=CAP_NET_ADMIN", "--resolv-conf=off"]
         nspawn += [f"--bind={self._device}:/dev/net/tun", "--console=pipe", "--boot"]
         command = ["bash", "-c", _OWN_GROUP, " ".join(map(str, self._groups)), *nspawn]
         self._nspawn = Process(command, self.host.directory / "machine.log")
-        self.wait_until_booted()
-
-    def wait_until_booted(self) -> None:
-        """Also after a reboot."""
-        wait_for(f"the boot of {self.host.name}", 90, lambda: self.try_("systemctl is-system-running --wait")[1].strip() == "running", 0.5)
+        wait_for(f"the boot of {self.host.name}", 120, lambda: self.try_("systemctl is-system-running")[1].strip() in _BOOTED, 0.5)
         self.run("mount -o remount,rw,bind /proc/sys")  # nspawn protects it; a machine of its own has it writable
 
     def reboot(self) -> None:
-        """As an administrator would."""
-        before = self._leader()
+        """As an administrator would. Where nspawn is no service itself, it ends instead."""
+        assert self._nspawn is not None
         self.try_("systemctl reboot")
-        wait_for("the reboot", 60, lambda: self._leader() not in (None, before), 0.2)
-        self.wait_until_booted()
+        status = self._nspawn.wait(90)
+        if status != _REBOOTS:
+            raise EnvironmentProblem(f"{self.host.name} did not reboot but end, with {status}")
+        self.boot()
 
     def off(self) -> None:
         """Cut the power, remove what is outside of the lab's directory. Idempotent."""
