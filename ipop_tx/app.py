@@ -245,7 +245,7 @@ class Node(MultiService):
         }
 
     def _takers(self, network: Network) -> dict[str, Taker]:
-        """What of node.toml is taken while the node runs. conf/node.toml says the same; tests/test_reload.py compares."""
+        """Who takes what of node.toml while the node runs."""
 
         def terms(new: Config) -> None:
             if self.guests is not None and self.tap is not None:

@@ -82,7 +82,7 @@ def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, c
     created = found_network(StateDirectory(state), name, pool, node or host_name())
     click.echo(f"network {created.name}: pool {created.pool}, prefix {created.prefix}")
     click.echo(f"{state} holds its authority key: keep a copy in a safe place", err=True)
-    _finish(config, state, ())
+    _finish(config, state, (), f'[lease]\naddress = "{created.pool[1]}"\n')
 
 
 @network.command()

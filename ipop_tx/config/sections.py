@@ -1,6 +1,6 @@
 """The keys of node.toml: what each means, and how it is read.
 
-A new key is a field of its section, a line in `READERS`, and one in conf/node.toml.
+A new key is a field of its section, a line in `READERS`, and one in conf/node.toml; one that a running node takes stands in `LIVE` too.
 """
 
 from __future__ import annotations
@@ -205,6 +205,9 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "log": LogSection,
     "network": NetworkSection,
 }
+
+LIVE = frozenset({"node.bootstrap", "listen.advertise", "dhcp", "dns", "metrics", "log.level", "network.name"})
+"""Keys, and sections with all their keys, that a running node takes (`ipop reload`); all others wait for a restart."""
 
 READERS: dict[str, readers.Reader] = {
     "node.state": readers.path,

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
 
 from ipop_tx.config import Config, load_config
-from ipop_tx.config.sections import READERS
+from ipop_tx.config.sections import LIVE, READERS
 from ipop_tx.errors import IpopError
 from ipop_tx.log import Logger
 
@@ -21,11 +21,12 @@ _log = Logger()
 class Reloading:
     """Compares the file with what runs.
 
-    `takers` are the parts that take a key, or all keys of a section, while the node runs: by name. `check` raises `ConfigError` for
+    `takers` are the parts that take what `LIVE` names, by these names. `check` raises `ConfigError` for
     a configuration that this network cannot have. A refused one changes nothing. Two at once follow each other.
     """
 
     def __init__(self, config: Config, takers: Mapping[str, Taker], check: Callable[[Config], object]) -> None:
+        assert set(takers) == LIVE
         self._started = config
         self._taken = config
         self._takers = takers
