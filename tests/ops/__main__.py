@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ipop_tx.lab import Lab
+from tests.ops import newcomer
 from tests.ops.machine import why_not
 from tests.ops.rows import MACHINES, ROWS
 
+assert newcomer.newcomer_row in ROWS.values()
 LOGS = Path("logs/ops")
 
 

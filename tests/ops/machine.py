@@ -1,7 +1,7 @@
 """A machine with a real systemd: Debian in `systemd-nspawn`, on a host of the lab, over a base image that is made once.
 
 ```
- /var/tmp/ipop-ops/bookworm     made by debootstrap at the first run, never written to
+ /var/tmp/ipop-ops/bookworm-*   made by debootstrap at the first run, never written to
  lab's scratch/NAME/upper       what the machine has changed (overlayfs)
 ```
 """
@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import zlib
 from pathlib import Path
 
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.lab import Host, wait_for
 from ipop_tx.lab.process import Process
 
-BASE = Path("/var/tmp/ipop-ops/bookworm")
+BASES = Path("/var/tmp/ipop-ops")
 MIRROR = "http://deb.debian.org/debian"
-PACKAGES = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,python3,procps,netbase"
+BARE = "systemd,systemd-sysv,dbus,iproute2,iputils-ping,netbase"
+FURNISHED = f"{BARE},python3,procps"
+"""With what the package depends on, as most machines of these have it; then nothing needs the internet."""
 _CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C"}
 _BOOTED = ("running", "degraded")
 _REBOOTS = 133
@@ -41,29 +44,29 @@ def _which(name: str) -> bool:
     return any((Path(place) / name).exists() for place in _CLEAN["PATH"].split(":"))
 
 
-def base() -> Path:
-    """The bare Debian under all machines."""
-    if not BASE.exists():
-        made = BASE.with_suffix(".new")
+def base(packages: str) -> Path:
+    """A Debian with these packages and no more, made unless it is there."""
+    found = BASES / f"bookworm-{zlib.crc32(packages.encode()):08x}"
+    if not found.exists():
+        made = found.with_suffix(".new")
         subprocess.run(["rm", "-rf", made], check=True)
         made.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", made, MIRROR], check=True, stdout=subprocess.DEVNULL
-        )
-        made.rename(BASE)
-    return BASE
+        command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", made, MIRROR]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        made.rename(found)
+    return found
 
 
 class Machine:
     """One of them, on `host`; `boot` starts it, `off` cuts its power."""
 
-    def __init__(self, host: Host, nameserver: str = "") -> None:
+    def __init__(self, host: Host, nameserver: str = "", packages: str = FURNISHED) -> None:
         self.host = host
         self.root = host.directory / "root"
         upper, work = host.directory / "upper", host.directory / "work"
         for made in (self.root, upper, work):
             made.mkdir()
-        options = f"lowerdir={base()},upperdir={upper},workdir={work}"
+        options = f"lowerdir={base(packages)},upperdir={upper},workdir={work}"
         subprocess.run(["mount", "-t", "overlay", "none", "-o", options, self.root], check=True)
         (self.root / "etc/resolv.conf").unlink(missing_ok=True)
         (self.root / "etc/resolv.conf").write_text(f"nameserver {nameserver}\n" if nameserver else "")
@@ -109,12 +112,13 @@ class Machine:
         found = subprocess.run(["pgrep", "-P", str(self._nspawn.pid)], check=False, capture_output=True, text=True).stdout.split()
         return found[0] if found else None
 
-    def try_(self, script: str, timeout: float = 120.0) -> tuple[int, str, str]:
-        """Type something as root: (exit status, stdout, stderr)."""
+    def try_(self, script: str, timeout: float = 120.0, outside: bool = False) -> tuple[int, str, str]:
+        """Type something as root: (exit status, stdout, stderr). `outside` gives it this machine's own network, for the internet."""
         leader = self._leader()
         if leader is None:
             return 255, "", "the machine is off"
-        inside = ["nsenter", "--target", leader, "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/root", "bash", "-c", script]
+        inside = ["nsenter", "--target", leader, "--mount", "--uts", "--ipc", "--pid", *([] if outside else ["--net"])]
+        inside += ["--wd=/root", "bash", "-c", script]
         try:
             done = subprocess.run(
                 inside, check=False, capture_output=True, text=True, timeout=timeout, env=_CLEAN, stdin=subprocess.DEVNULL
@@ -123,9 +127,9 @@ class Machine:
             return 124, "", f"{script!r} took more than {timeout:g} s"
         return done.returncode, done.stdout, done.stderr
 
-    def run(self, script: str, timeout: float = 120.0) -> str:
+    def run(self, script: str, timeout: float = 120.0, outside: bool = False) -> str:
         """Type something that must work; gives its stdout. Raises `EnvironmentProblem`."""
-        status, out, err = self.try_(script, timeout)
+        status, out, err = self.try_(script, timeout, outside)
         if status:
             raise EnvironmentProblem(f"{script!r} on {self.host.name} gave {status}", (err or out).strip()[-2000:])
         return out
