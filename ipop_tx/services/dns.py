@@ -12,7 +12,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from ipop_tx.config.sections import DnsSection
-from ipop_tx.errors import EnvironmentProblem, IpopError
+from ipop_tx.errors import EnvironmentProblem, IpopError, PermissionProblem
 from ipop_tx.log import Logger
 from ipop_tx.services.hostdns import HostDns, host_dns
 from ipop_tx.services.ports import why_taken
@@ -59,6 +59,8 @@ class DNSService(Service):
         super().startService()
         try:
             left = self._file.take_back()
+        except PermissionProblem:  # we are no root: what an earlier life has left there is right for this one, or root tells it anew
+            left = False
         except EnvironmentProblem as error:
             left = False
             if self._section.listen is not None:

@@ -97,13 +97,20 @@ class Machine:
         self.boot()
 
     def off(self) -> None:
-        """Cut the power, remove what is outside of the lab's directory. Idempotent."""
-        if self._nspawn is not None:
-            self._nspawn.stop(20)
-            self._nspawn = None
+        """For good: cut the power, remove what is outside of the lab's directory. Idempotent."""
+        self.cut_power()
         subprocess.run(["umount", self.root], check=False, capture_output=True)
         for group in self._groups:
             subprocess.run(["find", group, "-depth", "-type", "d", "-delete"], check=False, capture_output=True)
+
+    def cut_power(self) -> None:
+        """Nothing in it has time for anything. Idempotent."""
+        leader = self._leader()
+        if leader is not None:
+            subprocess.run(["kill", "-9", leader], check=False)
+        if self._nspawn is not None:
+            self._nspawn.stop(20)
+            self._nspawn = None
 
     def _leader(self) -> str | None:
         """Its first process."""
