@@ -125,7 +125,7 @@ class Machine:
         if leader is None:
             return 255, "", "the machine is off"
         inside = ["nsenter", "--target", leader, "--mount", "--uts", "--ipc", "--pid", *([] if outside else ["--net"])]
-        inside += ["--wd=/root", "bash", "-c", script]
+        inside += ["--wdns=/root", "bash", "-c", script]
         try:
             done = subprocess.run(
                 inside, check=False, capture_output=True, text=True, timeout=timeout, env=_CLEAN, stdin=subprocess.DEVNULL
