@@ -67,6 +67,15 @@ class Notifications(TestCase):
             ServiceManager(self.clock, lambda: "", {"NOTIFY_SOCKET": f"@{self.path}"}).tell("READY=1")
             self.assertEqual(manager.recv(64), b"READY=1")
 
+    def test_a_condition_that_cannot_be_told(self) -> None:
+        """The watchdog hears of the node all the same."""
+        service = ServiceManager(self.clock, lambda: str(1 / 0), {"NOTIFY_SOCKET": self.path})
+        service.startService()
+        self.assertEqual(self.heard()[1], "WATCHDOG=1\nSTATUS=the log says what is wrong")
+        self.clock.advance(TELL_EVERY)
+        self.assertEqual(len(self.heard()), 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
     def test_nobody_to_tell(self) -> None:
         """No socket, one that nobody reads, one that is nonsense: the node lives on."""
         for environment in ({}, {"NOTIFY_SOCKET": "/nowhere/at/all"}, {"NOTIFY_SOCKET": "nonsense"}):

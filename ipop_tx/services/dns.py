@@ -119,7 +119,8 @@ class DNSService(Service):
         self.problem = ""
         self._section, self._host = section, None
         self._file = ResolvConf(section.resolv_conf, self._network.name)
-        self.startService()
+        if self.parent is None or self.parent.running:  # the node may have been stopped meanwhile
+            self.startService()
 
     def look(self) -> None:
         """See at once whether the system still knows of us: the interface is another one."""

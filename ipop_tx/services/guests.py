@@ -103,8 +103,7 @@ class GuestService(Service):
         """Tell guests this from now on; those who are here keep what they were promised."""
         self.server.terms = terms
         own = self.server.own
-        self._port.close()
-        self.address_changed(IPv4Address(own) if own else None)
+        self._port.listen(IPv4Address(own) if own and terms.guests else None, self._tap.addressed)
 
     # --- inputs ------------------------------------------------------------------------------
 

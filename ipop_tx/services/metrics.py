@@ -185,7 +185,8 @@ class MetricsService(Service):
         """Answer at another address."""
         await self.stopService()
         self._at, self.problem = listen, ""
-        self.startService()
+        if self.parent is None or self.parent.running:  # the node may have been stopped meanwhile
+            self.startService()
 
     def health(self) -> list[str]:
         """What does not work."""

@@ -55,10 +55,17 @@ class ServiceManager(Service):
 
     def reloaded(self) -> None:
         """It was, or was refused."""
-        self.tell("READY=1", f"STATUS={self._condition()}")
+        self.tell("READY=1", f"STATUS={self._line()}")
 
     def _tell_condition(self) -> None:
-        self.tell("WATCHDOG=1", f"STATUS={self._condition()}")
+        self.tell("WATCHDOG=1", f"STATUS={self._line()}")
+
+    def _line(self) -> str:
+        try:
+            return self._condition()
+        except Exception:  # noqa: BLE001 - a fault in the telling is none for which the watchdog should end the node
+            _log.failure("condition_unknown")
+            return "the log says what is wrong"
 
     def tell(self, *lines: str) -> None:
         """Send one message, if anybody wants any."""

@@ -189,6 +189,8 @@ class RightsTests(ServiceCase):
         second = Guest(host, "jar")
         second.udhcpc()
         second.wait_for_event("bound")
+        self.assertEqual(node.status()["health"], [])
+        self.assertIn(f"{node.address}%br0:67", host.run(["ss", "-uln"]).stdout)
 
     def test_no_secret_is_told(self) -> None:
         """Neither keys, nor invitations, nor passwords stand in what a daemon writes or shows."""
