@@ -21,7 +21,7 @@ from ipop_tx.core.leases.resolver import Owner
 from ipop_tx.errors import Unavailable
 from ipop_tx.services.dns import DNSService
 from ipop_tx.services.dnszone import PATIENCE, Zone, address_of, reverse_zones
-from ipop_tx.services.resolvconf import ResolvConf, servers_of, with_ours, without_ours
+from ipop_tx.services.resolvconf import ResolvConf, is_in, servers_of, with_ours, without_ours
 from ipop_tx.values import Network
 from ipop_tx.wire.address import ipv6_of
 
@@ -266,3 +266,21 @@ class FileTests(SynchronousTestCase):
         self.assertFalse(file.take_back())
         self.assertEqual((directory / "real").read_text(), "nameserver 192.0.2.1\n")
         self.assertEqual(sorted(path.name for path in directory.iterdir()), ["link", "real"])
+
+    def test_several_networks_do_not_push_each_other_aside(self) -> None:
+        """Each is content where it stands, as long as no foreign server stands before it; and no search line grows."""
+        nets = {"home": "127.0.0.153", "lab": "127.0.0.154"}
+        path = Path(self.mktemp())
+        path.write_text("nameserver 192.0.2.1\nsearch example.test\n")
+        for _ in range(3):
+            for network, server in nets.items():
+                ResolvConf(path, network).put(server, f"{network}.ipop")
+        text = path.read_text()
+        for network, server in nets.items():
+            self.assertTrue(is_in(text, network, server, f"{network}.ipop"))
+        self.assertEqual(text.splitlines()[-2], "search example.test home.ipop lab.ipop")
+        self.assertEqual(text.count("nameserver"), 3)
+        self.assertFalse(is_in("nameserver 192.0.2.1\n" + text, "home", nets["home"], "home.ipop"))
+        self.assertFalse(is_in(text, "home", "127.0.0.9", "home.ipop"))
+        self.assertFalse(is_in(text, "home", nets["home"]))
+        self.assertFalse(is_in(with_ours("", "home", nets["home"]), "home", nets["home"], "home.ipop"))

@@ -119,7 +119,7 @@ class StateDirectory:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o600)  # A file left over from a crash may have another mode.
-                give(temporary)
+                give(temporary, descriptor)
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
@@ -166,12 +166,14 @@ class StateDirectory:
             os.close(descriptor)
 
 
-def give(path: Path) -> None:
+def give(path: Path, descriptor: int | None = None) -> None:
     """To the owner of its directory, if we are root and that is not: the daemon is another user than who types `ipop`. Raises OSError."""
     if os.geteuid() != 0:
         return
     owner = path.parent.stat()
-    if owner.st_uid != 0:
+    if owner.st_uid != 0 and descriptor is not None:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    elif owner.st_uid != 0:
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 

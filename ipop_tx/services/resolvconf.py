@@ -28,7 +28,17 @@ def with_ours(text: str, network: str, server: str, domain: str = "") -> str:
     if not domain:
         return head + rest
     ended = rest if rest.endswith("\n") or not rest else rest + "\n"
-    return head + ended + _block(network, " ".join(["search", *_searched(rest), domain]))
+    searched = dict.fromkeys([*_searched(rest), domain])  # another network of ours may have taken our domain along
+    return head + ended + _block(network, " ".join(["search", *searched]))
+
+
+def is_in(text: str, network: str, server: str, domain: str = "") -> bool:
+    """Whether our lines do what they are for: who comes first among several networks of this machine does not matter."""
+    before, found, _ = text.partition(_block(network, f"nameserver {server}"))
+    name = re.escape(network)
+    blocks = len(re.findall(_BLOCK.format(name, name), text))
+    foreign = re.search(r"(?m)^nameserver\s", re.sub(_BLOCK.format("[^:]*", "[^:]*"), "", before))
+    return bool(found) and not foreign and blocks == 1 + bool(domain) and (not domain or domain in _searched(text))
 
 
 def without_ours(text: str, network: str) -> str:
@@ -84,7 +94,8 @@ class ResolvConf:
     def put(self, server: str, domain: str) -> None:
         """Put our lines in, if they are not there. Raises `EnvironmentProblem`."""
         text = self.read()
-        self._replace(text, with_ours(text, self._network, server, domain))
+        if not is_in(text, self._network, server, domain):
+            self._replace(text, with_ours(text, self._network, server, domain))
 
     def take_back(self) -> bool:
         """Take our lines out; gives whether there were any. Raises `EnvironmentProblem`."""
