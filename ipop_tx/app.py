@@ -125,7 +125,8 @@ class Node(MultiService):
         portmap = PortMapService(reactor, udp, [config.tap.name], self.puncher.mapped, nonce, network.pool)
         self.portmap = portmap if config.nat.port_mapping and not hidden else None
         self.dht = DHTService(self.protocol)
-        self.dns = DNSService(reactor, config.dns, network, config.tap.name, self.dht.resolve, self._own)
+        bell = config.control.socket.with_name(f"{config.path.stem}.dns")
+        self.dns = DNSService(reactor, config.dns, network, config.tap.name, self.dht.resolve, self._own, bell)
         lease = config.lease
         self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
         tap = config.tap

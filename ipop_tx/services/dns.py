@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -22,7 +24,7 @@ from ipop_tx.values import Network
 AGAIN = 30.0
 """Seconds between looks whether the system still knows of us."""
 SOON = 3.0
-"""The same while it does not: a service manager may be about to tell it for us."""
+"""The same once after it did not: root may be about to tell it for us."""
 
 Own = Callable[[], tuple[str, IPv4Address | None, bytes]]
 """This node's name, address and ident."""
@@ -39,8 +41,16 @@ class DNSService(Service):
     name = "dns"
 
     def __init__(
-        self, reactor: Any, section: DnsSection, network: Network, interface: str, resolve: Callable[[str], Deferred[Any]], own: Own
+        self,
+        reactor: Any,
+        section: DnsSection,
+        network: Network,
+        interface: str,
+        resolve: Callable[[str], Deferred[Any]],
+        own: Own,
+        bell: Path | None = None,
     ) -> None:
+        """`bell` is a file to be written when somebody else must tell the system, since we are no root: a service manager watches it."""
         self._reactor = reactor
         self._section = section
         self._network = network
@@ -51,6 +61,8 @@ class DNSService(Service):
         self._ports: list[Any] = []
         self._again = LoopingCall(self._put)
         self._again.clock = reactor
+        self._bell = bell
+        self._rung = False
         self.problem = ""
         """Why names are not answered, or not asked of us, in a sentence."""
 
@@ -108,10 +120,20 @@ class DNSService(Service):
             if not self.problem:
                 _log.warn("dns_not_told reason={reason}", reason=str(error))
             self.problem = f"programs of this machine do not ask us for names: {error}"
-            self._again.interval = SOON
+            self._rung = not self._rung and self._ring()
         else:
-            self.problem = ""
-            self._again.interval = AGAIN
+            self.problem, self._rung = "", False
+        self._again.interval = SOON if self._rung else AGAIN
+
+    def _ring(self) -> bool:
+        """Have root tell for us: gives whether there is hope. Once, then again when it did not help for a while."""
+        if self._bell is None or os.geteuid() == 0:
+            return False
+        try:
+            self._bell.write_bytes(b"")
+        except OSError:
+            return False
+        return True
 
     async def reconfigure(self, section: DnsSection) -> None:
         """Go on with another section."""
@@ -144,6 +166,8 @@ class DNSService(Service):
             assert self._host is not None
             try:
                 await self._host.take_back()
+            except PermissionProblem:
+                _log.debug("dns_left_to_root")
             except IpopError as error:
                 _log.warn("dns_not_restored reason={reason}", reason=str(error))
         await self._close()

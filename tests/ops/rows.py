@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -287,6 +288,34 @@ def dns_row(lab: Lab) -> str:
     one.run("systemctl stop ipop@node")
     check("a stopped daemon leaves resolv.conf as it was", written() == untouched)
     return f"slowest answer for another name in the 2 s after kill -9: {slowest:.2f} s"
+
+
+@row("resolved")
+def resolved_row(lab: Lab) -> str:
+    """By systemd-resolved: the daemon is no root, so others must tell it."""
+    nameserver = re.search(r"(?m)^nameserver (\S+)", Path("/etc/resolv.conf").read_text())
+    one = Machine(lab.public_host("one"), nameserver[1] if nameserver else "")
+    MACHINES.append(one)
+    one.boot()
+    one.run("apt-get install -y --no-install-recommends systemd-resolved", timeout=300, outside=True)
+    one.run("systemctl enable --now systemd-resolved; ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf")
+    one.run(f"dpkg -i {one.copy(package())}; ipop network create home --name one")
+    one.run("printf '[dns]\\nlisten = \"127.0.0.153:53\"\\n' >>/etc/ipop/node.toml; systemctl enable --now ipop@node")
+    address = up(one)
+
+    def ours() -> bool:
+        return address in one.try_("resolvectl query --cache=no one.home.ipop")[1]
+
+    check("names of the network", holds_within(10, ours))
+    check("other names go elsewhere", "127.0.0.153" not in one.run("resolvectl dns | grep -v ipop0"))
+    check("the daemon knows that it is asked", holds_within(20, lambda: not status(one)["health"]))
+    one.run("ip link del ipop0")
+    begun = time.monotonic()
+    check("names after the TAP was removed", holds_within(60, ours))
+    took = time.monotonic() - begun
+    one.run("systemctl stop ipop@node")
+    check("nothing is left", "127.0.0.153" not in one.run("resolvectl dns"))
+    return f"names again {took:.1f} s after the TAP was removed"
 
 
 WORK = """[node]
