@@ -58,7 +58,23 @@ def _ports(config: Config) -> dict[str, int]:
 
 
 def drop(config: Config) -> None:
-    """Give up what is not needed. Raises `PermissionProblem` or `StateError`, and has changed no rights then."""
+    """Give up what is not needed. Raises `PermissionProblem` or `StateError`; the process must end then."""
+    try:
+        _become(config)
+        wanted = needed(config)
+        if os.geteuid() == 0:
+            _check_own(config.node.state)
+            wanted |= {Cap.DAC_READ_SEARCH}  # code and configuration may lie in somebody's home; root could read them in any case
+        _keep(wanted)
+    except OSError as error:  # some containers give root, and keep even this from it
+        mend = "start the daemon as the user that it is to be, with the capabilities of docs/service.md"
+        raise PermissionProblem(f"rights cannot be given up: {error.strerror}", mend) from error
+    names = " ".join(sorted(f"CAP_{one.name}" for one in pyprctl.CapState.get_current().permitted))
+    _log.info("privileges_dropped uid={uid} capabilities={capabilities}", uid=os.geteuid(), capabilities=names or "none")
+
+
+def _become(config: Config) -> None:
+    """`daemon.user`, and a member of `control.group`."""
     account = _account(config.daemon.user)
     if account is not None:
         _hand_over(config, account)
@@ -67,13 +83,6 @@ def drop(config: Config) -> None:
         _check_readable(account.pw_name)
     elif Cap.SETGID in pyprctl.cap_effective.probe():
         os.setgroups([*os.getgroups(), *_readers(config)])
-    wanted = needed(config)
-    if os.geteuid() == 0:
-        _check_own(config.node.state)
-        wanted |= {Cap.DAC_READ_SEARCH}  # code and configuration may lie in somebody's home; root could read them in any case
-    _keep(wanted)
-    names = " ".join(sorted(f"CAP_{one.name}" for one in pyprctl.CapState.get_current().permitted))
-    _log.info("privileges_dropped uid={uid} capabilities={capabilities}", uid=os.geteuid(), capabilities=names or "none")
 
 
 def _keep(wanted: frozenset[Cap]) -> None:
