@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ipop_tx.lab import Lab
-from tests.ops import newcomer
+from tests.ops import rows_dns, rows_newcomer, rows_service  # noqa: F401 - each registers its rows
+from tests.ops.case import MACHINES, ROWS
 from tests.ops.machine import why_not
-from tests.ops.rows import MACHINES, ROWS
 
-assert newcomer.newcomer_row in ROWS.values()
 LOGS = Path("logs/ops")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ipop_tx.lab import Lab
+from tests.ops.case import MACHINES, ROOT, check, package, row
 from tests.ops.machine import BARE, Machine
-from tests.ops.rows import MACHINES, ROOT, check, package, row
 
 MOST_COMMANDS, MOST_SECONDS = 8, 300.0
 _BLOCK = re.compile(r"^```sh (?P<where>one|two|both) package\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
