@@ -13,7 +13,7 @@ from ipop_tx.config import Config
 from ipop_tx.errors import IpopError
 from ipop_tx.log import Logger, set_level
 from ipop_tx.services.privileges import beyond, drop
-from ipop_tx.services.servicemanager import ServiceManager
+from ipop_tx.services.servicemanager import VARIABLES, ServiceManager
 
 
 class Daemon(MultiService):
@@ -33,7 +33,8 @@ class Daemon(MultiService):
         self._config = config
         self.node = Node(config, reactor)
         self.node.ends_process = True
-        self.manager = ServiceManager(reactor, self.node.condition, os.environ)
+        environment = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}  # not for programs that we start
+        self.manager = ServiceManager(reactor, self.node.condition, environment)
         self.node.reloading.begun, self.node.reloading.ended = self.manager.reloading, self.manager.reloaded
         self.node.reloading.beyond = beyond
         for service in (self.node, self.manager):  # the manager is told that we stop before we do: services stop in the reverse order

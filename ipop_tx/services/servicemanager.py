@@ -16,6 +16,9 @@ from ipop_tx.log import Logger
 TELL_EVERY = 10.0
 """Seconds between lines about how the node is, unless the watchdog wants signs of life more often."""
 
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""Of the environment, by which the manager says where and how often it listens."""
+
 _log = Logger()
 
 
@@ -27,7 +30,7 @@ class ServiceManager(Service):
 
     name = "servicemanager"
 
-    def __init__(self, reactor: Any, condition: Callable[[], str], environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, reactor: Any, condition: Callable[[], str], environment: Mapping[str, str]) -> None:
         self._condition = condition
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self._look = LoopingCall(self._tell_condition)

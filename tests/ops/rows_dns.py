@@ -86,7 +86,8 @@ def resolved_row(lab: Lab) -> str:
     MACHINES.append(one)
     one.boot()
     one.run("apt-get install -y --no-install-recommends systemd-resolved", timeout=300, outside=True)
-    one.run("systemctl enable --now systemd-resolved; ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf")
+    one.run("systemctl enable systemd-resolved; ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf")
+    one.reboot()  # the bus knows it then
     one.run(f"dpkg -i {one.copy(package())}; ipop network create home --name one")
     one.run("printf '[dns]\\nlisten = \"127.0.0.153:53\"\\n' >>/etc/ipop/node.toml; systemctl enable --now ipop@node")
     address = up(one)
