@@ -1,6 +1,6 @@
 # Two commands need nothing but a Debian machine with make: `make demo` and `make test`.
 # Progress goes to stderr; stdout belongs to the command itself.
-.PHONY: help setup demo test attacks lint bench news
+.PHONY: help setup demo test test-ops attacks deb lint bench news
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -10,6 +10,8 @@ help:
 	  'make demo [ARGS="--check --json --keep"]   several real nodes on this machine, in sites behind NATs (as root)' \
 	  'make test [ARGS="tests.test_config"]       the tests' \
 	  'make attacks [ARGS="--json 5 11"]          attacks on real daemons, with and without each defence (as root; docs/security.md)' \
+	  'make test-ops [ARGS="--json dns"]          package and units on machines with a systemd of their own (as root; docs/service.md)' \
+	  'make deb                                   dist/ipop-tx_VERSION_ARCH.deb (docs/service.md)' \
 	  'make lint                                  ruff and mypy --strict' \
 	  'make bench [ARGS="--quick --json"]         throughput, latency, CPU beside packaged VPNs (as root; docs/performance.md)' \
 	  'make bench-NAME [ARGS=...]                 another one of benchmarks/, for instance bench-profile' \
@@ -31,6 +33,14 @@ test:
 attacks:
 	@tools/setup
 	@$(PYTHON) -m tests.attacks $(ARGS)
+
+test-ops:
+	@tools/setup systemd-container debootstrap
+	@$(PYTHON) -m tests.ops $(ARGS)
+
+deb:
+	@tools/setup
+	@tools/deb
 
 lint:
 	@tools/setup

@@ -145,6 +145,7 @@ class Node:
         self.rpc.serve(m.Enrol, self._enrol, guests=True)
         self._commands: dict[type, Callable[[Any], Future[Any]]] = {
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
+            c.Remember: self._remember,
             c.Reachable: self._reachable,
             c.KeepLease: self._keep_lease,
             c.HoldLease: self._hold_lease,
@@ -338,6 +339,10 @@ class Node:
         if changed:
             for link in self.links:
                 self.runtime.background(self.paths.punch(link))
+        return settled(None)
+
+    def _remember(self, command: c.Remember) -> Future[None]:
+        self.bootstrap.remember(command.endpoints)
         return settled(None)
 
     def _keep_lease(self, command: c.KeepLease) -> Future[None]:

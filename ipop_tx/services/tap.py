@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.errors import EnvironmentProblem, LocalMisuse
+from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
 from ipop_tx.forwarding import offload
 from ipop_tx.interfaces import IFramePort, IFrameReceiver
 from ipop_tx.log import Logger
@@ -23,6 +23,8 @@ from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of
 
 _HEAD = offload.HEAD.size
+AGAIN, RARELY = 1.0, 30.0
+"""Seconds until an interface that was taken away is made again, and at most between further attempts."""
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 
 
@@ -62,6 +64,8 @@ class TapService(Service):
         self.mac = mac_of(ident)
         self.counters = Counters()
         self.receiver: IFrameReceiver | None = None
+        self.made_again: Callable[[], object] = lambda: None
+        """Called after the interface was taken away and is there again, with its addresses."""
         self.offloads: tuple[str, ...] = ()
         self._reactor = reactor
         self._network = network
@@ -73,6 +77,8 @@ class TapService(Service):
         self._health: list[str] = []
         self._complained: set[int] = set()
         self._paused = False
+        self._again: Any = None
+        """The call that makes the interface again."""
         self._heads = True
         self._refused: frozenset[int] = frozenset()
         self._readv: Callable[[int, Any], int] = tun.readv_plain
@@ -88,6 +94,9 @@ class TapService(Service):
     def stopService(self) -> None:
         """Remove the interface."""
         Service.stopService(self)
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         self.stop()
 
     def start(self, receiver: IFrameReceiver) -> None:
@@ -272,5 +281,21 @@ class TapService(Service):
 
     def _lost(self, why: str) -> None:
         self.stop()
-        self._health = [f"the interface {self.name} was removed by somebody else: restart the daemon to make it again"]
+        self._health = [f"the interface {self.name} was removed by somebody else: it is made again in {AGAIN:.0f} s"]
         self._log.error("tap_lost interface={interface} error={error}", interface=self.name, error=why)
+        if self.running:
+            self._again = self._reactor.callLater(AGAIN, self._make_again, AGAIN)
+
+    def _make_again(self, waited: float) -> None:
+        """Where that fails, try later: whoever took it away may be about to put it back."""
+        assert self.receiver is not None
+        self._again, self._health = None, []
+        try:
+            self.start(self.receiver)
+        except IpopError as error:
+            self._health = [f"the interface {self.name} was removed by somebody else, and cannot be made again: {error}"]
+            waited = min(RARELY, 2 * waited)
+            self._again = self._reactor.callLater(waited, self._make_again, waited)
+        else:
+            self._log.info("tap_made_again interface={interface}", interface=self.name)
+            self.made_again()
