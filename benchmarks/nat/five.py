@@ -37,7 +37,7 @@ def measure(nodes: Sequence[tuple[Router, LabNode]]) -> dict[str, Any]:
         "pairs": len(pairs),
         "answered": len(late),
         "addresses_s": round(up - begun, 2),
-        "answered_s": {"p50": round(percentile(late, 50), 3), "last": round(last, 3)} if late else None,
+        "answered_s": {"p50": round(percentile(late, 0.5), 3), "last": round(last, 3)} if late else None,
         "answered_since_start_s": round(up - begun + last, 2),
         "feasible": sum(possible),
         "direct": sum(direct),

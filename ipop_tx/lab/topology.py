@@ -263,8 +263,9 @@ class Lab:
         """An IPv6 address for a public host, which the internet routes; `alone` takes its way out over IPv4 away."""
         address, device = f"{IPV6}{self.next_number():x}", f"v{host.address}"
         netns.set_kernel(self.core.namespace, "ipv6.conf.all.forwarding", 1)
-        shown = self.core.run(["ip", "-6", "-o", "addr", "show", "dev", device, "scope", "link"]).stdout
-        gateway = shown.split()[3].partition("/")[0]
+        show = ["ip", "-6", "-o", "addr", "show", "dev", device, "scope", "link"]
+        shown = wait_for(f"a link-local address of {device}", 10, lambda: self.core.run(show).stdout.split())
+        gateway = shown[3].partition("/")[0]
         netns.configure(host.namespace, f"addr add {address}/128 dev eth0 nodad", f"route add default via {gateway} dev eth0")
         netns.configure(self.core.namespace, f"route add {address}/128 dev {device}")
         if alone:
