@@ -13,16 +13,19 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.errors import EnvironmentProblem, LocalMisuse
+from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
 from ipop_tx.forwarding import offload
 from ipop_tx.interfaces import IFramePort, IFrameReceiver
 from ipop_tx.log import Logger
 from ipop_tx.services import netlink, tun
+from ipop_tx.services.shield import Shield
 from ipop_tx.transport.interfaces import interface_addresses
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of
 
 _HEAD = offload.HEAD.size
+AGAIN, MOST_AGAIN = 0.5, 60.0
+"""Seconds until an interface that was removed is made again; twice as long after each failure, up to the second."""
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 
 
@@ -53,7 +56,9 @@ class TapService(Service):
     name: str
     _log = Logger()
 
-    def __init__(self, reactor: Any, name: str, mtu: int, network: Network, ident: Ident, bridge: str | None = None) -> None:
+    def __init__(
+        self, reactor: Any, name: str, mtu: int, network: Network, ident: Ident, bridge: str | None = None, shielded: bool = True
+    ) -> None:
         self.name = name
         self.bridge = bridge
         self.addressed = bridge or name
@@ -66,12 +71,15 @@ class TapService(Service):
         self._reactor = reactor
         self._network = network
         self._link_local = IPv6Interface((_LINK_LOCAL + ident[:8], 64))
+        self._shield = Shield([name, *filter(None, [bridge])]) if shielded else None
         self._device: Any = None
         self._fd = -1
         self._wanted: list[IPv4Interface | IPv6Interface] = []
         self._present: list[IPv4Interface | IPv6Interface] = []
         self._health: list[str] = []
         self._complained: set[int] = set()
+        self._again: Any = None
+        """When the interface is made again that somebody has removed."""
         self._paused = False
         self._heads = True
         self._refused: frozenset[int] = frozenset()
@@ -108,10 +116,15 @@ class TapService(Service):
 
     def stop(self) -> None:
         """Close the device, whereupon the kernel removes the interface with its addresses and routes. Idempotent."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         if self._device is not None:
             self._reactor.removeReader(self)
             self._device.close()
             self._clear_bridge()
+        if self._shield is not None:
+            self._shield.lift()
         self._device, self._fd, self._present, self._health, self.offloads = None, -1, [], [], ()
 
     def configure(self, ipv4: IPv4Address | None, ipv6: IPv6Address) -> None:
@@ -125,7 +138,8 @@ class TapService(Service):
     def health(self) -> list[str]:
         """Sentences about what does not work; empty when all is well."""
         why_not = netlink.why_bridge_fails(self.bridge, self.mtu) if self.bridge is not None and self._device is not None else None
-        return [*self._health, why_not] if why_not is not None else list(self._health)
+        open_to = self._shield.health() if self._shield is not None else []
+        return [*self._health, *filter(None, [why_not]), *open_to]
 
     def _choose_offloads(self) -> None:
         """While the interface is down."""
@@ -163,6 +177,8 @@ class TapService(Service):
 
     def _apply(self) -> None:
         wanted = self._wanted
+        if self._shield is not None:
+            self._shield.protect(one.ip for one in wanted)
         if netlink.why_no_ipv6(self.addressed, self.mtu) is not None:
             wanted = [one for one in wanted if one.version == 4]
         elif wanted:
@@ -271,6 +287,22 @@ class TapService(Service):
             self._lost(reason.getErrorMessage())
 
     def _lost(self, why: str) -> None:
+        """Somebody has removed the interface: make it again, or try to until it works."""
         self.stop()
-        self._health = [f"the interface {self.name} was removed by somebody else: restart the daemon to make it again"]
         self._log.error("tap_lost interface={interface} error={error}", interface=self.name, error=why)
+        self._make_again(AGAIN)
+
+    def _make_again(self, pause: float) -> None:
+        self._health = [f"the interface {self.name} was removed by somebody else, and is made again"]
+        self._again = self._reactor.callLater(pause, self._try_again, pause)
+
+    def _try_again(self, pause: float) -> None:
+        self._again, self._health = None, []
+        assert self.receiver is not None
+        try:
+            self.start(self.receiver)
+        except IpopError as error:
+            self._make_again(min(2 * pause, MOST_AGAIN))
+            self._health.append(str(error))
+            return
+        self._log.info("tap_made_again interface={interface}", interface=self.name)

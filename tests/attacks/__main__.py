@@ -35,6 +35,7 @@ NAMES = {
     16: "one key with many idents",
     18: "downgrade and weak ciphers",
     19: "others at the control socket",
+    20: "the overlay's addresses probed from the LAN",
     21: "a tunnel inside itself",
     23: "an invitation used twice at once",
     24: "old keys",

@@ -67,8 +67,9 @@ class AttackCase(LabTestCase):
         self.figures: dict[str, Any] = {}
         """What was measured, for the report."""
         super().setUp()
+        self.addCleanup(self._look_for_tracebacks)  # before the lab goes: trial cleans up before it tears down
 
-    def tearDown(self) -> None:
+    def _look_for_tracebacks(self) -> None:
         for log in self.lab.scratch.glob("*/*.log"):
             self.assertNotIn("Traceback", log.read_text(errors="replace"), log.name)
 

@@ -22,6 +22,7 @@ from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.identity import certificates as certs
 from ipop_tx.services.admission import AdmissionService
 from ipop_tx.services.control_http import ControlRequest
+from ipop_tx.services.shield import Shield
 from ipop_tx.session import dtls, sealed
 from ipop_tx.session.hello import CookieJar
 from ipop_tx.session.replay import ReplayWindow
@@ -224,6 +225,11 @@ def protocol_floor() -> None:
     dtls.DtlsSessionFactory._context = weak  # type: ignore[method-assign]
 
 
+def shield() -> None:
+    """The overlay's addresses are answered on every interface."""
+    Shield.protect = lambda shield, addresses: None  # type: ignore[method-assign]
+
+
 def revocation() -> None:
     """Nobody is thrown out."""
     Revocations.is_revoked = lambda revocations, key: False  # type: ignore[method-assign]
@@ -250,5 +256,6 @@ DEFENCES: dict[str, Callable[[], None]] = {
         fresh_keys,
         protocol_floor,
         revocation,
+        shield,
     )
 }
