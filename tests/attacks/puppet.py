@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from ipop_tx.app import Node
@@ -65,4 +66,21 @@ def record(node: Node, key: str, version: int, ttl: int, value: str) -> dict[str
     return {"record": m.encode(made).hex(), "ident": node.core.ident.hex()}
 
 
-DEEDS: dict[str, Callable[..., Any]] = {deed.__name__: deed for deed in (seal, ask, shards, record)}
+def mistreat(node: Node, how: str) -> dict[str, Any]:
+    """From now on drop, alter or delay all traffic that is relayed here, but nothing of the control plane: challenges get through."""
+    relaying: Any = node.forwarding.plane.relaying
+    honest, chance = type(relaying)._pass, Random(1)
+
+    def wicked(peer: Any, target: bytes, buffer: memoryview, begin: int, end: int) -> None:
+        if how == "alter":
+            buffer[end - 20] ^= 1  # before the tag: the end of the packet
+            honest(relaying, peer, target, buffer, begin, end)
+        elif how == "delay":
+            kept = memoryview(bytearray(buffer))
+            node._reactor.callLater(2.0 + 2.0 * chance.random(), honest, relaying, peer, target, kept, begin, end)
+
+    relaying._pass = wicked
+    return {}
+
+
+DEEDS: dict[str, Callable[..., Any]] = {deed.__name__: deed for deed in (seal, ask, shards, record, mistreat)}

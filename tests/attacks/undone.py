@@ -15,6 +15,7 @@ from OpenSSL import SSL
 from ipop_tx.core.dht.quota import Room
 from ipop_tx.core.dht.records import RegisterSigner
 from ipop_tx.core.links import link as links
+from ipop_tx.core.links.consent import Consent
 from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.revocation import Revocations
 from ipop_tx.forwarding import delivery
@@ -22,6 +23,7 @@ from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.identity import certificates as certs
 from ipop_tx.services.admission import AdmissionService
 from ipop_tx.services.control_http import ControlRequest
+from ipop_tx.services.relaywatch import RelayWatch
 from ipop_tx.services.shield import Shield
 from ipop_tx.session import dtls, sealed
 from ipop_tx.session.hello import CookieJar
@@ -225,6 +227,16 @@ def protocol_floor() -> None:
     dtls.DtlsSessionFactory._context = weak  # type: ignore[method-assign]
 
 
+def consent() -> None:
+    """Endpoints that a member names are challenged as often as it names them."""
+    Consent.may_ask = lambda consent, link, endpoint: True  # type: ignore[method-assign]
+
+
+def relay_watch() -> None:
+    """A relay is believed that answers challenges."""
+    RelayWatch.is_bad = lambda watch, now, adjacency, rtt: False  # type: ignore[method-assign]
+
+
 def shield() -> None:
     """The overlay's addresses are answered on every interface."""
     Shield.protect = lambda shield, addresses: None  # type: ignore[method-assign]
@@ -257,5 +269,7 @@ DEFENCES: dict[str, Callable[[], None]] = {
         protocol_floor,
         revocation,
         shield,
+        consent,
+        relay_watch,
     )
 }

@@ -11,8 +11,8 @@ give the node's own socket a port that nobody knows.
 Two NATs that number their mappings and let in endpoints only *meet*: both tell each other the ports that are next, then both send from the
 first of ours to the first of theirs, and so on. That fails when something else takes a number in between; so it is tried several times.
 
-Nobody can aim us at a third party: only members who are asked by us and say that the peer answers them there make us probe an address,
-one search a minute for each peer, two at a time, and `RATE` datagrams a second.
+Nobody can aim us at a third party: only members who are asked by us and say that the peer answers them there make us cast or probe at an
+address, one search a minute for each peer, two at a time, and `RATE` datagrams a second.
 """
 
 from __future__ import annotations
@@ -150,10 +150,11 @@ class Searches:
         if not link.up or role is None or target is None:
             return
         self._runtime.count("searches")
+        target = await self._vouched(link, str(target), self._who_sees(link))
         if role is Role.MEETS:
             for _ in range(MEETINGS):
                 if link.up and not link.settled:
-                    await self._meet(link)
+                    await self._meet(link, target)
         elif self._paths.facts.reach.step:
             await self._cast_foretold(link, target)
         else:
@@ -283,7 +284,7 @@ class Searches:
             raise EnvironmentProblem("too many searches are asked for", "ask again in a minute")
         self._probing.add(link.ident)
         try:
-            outer = await self._vouched(link, body)
+            outer = await self._vouched(link, body.outer, body.witnesses)
             if role is Role.MEETS:
                 return await self._met(link, outer, body.ports)
         except BaseException:
@@ -294,13 +295,18 @@ class Searches:
         self._runtime.background(self._probe(link, outer, body.ports))
         return m.Searching()
 
-    async def _vouched(self, link: Link, body: m.Search) -> Endpoint:
+    def _who_sees(self, link: Link) -> tuple[Ident, ...]:
+        """Members that should know where a peer is: who relays for it, and our own helpers."""
+        relays = [ident for ident in (link.relay, link.first_hop, *link.relays) if ident is not None]
+        return tuple(dict.fromkeys([*relays, *(helper.link.ident for helper in self._check.helpers())]))[: 2 * WITNESSES]
+
+    async def _vouched(self, link: Link, text: str, named: tuple[Ident, ...]) -> Endpoint:
         """The address at which others, whom we ask ourselves, see the peer. Raises `LocalMisuse` when they do not see it where it says."""
-        outer = self._paths.admissible(body.outer)
-        witnesses = [ident for ident in body.witnesses if ident not in (link.ident, self._links.ident)]
+        outer = self._paths.admissible(text)
+        witnesses = [ident for ident in named if ident not in (link.ident, self._links.ident)]
         answers = await successes([self._rpc.call(ident, m.WhereIs(link.ident)) for ident in witnesses])
         hosts = {_host(answer.endpoint) for answer in answers if isinstance(answer, m.Sighted) and answer.endpoint}
-        if self._links.ident in body.witnesses:
+        if self._links.ident in named:
             hosts |= {endpoint.host for endpoint in link.direct if endpoint.carrier == "udp"}
         if outer is None or hosts != {outer.host}:
             self._runtime.count("search_refused")
@@ -328,12 +334,13 @@ class Searches:
 
     # --- meeting -----------------------------------------------------------------------------
 
-    async def _meet(self, link: Link) -> None:
+    async def _meet(self, link: Link, target: Endpoint) -> None:
         """As the one who begins."""
         side, ports = await self._foretell(FORETOLD)
         try:
             answer = await self._ask(link, tuple(ports))
-            await self._send_in_order(link, side, self._paths.admissible(answer.outer), answer.ports)
+            outer = self._paths.admissible(answer.outer)
+            await self._send_in_order(link, side, outer if outer is not None and outer.host == target.host else None, answer.ports)
         finally:
             await self._close(link, [side])
 
