@@ -13,7 +13,7 @@ import unittest
 from collections.abc import Sequence
 from typing import Any
 
-from tests.attacks import rows_member, rows_relay, rows_wire
+from tests.attacks import rows_member, rows_parsers, rows_relay, rows_wire
 from tests.attacks.case import AttackCase, Shows
 from tests.system import why_not
 
@@ -39,6 +39,7 @@ NAMES = {
     19: "others at the control socket",
     20: "the overlay's addresses probed from the LAN",
     21: "a tunnel inside itself",
+    22: "nesting, promises and truncation at every parser",
     23: "an invitation used twice at once",
     24: "old keys",
 }
@@ -49,7 +50,7 @@ def tests() -> list[AttackCase]:
     """All of them, in the order of their numbers."""
     found = [
         kind(name)
-        for module in (rows_wire, rows_member, rows_relay)
+        for module in (rows_wire, rows_member, rows_relay, rows_parsers)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, AttackCase) and kind.__module__ == module.__name__
         for name in unittest.TestLoader().getTestCaseNames(kind)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ipop_tx.app import Node
 from ipop_tx.core import commands as c
+from ipop_tx.core.links.fragments import PART
 from ipop_tx.core.links.link import Link
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.services.control import Route
@@ -45,6 +46,15 @@ def seal(node: Node, peer: str, kind: int, payload: str, steps: list[int] | None
     channel.datagrams_sealed = base + max(steps or [0]) + 1
     node.protocol.settle()
     return {"counter": base}
+
+
+def fragments(node: Node, peer: str, group: int, count: int) -> dict[str, Any]:
+    """All fragments of a message but the last one, with so many bytes each."""
+    link = _link(node, peer)
+    for index in range(count - 1):
+        node.core.links.send_message(link, m.Fragment(group, index, count, bytes(PART)), whole=True)
+    node.protocol.settle()
+    return {}
 
 
 def ask(node: Node, peer: str, body: str) -> Any:
@@ -83,4 +93,4 @@ def mistreat(node: Node, how: str) -> dict[str, Any]:
     return {}
 
 
-DEEDS: dict[str, Callable[..., Any]] = {deed.__name__: deed for deed in (seal, ask, shards, record, mistreat)}
+DEEDS: dict[str, Callable[..., Any]] = {deed.__name__: deed for deed in (seal, fragments, ask, shards, record, mistreat)}

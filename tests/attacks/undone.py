@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -16,11 +18,13 @@ from ipop_tx.core.dht.quota import Room
 from ipop_tx.core.dht.records import RegisterSigner
 from ipop_tx.core.links import link as links
 from ipop_tx.core.links.consent import Consent
+from ipop_tx.core.links.fragments import Reassembly
 from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.revocation import Revocations
 from ipop_tx.forwarding import delivery
 from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.identity import certificates as certs
+from ipop_tx.services import control_http
 from ipop_tx.services.admission import AdmissionService
 from ipop_tx.services.control_http import ControlRequest
 from ipop_tx.services.relaywatch import RelayWatch
@@ -237,6 +241,23 @@ def relay_watch() -> None:
     RelayWatch.is_bad = lambda watch, now, adjacency, rtt: False  # type: ignore[method-assign]
 
 
+def fragment_room() -> None:
+    """Unfinished messages are kept, whoever sends them and however many."""
+    Reassembly._make_room = lambda reassembly, sender: None  # type: ignore[method-assign]
+
+
+def nesting() -> None:
+    """What is nested too deep is not expected at the control socket."""
+    control_http.json = SimpleNamespace(loads=_loads)  # type: ignore[attr-defined]
+
+
+def _loads(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise RuntimeError(str(error)) from None
+
+
 def shield() -> None:
     """The overlay's addresses are answered on every interface."""
     Shield.protect = lambda shield, addresses: None  # type: ignore[method-assign]
@@ -271,5 +292,7 @@ DEFENCES: dict[str, Callable[[], None]] = {
         shield,
         consent,
         relay_watch,
+        fragment_room,
+        nesting,
     )
 }
