@@ -50,7 +50,7 @@ _POLICY = b"""default = "deny"
 [[allow]]
 name = "web"
 from = ["group:dev", "10.128.0.0/24"]
-to = ["*"]
+to = ["any"]
 protocol = ["tcp"]
 ports = ["80", "8000-8100"]
 """
@@ -104,7 +104,7 @@ SEEDS: dict[str, list[bytes]] = {
     "certificate": _CHAIN,
     "invitation": [_TOKEN],
     **_MORE,
-    "policy": [_POLICY, b'{"default": "deny", "allow": [{"name": "a", "to": ["*"], "protocol": ["icmp"], "types": ["echo-request"]}]}'],
+    "policy": [_POLICY, b'{"default": "deny", "allow": [{"name": "a", "to": ["any"], "protocol": ["icmp"], "types": ["echo-request"]}]}'],
     "service": [b"tcp/443", b"icmp/echo-request", b"udp"],
     "http_proxy": [b"HTTP/1.1 200 Connection established\r\n\r\nrest", b"HTTP/1.1 407 No\r\n\r\n"],
     "socks_proxy": [b"\x05\x02\x01\x00\x05\x00\x00\x01\xc0\x00\x02\x02\x01\xbb", b"\x05\x00\x05\x00\x00\x03\x04host\x01\xbb"],

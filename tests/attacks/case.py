@@ -68,6 +68,10 @@ class AttackCase(LabTestCase):
         """What was measured, for the report."""
         super().setUp()
 
+    def _look_for_tracebacks(self) -> None:
+        if not self.without:
+            super()._look_for_tracebacks()
+
     def node_on(self, host: Host) -> ChangedNode:
         """A daemon as shipped, or without the defence."""
         node = ChangedNode(host)
