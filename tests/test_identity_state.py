@@ -106,6 +106,8 @@ class StateDirectoryTests(StateCase):
     def test_all_json_damaged(self) -> None:
         self.state.write_json(LEASE, 1)
         (self.state.path / LEASE).write_bytes(b"{}")
+        self.assertEqual(self.state.read_json(LEASE), 1, "the very first version has a copy too")
+        (self.state.path / f"{LEASE}.bak").write_bytes(b"{}")
         self.assertSays(lambda: self.state.read_json(LEASE), LEASE, "is damaged", "remove both")
 
     def test_two_daemons(self) -> None:

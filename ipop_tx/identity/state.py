@@ -146,13 +146,16 @@ class StateDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Replace one JSON file and keep the version before it. Raises `StateError`."""
         body = msgspec.json.encode(value) + b"\n"
+        content = _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         path = self.path / name
         if path.exists() and _checked(self.read(name))[0]:
             try:
                 path.replace(self.path / f"{name}.bak")
             except OSError as problem:
                 raise _state_error(path, "cannot be renamed", problem) from problem
-        self.write(name, _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        elif not self.exists(f"{name}.bak"):  # the first one, which has no version before it
+            self.write(f"{name}.bak", content)
+        self.write(name, content)
 
     def _sync(self) -> None:
         """Make renames durable."""
