@@ -6,8 +6,10 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Callable
 
 from ipop_tx.core.links.consent import TARGETS
+from ipop_tx.lab.node import LabNode
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL
 from tests.attacks.case import AttackCase, ChangedNode, shows
@@ -91,6 +93,7 @@ class RelayAttacks(AttackCase):
         next(node for node in wicked if node is not None and node.name == used).do("mistreat", how=how)
         begun = time.monotonic()
         flow.run(seconds)
+        flow.close()
         bad = flow.bad(begun)
         away = max(bad, default=begun) - begun
         self.figures.update({f"{how}_s_until_another_way": round(away, 1), f"{how}_bad_datagrams": len(bad)})
@@ -128,25 +131,35 @@ class RelayAttacks(AttackCase):
 class Flow:
     """Numbered datagrams from one member to another over the network."""
 
-    def __init__(self, one: ChangedNode, other: ChangedNode) -> None:
+    def __init__(self, one: LabNode, other: LabNode, every: float = EVERY, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """`meanwhile` is called all the time while it runs."""
         self.foreign = self.twice = 0
+        self.sent: dict[bytes, float] = {}
+        self.got: dict[bytes, float] = {}
+        self._every, self._meanwhile = every, meanwhile
         self._target = other.address, 7
         self._to, self._from = other.host.socket(), one.host.socket()
         self._to.bind(self._target)
         self._to.setblocking(False)
         self._from.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)  # else the kernel would see what was altered
-        self._sent: dict[bytes, float] = {}
-        self._got: dict[bytes, float] = {}
 
     def run(self, seconds: float) -> None:
         """Send and take for so long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            payload = struct.pack("!Q", len(self._sent)) + random.randbytes(24)
-            self._sent[payload] = time.monotonic()
+            payload = struct.pack("!Q", len(self.sent)) + random.randbytes(24)
+            self.sent[payload] = time.monotonic()
             self._from.sendto(payload, self._target)
-            time.sleep(EVERY)
+            pause = time.monotonic() + self._every
+            while time.monotonic() < pause:
+                time.sleep(min(self._every, 0.005))
+                self._meanwhile()
             self._take()
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._to.close()
+        self._from.close()
 
     def _take(self) -> None:
         while True:
@@ -154,11 +167,11 @@ class Flow:
                 payload = self._to.recv(2048)
             except BlockingIOError:
                 return
-            self.foreign += payload not in self._sent
-            self.twice += payload in self._got
-            self._got.setdefault(payload, time.monotonic())
+            self.foreign += payload not in self.sent
+            self.twice += payload in self.got
+            self.got.setdefault(payload, time.monotonic())
 
     def bad(self, since: float) -> list[float]:
         """When those were sent, from a moment on, that did not come or came too late; the very last ones are still on their way."""
         last = time.monotonic() - SOON
-        return [sent for payload, sent in self._sent.items() if since <= sent < last and self._got.get(payload, sent + 9) - sent > SOON]
+        return [sent for payload, sent in self.sent.items() if since <= sent < last and self.got.get(payload, sent + 9) - sent > SOON]

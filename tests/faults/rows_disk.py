@@ -172,8 +172,8 @@ class DamageTests(FaultCase):
         process = other.start()
         holds_within(BACK, lambda: process.returncode is not None or (other.address_on_tap() is not None and other.socket.exists()))
         if process.returncode is None:
-            me = other.status()["self"]
-            self.assertEqual((me["address"], me["ident"]), (address, ident), what)
+            self.assertTrue(holds_within(BACK, lambda: other.status()["self"]["address"] == address), what)
+            self.assertEqual(other.status()["self"]["ident"], ident, what)
             other.stop()
             return True
         sentences = [line for line in process.output.splitlines() if line.startswith("ipop: ")]
