@@ -1,6 +1,6 @@
 # Two commands need nothing but a Debian machine with make: `make demo` and `make test`.
 # Progress goes to stderr; stdout belongs to the command itself.
-.PHONY: help setup demo test attacks lint bench news
+.PHONY: help setup demo test attacks faults lint bench news
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -10,7 +10,8 @@ help:
 	  'make demo [ARGS="--check --json --keep"]   several real nodes on this machine, in sites behind NATs (as root)' \
 	  'make test [ARGS="tests.test_config"]       the tests' \
 	  'make attacks [ARGS="--json 5 11"]          attacks on real daemons, with and without each defence (as root; docs/security.md)' \
-	  'make lint                                  ruff and mypy --strict' \
+	  'make faults [ARGS="--json 9 13"]           faults of disks, clocks, machines, networks, row by row (as root; docs/security.md)' \
+  'make lint                                  ruff and mypy --strict' \
 	  'make bench [ARGS="--quick --json"]         throughput, latency, CPU beside packaged VPNs (as root; docs/performance.md)' \
 	  'make bench-NAME [ARGS=...]                 another one of benchmarks/, for instance bench-profile' \
 	  'make setup                                 only what the others need: Debian packages and .venv' \
@@ -31,6 +32,10 @@ test:
 attacks:
 	@tools/setup
 	@$(PYTHON) -m tests.attacks $(ARGS)
+
+faults:
+	@tools/setup
+	@$(PYTHON) -m tests.faults $(ARGS)
 
 lint:
 	@tools/setup

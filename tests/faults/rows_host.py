@@ -23,7 +23,7 @@ FEW = 96
 class RestartTests(FaultCase):
     """Both ends at once."""
 
-    @shows(2, quick=True)
+    @shows(2)
     def test_both_ends(self) -> None:
         """Both daemons are killed and start in the same moment, so that their handshakes cross: one session, and traffic, each time."""
         founder, other = self.pair()

@@ -57,7 +57,7 @@ class HandshakeTests(SimulatedCase):
         here, there = one.running.link(other.ident), other.running.link(one.ident)
         return here is not None and there is not None and here.confirmed and here.session.tag == there.session.tag
 
-    @shows(5, quick=True)
+    @shows(5)
     def test_many_with_loss(self) -> None:
         """3000 links are made while 30 % of all datagrams get lost; then 1000 each at 1 and 10 %."""
         for loss, count in ((0.3, 3000), (0.1, 1000), (0.01, 1000)):

@@ -12,6 +12,7 @@ QUICK = (
     rows_member.MemberAttacks("test_a_foreign_source"),
     rows_member.CertificateAttacks("test_bad_certificates"),
     rows_wire.SocketAttacks("test_others_at_the_control_socket"),
+    rows_wire.LanAttacks("test_the_overlay_from_the_lan"),
 )
 
 

@@ -86,7 +86,7 @@ class Relays:
             except Unreachable:
                 link.relays.pop(ident, None)
                 continue
-            if ident not in self._doubtful(link) or len(wanted) == 1:
+            if ident not in (doubtful := self._doubtful(link)) or doubtful >= set(wanted):
                 link.relays[ident] = 0.75 * link.relays.get(ident, rtt) + 0.25 * rtt
         self._choose(link)
 
