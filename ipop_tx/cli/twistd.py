@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -27,8 +28,9 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Before twistd looks at its pidfile: one that it was killed over while writing would keep it from starting for ever."""
         path = self.parent.get("pidfile") if self.parent is not None else None
-        if path and os.path.isfile(path) and not Path(path).read_bytes().strip():
-            os.unlink(path)
+        with suppress(OSError):  # twistd will say what is wrong with it
+            if path and os.path.isfile(path) and not Path(path).read_bytes().strip():
+                os.unlink(path)
 
 
 def makeService(options: Options) -> IService:
