@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ class StateDirectory:
             if good:
                 if candidate is before:
                     self.notices.append(f"{present} was damaged, so the version before it is used")
+                    with suppress(StateError):  # else the next damage would be that of the only copy
+                        self.write(name, content)
                 return value
         raise StateError(f"{present} is damaged, and so is {before.name}", "remove both; the node finds out again what stood in them")
 
