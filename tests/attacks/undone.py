@@ -104,11 +104,11 @@ def ident_of_key() -> None:
     """A certificate's holder is whom its subject name says, whatever its key."""
     proven = certs._peer
 
-    def peer(leaf: Any, root: Any, whose: str) -> Peer:
+    def peer(leaf: Any, admission: Any, root: Any, whose: str) -> Peer:
         names = leaf.extensions.get_extension_for_class(certs.x509.SubjectAlternativeName).value
         ident = bytes.fromhex(names.get_values_for_type(certs.x509.UniformResourceIdentifier)[0].removeprefix("ipop:n"))
         try:
-            return proven(leaf, root, whose)
+            return proven(leaf, admission, root, whose)
         except certs.PeerRefused:
             return Peer(ident, certs.facts_of(leaf).name, public_key=certs.point_of(certs._public(leaf)), not_after=2**40)
 
@@ -127,12 +127,12 @@ def source_check() -> None:
 
 def ethertype_check() -> None:
     """ARP and neighbour discovery of peers reach the kernel."""
-    admitted = delivery.Delivery._admitted
+    addressed = delivery.Delivery._addressed
 
     def every(self: delivery.Delivery, peer: Any, packed: memoryview) -> bytes | None:
-        return b"\xff" * 6 + peer.mac if packed[10:12] == b"\x08\x06" else admitted(self, peer, packed)
+        return b"\xff" * 6 + peer.mac if packed[10:12] == b"\x08\x06" else addressed(self, peer, packed)
 
-    delivery.Delivery._admitted = every  # type: ignore[method-assign]
+    delivery.Delivery._addressed = every  # type: ignore[method-assign]
     delivery.is_discovery = lambda frame: False
 
 

@@ -142,7 +142,9 @@ class DamageTests(FaultCase):
     @shows(10)
     def test_every_file(self) -> None:
         """It comes back as itself by the last good copy, or refuses in one sentence; no new identity, no key is written over."""
-        _, other = self.pair()
+        founder, other = self.pair()
+        third = self.admit(founder, self.lab.public_host("third"))  # with two a majority of what the registers are kept by lives
+        self.settle(founder, other, third)
         address, ident = other.address, other.status()["self"]["ident"]
         other.stop()
         good: list[str] = []
