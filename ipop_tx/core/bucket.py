@@ -13,17 +13,13 @@ class Bucket:
         self._rate = rate
         self._since = 0.0
 
-    def take(self, now: float, amount: float = 1.0) -> bool:
-        """Take some tokens, if there are so many."""
+    def take(self, now: float) -> bool:
+        """Take one token, if there is one."""
         self._refill(now)
-        if self._left < amount:
+        if self._left < 1.0:
             return False
-        self._left -= amount
+        self._left -= 1.0
         return True
-
-    def give(self, amount: float) -> None:
-        """Put some more in."""
-        self._left = min(self._most, self._left + amount)
 
     def full(self, now: float) -> bool:
         """Whether nothing is known of it that a new one would not know too."""
@@ -31,5 +27,5 @@ class Bucket:
         return self._left >= self._most
 
     def _refill(self, now: float) -> None:
-        self.give((now - self._since) * self._rate)
+        self._left = min(self._most, self._left + (now - self._since) * self._rate)
         self._since = now
