@@ -21,6 +21,7 @@ from ipop_tx.core.links.consent import Consent
 from ipop_tx.core.links.fragments import Reassembly
 from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.revocation import Revocations
+from ipop_tx.errors import LocalMisuse
 from ipop_tx.forwarding import delivery
 from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.identity import certificates as certs
@@ -176,8 +177,11 @@ def quota() -> None:
 def overlay_endpoints() -> None:
     """Members may be looked for inside the overlay itself."""
 
-    def admissible(paths: Paths, text: str) -> Endpoint:
-        return Endpoint.parse(text)
+    def admissible(paths: Paths, text: str) -> Endpoint | None:
+        try:
+            return Endpoint.parse(text)
+        except LocalMisuse:
+            return None
 
     Paths.admissible = admissible  # type: ignore[assignment,method-assign]
 
