@@ -10,19 +10,24 @@ from tests.faults.case import SimulatedCase, shows
 from tests.system import why_not
 
 
-class Failing(SimulatedCase):
-    """A row that does not hold."""
+def failing() -> type[SimulatedCase]:
+    """Made where trial does not look for tests."""
 
-    @shows(1)
-    def test_fails(self) -> None:
-        """For want of anything else."""
-        self.figures["tried"] = 1
-        self.assertEqual(1, 2)
+    class Failing(SimulatedCase):
+        """A row that does not hold."""
 
-    @shows(1)
-    def test_skipped(self) -> None:
-        """What was not shown has not passed."""
-        self.skipTest("no reason")
+        @shows(1)
+        def test_fails(self) -> None:
+            """For want of anything else."""
+            self.figures["tried"] = 1
+            self.assertEqual(1, 2)
+
+        @shows(1)
+        def test_skipped(self) -> None:
+            """What was not shown has not passed."""
+            self.skipTest("no reason")
+
+    return Failing
 
 
 class RowTests(SynchronousTestCase):
@@ -43,7 +48,7 @@ class RowTests(SynchronousTestCase):
 
     def test_a_row_that_fails(self) -> None:
         """It is told with its figures; so is one that was skipped."""
-        found = [runner.part(Failing(name)) for name in ("test_fails", "test_skipped")]
+        found = [runner.part(failing()(name)) for name in ("test_fails", "test_skipped")]
         self.assertEqual([one["passed"] for one in found], [False, False])
         self.assertEqual((found[0]["figures"], found[1]["why"]), ({"tried": 1}, "no reason"))
         self.assertFalse(runner.row(1, found)["passed"])
