@@ -44,6 +44,7 @@ from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
+from ipop_tx.services.reload import Reloading, Taker
 from ipop_tx.services.revocation import Revoking
 from ipop_tx.services.settings import PolicyService
 from ipop_tx.services.sides import SideService
@@ -91,6 +92,7 @@ class Node(MultiService):
         network = credentials.network
         admitter = Admitter.load(self.state) if self.state.exists(files.ADMISSION_CERTIFICATE) else None
         check_against(config, network, overlapping(network.pool, [config.tap.name], config.tap.bridge) if config.tap.enabled else None)
+        self.reloading = Reloading(config, self._takers(network), lambda new: check_against(new, network))
         # Build everything ...
         self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
         core = CoreNode(
@@ -123,7 +125,8 @@ class Node(MultiService):
         portmap = PortMapService(reactor, udp, [config.tap.name], self.puncher.mapped, nonce, network.pool)
         self.portmap = portmap if config.nat.port_mapping and not hidden else None
         self.dht = DHTService(self.protocol)
-        self.dns = DNSService(reactor, config.dns, network, config.tap.name, self.dht.resolve, self._own)
+        bell = config.control.socket.with_name(f"{config.path.stem}.dns")
+        self.dns = DNSService(reactor, config.dns, network, config.tap.name, self.dht.resolve, self._own, bell)
         lease = config.lease
         self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
         tap = config.tap
@@ -139,10 +142,10 @@ class Node(MultiService):
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         plane = self.forwarding.plane
         self.policy = PolicyService(self.protocol, plane, self.state, pen)
-        self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
+        self.control = ControlService(config.control.socket, self._routes(), reactor=reactor, group=config.control.group)
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
-        others = self.dns, self.metrics, self.revoking, self.policy
+        others = self.dns, self.metrics, self.revoking, self.policy, self.reloading
         self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, others, self.policy.summary)
         self._recovery = Recovery(self.protocol, pen, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
@@ -150,7 +153,7 @@ class Node(MultiService):
         if self.sides is not None:
             self.sides.receiver, transport.aside = plane, self.sides.carrier
         if self.tap is not None:
-            self.tap.receiver = plane
+            self.tap.receiver, self.tap.made_again = plane, self._tap_made_again
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.sides, self.puncher, self.natcheck, self.portmap
         rest = self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.policy, self.metrics, trim
@@ -201,6 +204,12 @@ class Node(MultiService):
         if self.guests is not None:
             self.guests.address_changed(address)
 
+    def _tap_made_again(self) -> None:
+        """What was bound to the interface that is gone."""
+        if self.guests is not None:
+            self.guests.address_changed(self._own()[1])
+        self.dns.look()
+
     def _own(self) -> tuple[str, IPv4Address | None, bytes]:
         address = self.core.leases.own.address
         return self.core.peer.name, IPv4Address(address) if address else None, self.core.ident
@@ -210,6 +219,13 @@ class Node(MultiService):
     def status(self) -> dict[str, Any]:
         """Self, peers, health, counters: the contents of `ipop status --json`."""
         return self._status.status()
+
+    def condition(self) -> str:
+        """How this node is, in a line."""
+        address, links = self._own()[1], sum(link.up for link in self.core.links)
+        problems = self._status.health()
+        members = "1 member" if links == 1 else f"{links} members"
+        return f"{address or 'no address yet'}, linked to {members}" + (f"; {problems[0]}" if problems else "")
 
     def _routes(self) -> dict[str, Route]:
         return {
@@ -223,9 +239,27 @@ class Node(MultiService):
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "GET /revocations": lambda arguments: self.revoking.told(),
             "POST /revoke": lambda arguments: Deferred.fromCoroutine(self._revoke(arguments)),
+            "POST /reload": lambda arguments: self.reloading.reload(),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **self.policy.routes(),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
+        }
+
+    def _takers(self, network: Network) -> dict[str, Taker]:
+        """Who takes what of node.toml while the node runs."""
+
+        def terms(new: Config) -> None:
+            if self.guests is not None and self.tap is not None:
+                self.guests.reconfigure(terms_of(new, network, self.core.peer.name, self.tap))
+
+        return {
+            "log.level": lambda new: set_level(new.log.level),
+            "network.name": lambda new: None,  # a guard, and it has been looked at
+            "node.bootstrap": lambda new: self.peers.reconfigure(new.node.bootstrap),
+            "listen.advertise": lambda new: self.puncher.reconfigure(new.listen.advertise),
+            "dhcp": terms,
+            "dns": lambda new: Deferred.fromCoroutine(self.dns.reconfigure(new.dns)),
+            "metrics": lambda new: Deferred.fromCoroutine(self.metrics.reconfigure(new.metrics.listen)),
         }
 
     async def _revoke(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -299,14 +333,6 @@ def flags_of(admitter: Admitter | None) -> int:
     if admitter is None:
         return 0
     return m.ADMITS | (m.APPOINTS if admitter.authority_key is not None else 0)
-
-
-def make_node(config: Config) -> Node:
-    """The node that `twistd ipop` runs: it may end the process."""
-    set_level(config.log.level)
-    node = Node(config)
-    node.ends_process = True
-    return node
 
 
 def found_network(state: StateDirectory, name: str, pool: Any, node_name: str) -> Network:

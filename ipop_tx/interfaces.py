@@ -200,11 +200,11 @@ class ISessionFactory(Interface):
     def opening(datagram: bytes | memoryview) -> bytes | None:
         """The `opening` of a datagram that begins a handshake, None for any other. Never raises."""
 
-    def accept(now: float, datagram: bytes | memoryview, source: bytes) -> tuple[ISession | None, bytes | None]:
+    def accept(now: float, datagram: bytes | memoryview, source: bytes | None) -> tuple[ISession | None, bytes | None]:
         """Answer a datagram that begins a handshake, without keeping state for strangers.
 
-        Returns (session, None) when it carries a valid cookie for `source`, (None, reply) when the cookie has to be
-        asked for, (None, None) when it is junk.
+        Returns (session, None) when it carries a valid cookie for `source` or needs none, since members have passed it on and `source` is
+        None; (None, reply) when the cookie has to be asked for, (None, None) when it is junk.
         """
 
 

@@ -212,6 +212,11 @@ class Status(Command):
         nowhere = {"IPOP_SOCKET": ""}
         self.assertEqual((await self.ipop("status", "--json", "--config", str(config), env=nowhere))[2], 0)
         self.assertEqual((await self.ipop("status", "--json", "--socket", str(self.path), env=nowhere))[2], 0)
+        config.write_text('[tap]\nmtu = 1\n[control]\nsocket = "c.sock"\n')  # the daemon runs on with the former one, and can tell
+        self.assertEqual((await self.ipop("status", "--json", "--config", str(config), env=nowhere))[2], 0)
+        for nonsense in ("[control", "[control]\nsocket = 1\n", "control = 1\n"):
+            config.write_text(nonsense)
+            self.assertEqual((await self.ipop("status", "--json", "--config", str(config), env=nowhere))[2], 2)
 
 
 class Netcheck(Command):

@@ -20,7 +20,7 @@ from ipop_tx.errors import EnvironmentProblem
 class Node(Service):
     def startService(self):
         raise EnvironmentProblem("the port 4500 is taken", "choose another listen.udp")
-sys.modules["ipop_tx.app"] = types.SimpleNamespace(make_node=lambda config: Node())
+sys.modules["ipop_tx.daemon"] = types.SimpleNamespace(Daemon=lambda config: Node())
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import shutil
@@ -42,13 +43,14 @@ class Running(TestCase):
     """A control service on a socket of its own, stopped at the end."""
 
     allowed: frozenset[int] | None = None
+    group: str | None = None
 
     def setUp(self) -> None:
         self.directory = Path("/tmp") / f"ipop-control-{os.getpid()}-{id(self)}"  # short: a socket's path has 107 bytes
         self.path = self.directory / "c.sock"
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.asked: list[dict[str, Any]] = []
-        self.service = ControlService(self.path, self.routes(), self.allowed)
+        self.service = ControlService(self.path, self.routes(), self.allowed, group=self.group)
         self.service.startService()
         self.addCleanup(self.service.stopService)
 
@@ -165,6 +167,40 @@ class Strangers(Running):
     async def test_other_user(self) -> None:
         status, _, value = await self.ask(request("POST /echo", b"{}"))
         self.assertEqual((status, value["kind"], self.asked), (403, "PermissionProblem", []))
+
+
+class Readers(Strangers):
+    """Members of the group may look."""
+
+    group = grp.getgrgid(os.getgid()).gr_name
+
+    async def test_other_user(self) -> None:
+        """What changes nothing is answered, the rest is not even read."""
+        self.assertEqual((await self.ask(request("GET /status")))[0], 200)
+        status, _, value = await self.ask(request("POST /echo", b"{}"))
+        self.assertEqual((status, value["kind"], self.asked), (403, "PermissionProblem", []))
+        self.assertIn("look", value["error"])
+        self.assertEqual((await self.ask(request("POST /resolve")))[0], 404)  # it may; here nobody answers that
+        self.assertEqual((await self.ask(request("GET /status", more="Origin: null\r\n")))[0], 403)
+
+    async def test_many_connections(self) -> None:
+        """They cannot use up the daemon's descriptors."""
+        held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+        for one in held:
+            self.addCleanup(one.close)
+            one.connect(str(self.path))
+        with self.assertRaises((OSError, IndexError)):
+            await self.ask(request("GET /status"))
+
+    def test_mode(self) -> None:
+        found = self.path.stat()
+        self.assertEqual((stat.S_IMODE(found.st_mode), found.st_gid), (0o660, os.getgid()))
+
+    async def test_no_such_group(self) -> None:
+        await self.service.stopService()
+        self.service.group = "ipop-no-such-group"
+        self.assertIn("ipop-no-such-group", str(self.assertRaises(EnvironmentProblem, self.service.startService)))
+        self.assertFalse(self.path.exists())
 
 
 class Socket(Running):

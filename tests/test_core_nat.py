@@ -43,7 +43,11 @@ class NatCase(NetCase):
         made = None
         if nat:
             made = net.behind(
-                node, nat.get("mapping", Depends.NOTHING), nat.get("filtering", Depends.ENDPOINT), nat.get("ports", Ports.IN_ORDER)
+                node,
+                nat.get("mapping", Depends.NOTHING),
+                nat.get("filtering", Depends.ENDPOINT),
+                nat.get("ports", Ports.IN_ORDER),
+                nat.get("brittle", False),
             )
             made.lifetime, made.hairpin = nat.get("lifetime", float("inf")), nat.get("hairpin", False)
         net.wait(machines[0].start())
@@ -79,6 +83,38 @@ class ClassificationTests(NatCase):
             if mapping is Depends.NOTHING:
                 self.assertEqual(found.port_kept, ports is Ports.KEPT)
                 self.assertEqual(len(found.outer), 1)
+
+    def test_brittle(self) -> None:
+        """A router that gives away the port of a datagram that it keeps out is known for that, whichever ports it has; others are not."""
+        for ports, filtering, brittle in product(Ports, (Depends.ADDRESS, Depends.ENDPOINT), (True, False)):
+            net, node, _ = self.grown(filtering=filtering, ports=ports, brittle=brittle)
+            found = self.check(net, node)
+            self.assertEqual(found.reach, Reach(Kind.ENDPOINT_INDEPENDENT, KIND[filtering], brittle=brittle))
+
+    def test_hops(self) -> None:
+        """How far a datagram must get to open what stands before the node: one router, two in a row; where everybody gets in, none."""
+        for seed, routers in enumerate(([Depends.ENDPOINT], [Depends.ADDRESS], [Depends.NOTHING], [Depends.NOTHING, Depends.ENDPOINT])):
+            net, node, _ = self.grown(seed=seed, filtering=routers[0])
+            for beyond in routers[1:]:
+                net.behind(node, Depends.NOTHING, beyond)
+                net.run(60)
+            found = self.check(net, node)
+            self.assertEqual(found.hops, 0 if routers == [Depends.NOTHING] else 1 + len(routers), routers)
+            self.assertEqual(node.running.paths.facts.opening_hops(), found.hops or 2)
+
+    def test_a_member_that_does_not_answer(self) -> None:
+        """The nearest member opens a second port and answers no probe, for a NAT is in its way: the filter is known all the same."""
+        for filtering in Depends:
+            net, node, _ = self.grown(filtering=filtering)
+            nearest = net.running()[1]
+            nearest.place = node.place
+            for _ in range(20):
+                net.wait(node.submit(c.Ping(nearest.ident)))
+            self.assertIs(node.running.nat.check.helpers()[0].link, link_of(node, nearest))
+            self.patch(nearest.running.nat.help, "probed", lambda *probe: None)
+            found = self.check(net, node)
+            self.assert_kind(found.reach, Depends.NOTHING, filtering)
+            self.assertTrue(found.filtering_sure)
 
     def test_no_nat(self) -> None:
         """A public machine has neither."""

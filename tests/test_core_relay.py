@@ -11,6 +11,8 @@ from ipop_tx.wire.datagram import CONTROL, RELAY
 from ipop_tx.wire.relay import Relayed
 from tests.net import NetCase, separate
 
+NONSENSE = b"what nobody understands"
+
 
 class StationTests(NetCase):
     """One and the other cannot reach each other; the relay reaches both."""
@@ -68,3 +70,40 @@ class StationTests(NetCase):
     def converse_both(self) -> None:
         """Both ways."""
         self.all_done(self.sim, [self.one.submit(c.Ping(self.other.ident)), self.other.submit(c.Ping(self.one.ident))], 3)
+
+
+class CircleTests(NetCase):
+    """Three members reach a fourth one over the ring, and each believes that the next of the three has a path to it."""
+
+    def test_nobody_passes_on_twice(self) -> None:
+        """What one of them sends does not go round until its time is up: whoever has had it already is left out, and it arrives."""
+        sim = self.net(1)
+        machines = self.grow(sim, 5)
+        target, three = machines[0], machines[1:4]
+        separate(sim, [(one, target) for one in three])
+        self.becomes(sim, lambda: all(self.is_relayed(one, target) for one in three), 60, "relays")
+        for one, following in zip(three, [*three[1:], three[0]], strict=True):
+            link = one.running.link(target.ident)
+            assert link is not None
+            link.forget_route()
+            link.relay, link.first_hop = None, following.ident
+        passed: list[bytes] = []
+        decode = Relayed.decode
+
+        def noted(payload: bytes) -> Relayed:
+            relayed = decode(payload)
+            if relayed.datagram == NONSENSE:
+                passed.append(payload)
+            return relayed
+
+        self.patch(Relayed, "decode", noted)
+        three[0].running.relay.originate(Route(target.ident), NONSENSE)
+        three[0].settle()
+        sim.run(1.0)
+        self.assertLessEqual(len(passed), len(machines) - 1, "stations")
+        self.assertEqual(target.running.runtime.counters.get("datagram_unknown"), 1, "it has arrived")
+
+    def is_relayed(self, one: SimulatedNode, other: SimulatedNode) -> bool:
+        """Whether the link goes over the ring."""
+        link = one.running.link(other.ident)
+        return link is not None and not link.is_direct

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -18,10 +19,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from ipop_tx.config.sections import DnsSection
 from ipop_tx.core.leases.resolver import Owner
-from ipop_tx.errors import Unavailable
-from ipop_tx.services.dns import DNSService
+from ipop_tx.errors import PermissionProblem, Unavailable
+from ipop_tx.services.dns import AGAIN, SOON, DNSService
 from ipop_tx.services.dnszone import PATIENCE, Zone, address_of, reverse_zones
-from ipop_tx.services.resolvconf import ResolvConf, servers_of, with_ours, without_ours
+from ipop_tx.services.resolvconf import ResolvConf, is_in, servers_of, with_ours, without_ours
 from ipop_tx.values import Network
 from ipop_tx.wire.address import ipv6_of
 
@@ -187,6 +188,32 @@ class ServiceTests(TestCase):
         await service.stopService()
         self.assertEqual(path.read_text(), "nameserver 192.0.2.2\n")
 
+    async def test_no_root(self) -> None:
+        """It cannot write the file: it rings, looks again soon, then rarely, and is content once root has told for it."""
+        path, bell = self.file("nameserver 192.0.2.1\n"), self.file()
+        bell.unlink()
+
+        def refuse(server: str, domain: str) -> None:
+            if not is_in(path.read_text(), "home", server, domain):
+                raise PermissionProblem("resolv.conf cannot be written")
+
+        self.patch(os, "geteuid", lambda: 4001)
+        service = DNSService(reactor, DnsSection(("127.0.0.1", 0), "resolv.conf", True, path), NETWORK, "ipop0", resolve, own, bell)
+        self.patch(ResolvConf, "put", lambda file, server, domain: refuse(server, domain))
+        service.startService()
+        self.addCleanup(service.stopService)
+        self.assertTrue(bell.exists())
+        self.assertEqual((len(service.health()), service._again.interval), (1, SOON))
+        bell.unlink()
+        await service._put()
+        self.assertFalse(bell.exists())
+        self.assertEqual(service._again.interval, AGAIN)
+        await service._put()
+        self.assertTrue(bell.exists())
+        path.write_text(with_ours("nameserver 192.0.2.1\n", "home", "127.0.0.1", "home.ipop"))
+        await service._put()
+        self.assertEqual((service.health(), service._again.interval), ([], AGAIN))
+
     async def test_what_was_left_goes_also_without_dns(self) -> None:
         path = self.file(with_ours("nameserver 192.0.2.1\n", "home", "127.0.0.9", "home.ipop"))
         self.service(DnsSection(resolv_conf=path))
@@ -266,3 +293,21 @@ class FileTests(SynchronousTestCase):
         self.assertFalse(file.take_back())
         self.assertEqual((directory / "real").read_text(), "nameserver 192.0.2.1\n")
         self.assertEqual(sorted(path.name for path in directory.iterdir()), ["link", "real"])
+
+    def test_several_networks_do_not_push_each_other_aside(self) -> None:
+        """Each is content where it stands, as long as no foreign server stands before it; and no search line grows."""
+        nets = {"home": "127.0.0.153", "lab": "127.0.0.154"}
+        path = Path(self.mktemp())
+        path.write_text("nameserver 192.0.2.1\nsearch example.test\n")
+        for _ in range(3):
+            for network, server in nets.items():
+                ResolvConf(path, network).put(server, f"{network}.ipop")
+        text = path.read_text()
+        for network, server in nets.items():
+            self.assertTrue(is_in(text, network, server, f"{network}.ipop"))
+        self.assertEqual(text.splitlines()[-2], "search example.test home.ipop lab.ipop")
+        self.assertEqual(text.count("nameserver"), 3)
+        self.assertFalse(is_in("nameserver 192.0.2.1\n" + text, "home", nets["home"], "home.ipop"))
+        self.assertFalse(is_in(text, "home", "127.0.0.9", "home.ipop"))
+        self.assertFalse(is_in(text, "home", nets["home"]))
+        self.assertFalse(is_in(with_ours("", "home", nets["home"]), "home", nets["home"], "home.ipop"))

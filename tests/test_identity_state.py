@@ -38,6 +38,23 @@ class StateDirectoryTests(StateCase):
         self.assertEqual(self.state.path.stat().st_mode & 0o777, 0o700)
         self.assertEqual((self.state.path / NODE_KEY).stat().st_mode & 0o777, 0o600)
 
+    def test_what_root_writes_belongs_to_the_directory_s_owner(self) -> None:
+        """The daemon is another user than who types `ipop join`."""
+        if os.geteuid() != 0:
+            self.skipTest("giving files away needs root")
+        owned = Path(self.mktemp())
+        owned.mkdir()
+        os.chown(owned, 4001, 4002)
+        state = StateDirectory(owned / "node")
+        state.write_json(LEASE, {"address": "10.128.0.1"})
+        write_key(state, NODE_KEY, generate_key())
+        store = SqliteReplicaStore(state.path / "replicas.db")
+        store.put(1, b"key", b"value")
+        store.commit()
+        for path in (state.path, *state.path.iterdir()):
+            self.assertEqual((path.stat().st_uid, path.stat().st_gid), (4001, 4002), path)
+        store.close()
+
     def test_nothing_else_is_left_behind(self) -> None:
         self.state.write("node.crt", b"one")
         self.state.write("node.crt", b"two")

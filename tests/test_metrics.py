@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any, ClassVar
 
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, readBody
 from twisted.web.http_headers import Headers
 
-from ipop_tx.services.metrics import MetricsService, exposition
+from ipop_tx.services.metrics import MOST, MetricsService, exposition
 from ipop_tx.services.status import Port
 
 ROOT = Path(__file__).parent.parent
@@ -113,9 +115,10 @@ class ServiceTests(TestCase):
         self.addCleanup(service.stopService)
         return service
 
-    async def get(self, port: int, path: str = "/metrics", host: str = "127.0.0.1") -> tuple[int, str]:
+    async def get(self, port: int, path: str = "/metrics", host: str = "127.0.0.1", **more: str) -> tuple[int, str]:
         """Status and body."""
-        response = await Agent(reactor).request(b"GET", f"http://127.0.0.1:{port}{path}".encode(), Headers({"Host": [host]}))
+        headers = Headers({"Host": [host], **{name: [value] for name, value in more.items()}})
+        response = await Agent(reactor).request(b"GET", f"http://127.0.0.1:{port}{path}".encode(), headers)
         return response.code, (await readBody(response)).decode()
 
     async def test_page(self) -> None:
@@ -126,6 +129,37 @@ class ServiceTests(TestCase):
         self.assertEqual((await self.get(service.port, host=f"localhost:{service.port}"))[0], 200)
         self.assertEqual((await self.get(service.port, "/else"))[0], 404)
         self.assertEqual((await self.get(service.port, host="evil.example"))[0], 403)
+        self.assertEqual((await self.get(service.port, Origin="https://evil.example"))[0], 403)
+
+    async def test_another_address(self) -> None:
+        """After a reload; the former one is free."""
+        service = self.service()
+        former = service.port
+        await service.reconfigure(("127.0.0.1", 0))
+        self.assertNotIn(service.port, (0, former))
+        self.assertEqual((await self.get(service.port))[0], 200)
+        await service.reconfigure(None)
+        self.assertEqual(service.port, 0)
+
+    async def test_many_connections(self) -> None:
+        """They cannot use up the daemon's descriptors."""
+        service = self.service()
+        held = []
+        for _ in range(MOST + 8):
+            held.append(one := socket.create_connection(("127.0.0.1", service.port)))
+            self.addCleanup(one.close)
+            one.setblocking(False)
+            await deferLater(reactor, 0)  # the port's backlog is shorter
+        await deferLater(reactor, 0.1)
+        ended = 0
+        for one in held:
+            try:
+                ended += one.recv(1) == b""
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                ended += 1
+        self.assertEqual(ended, 8)
 
     async def test_a_taken_port(self) -> None:
         first = self.service()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from ipaddress import IPv4Network
 from itertools import product
 from random import Random
@@ -20,10 +22,14 @@ from ipop_tx.services.netcheck import verdict
 from ipop_tx.simulation.nat import Depends, Ports
 from ipop_tx.transport.gateway import default_gateway
 from ipop_tx.transport.sides import SideSockets
+from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint
 from tests.net import separate
 from tests.test_core_nat import NatCase
 from tests.test_core_paths import PathCase, link_of
+from tests.transport import Inbox
+
+IP_RECVTTL = 12  # Linux; not in the socket module
 
 KINDS = (Kind.NONE, Kind.ENDPOINT_INDEPENDENT, Kind.ADDRESS_DEPENDENT, Kind.ADDRESS_AND_PORT_DEPENDENT)
 REPORT: dict[str, Any] = {
@@ -38,6 +44,8 @@ REPORT: dict[str, Any] = {
     "filtering_sure": True,
     "port_kept": False,
     "sequential_step": None,
+    "brittle": False,
+    "opening_hops": 2,
     "hairpin": False,
     "lifetime_s": {"at_least": 25.0, "less_than": 31.0},
     "keepalive_s": 18.8,
@@ -77,6 +85,7 @@ class OutputTests(TestCase):
         self.assertIn("endpoint-independent, port changed, perhaps", self.text(mapping_sure=False))
         self.assertIn("address-and-port-dependent, perhaps", self.text(filtering_sure=False))
         self.assertIn("filtering     unknown\n", self.text(filtering="unknown", filtering_sure=False))
+        self.assertIn("address-and-port-dependent; what comes in unasked takes", self.text(brittle=True))
         self.assertIn("ports in order (step 1)", self.text(mapping="address-and-port-dependent", sequential_step=1))
 
     def test_width(self) -> None:
@@ -210,6 +219,29 @@ class SideTests(TestCase):
         sides.send(1, Endpoint("udp", "127.0.0.1", six), b"closed")
         await deferLater(reactor, 0.05, lambda: None)  # type: ignore[arg-type]
         self.assertEqual(len(got), 2)
+
+    def test_near(self) -> None:
+        """A datagram that shall not get far leaves with so small a hop limit, over either version of IP, by a side as by the transport."""
+        for bound, target, name, level, option in (
+            ("0.0.0.0", "127.0.0.1", "127.0.0.1", socket.IPPROTO_IP, IP_RECVTTL),
+            ("::", "127.0.0.1", "127.0.0.1", socket.IPPROTO_IP, IP_RECVTTL),
+            ("::", "::1", "::1", socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT),
+        ):
+            with socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM) as there:
+                there.bind((target, 0))
+                there.settimeout(5)
+                there.setsockopt(level, option, 1)
+                endpoint = Endpoint("udp", name, there.getsockname()[1])
+                sides = SideSockets(reactor, lambda bound=bound: bound, lambda *got: None)  # type: ignore[misc]
+                self.addCleanup(sides.close_all)
+                sides.open(1)
+                transport = UdpTransport(reactor, bound, 0)
+                transport.start(Inbox())
+                self.addCleanup(transport.stop)
+                for carrier, hops in ((sides.carrier(1), 2), (transport, 3)):
+                    carrier.write_near(endpoint, b"near", hops)
+                    got = there.recvmsg(16, 64)
+                    self.assertEqual((got[0], struct.unpack("i", got[1][0][2])), (b"near", (hops,)))
 
     def test_default_gateway(self) -> None:
         """Whatever this machine has, the answer is a gateway beside an address of ours, or none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 import sys
 import zipfile
@@ -62,3 +63,26 @@ class Wheel(TestCase):
         (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
         self.assertIn("ipop = ipop_tx.cli.main:main", wheel.read(f"{info}/entry_points.txt").decode())
         self.assertIn("Version: 0.1.0\n", wheel.read(f"{info}/METADATA").decode())
+
+
+class Units(TestCase):
+    """The units of the Debian package, as far as they can be judged without a machine of their own (docs/service.md)."""
+
+    async def test_hardened(self) -> None:
+        """What systemd itself says, from 0 (best) to 100."""
+        program = shutil.which("systemd-analyze")
+        if program is None:
+            raise SkipTest("systemd-analyze is not installed")
+        words = ["security", "--no-pager", "--offline=true", "--threshold=25", str(ROOT / "packaging" / "ipop@.service")]
+        out, err, status = await getProcessOutputAndValue(program, words, env=None)
+        self.assertEqual(status, 0, (out + err).decode(errors="replace"))
+
+    def test_programs_are_shipped(self) -> None:
+        """What the units start is what tools/deb puts there."""
+        started = set()
+        for unit in (ROOT / "packaging").glob("*.service"):
+            started |= set(re.findall(r"(?m)^Exec\w+=[-+]*(\S+)", unit.read_text()))
+        self.assertEqual(started, {"/usr/bin/ipop", "/usr/lib/ipop-tx/twistd"})
+        script = (ROOT / "tools" / "deb").read_text()
+        for made in ('program "$root/usr/bin/ipop"', "lib=$root/usr/lib/ipop-tx", 'program "$lib/twistd"'):
+            self.assertIn(made, script)

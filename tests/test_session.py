@@ -50,13 +50,19 @@ class Handshake:
     """Two ends and a wire that loses the datagrams whose numbers are in `lost` and changes a byte: `alter` is (number, place, change)."""
 
     def __init__(
-        self, client: Factory, server: Factory, lost: frozenset[int] = frozenset(), alter: tuple[int, int, int] = (-1, 0, 0)
+        self,
+        client: Factory,
+        server: Factory,
+        lost: frozenset[int] = frozenset(),
+        alter: tuple[int, int, int] = (-1, 0, 0),
+        source: bytes | None = SOURCE,
     ) -> None:
         self.client: Session = client.initiate(0.0)
         self.server: Session | None = None
         self.server_factory = server
         self.lost = lost
         self.alter = alter
+        self.source = source
         self.number = 0
         self.sizes: list[int] = []
 
@@ -89,7 +95,7 @@ class Handshake:
         if self.server is not None:
             self.server.receive(now, datagram)
             return
-        self.server, reply = self.server_factory.accept(now, datagram, SOURCE)
+        self.server, reply = self.server_factory.accept(now, datagram, self.source)
         if reply is not None and self._carried(reply):
             self.client.receive(now, self._altered(reply))
 
@@ -163,6 +169,19 @@ class SessionDemands:
         self.assertIsNone(session)
         self.assertIsNotNone(reply)
         self.assertIsNotNone(bob.accept(0.0, with_cookie, SOURCE)[0])
+
+    def test_what_members_pass_on_needs_no_cookie(self) -> None:
+        """Two datagrams less, one round trip; the ends are as sure of each other as ever; junk is junk."""
+        with_cookie, without = (Handshake(self.factory("ann"), self.factory("bob"), source=source) for source in (SOURCE, None))
+        for handshake in (with_cookie, without):
+            handshake.run(0.0)
+            self.assertTrue(handshake.established())
+        client, server = without.ends()
+        self.assertEqual((client.peer.name, server.peer.name, client.tag), ("bob", "ann", server.tag))
+        self.assertEqual(client.opening, server.opening)
+        self.assertEqual(len(without.sizes), len(with_cookie.sizes) - 2)
+        for junk in (b"", b"\x16", bytes(100)):
+            self.assertEqual(self.factory("bob").accept(0.0, junk, None), (None, None))
 
     def test_junk_is_not_answered(self) -> None:
         bob = self.factory("bob")
@@ -314,15 +333,16 @@ class DtlsSessionTests(SessionDemands, TestCase):
     async def test_each_lost_datagram_is_made_good(self) -> None:
         ann, bob = self.factory("ann"), self.factory("bob")
         handshakes = [Handshake(ann, bob, frozenset((lost,))) for lost in range(6)]
+        handshakes += [Handshake(ann, bob, frozenset((lost,)), source=None) for lost in range(4)]
         for handshake in handshakes:
             handshake.run(0.0)
-        self.assertEqual([handshake.established() for handshake in handshakes], [False] * 6)
+        self.assertEqual([handshake.established() for handshake in handshakes], [False] * 10)
         await deferLater(reactor, 1.02)
         for handshake in handshakes:
             for end in handshake.ends():
                 end.handle_timeout(1.02)
             handshake.run(1.02)
-        self.assertEqual([handshake.established() for handshake in handshakes], [True] * 6)
+        self.assertEqual([handshake.established() for handshake in handshakes], [True] * 10)
 
     def test_altered_handshakes_never_raise(self) -> None:
         ann, bob = self.factory("ann"), self.factory("bob")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations_with_replacement, product
 from typing import Any
 
@@ -9,7 +11,9 @@ import msgspec
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
-from ipop_tx.core.links.paths import CANDIDATES
+from ipop_tx.core.links.facts import CANDIDATES
+from ipop_tx.core.links.links import Links
+from ipop_tx.core.links.why import why_relayed
 from ipop_tx.core.nat.search import PROBES, SOCKETS
 from ipop_tx.core.natkind import Kind as NatKind
 from ipop_tx.core.natkind import Reach, feasible
@@ -19,6 +23,7 @@ from ipop_tx.simulation.network import SimulatedNode
 from ipop_tx.values import Endpoint
 from ipop_tx.wire import messages as m
 from tests.net import NetCase
+from tests.test_core_paths import link_of
 
 NOTHING, ADDRESS, ENDPOINT = Depends
 ONE, OTHER_PORT, OTHER = (Endpoint("udp", *place) for place in (("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.2", 1)))
@@ -40,26 +45,27 @@ MAPPINGS = {
     "in order": (ENDPOINT, Ports.IN_ORDER),
     "random": (ENDPOINT, Ports.RANDOM),
 }
-ROUTERS = [(mapping, filtering, ports) for (mapping, ports), filtering in product(MAPPINGS.values(), Depends)]
+Router = tuple[Depends, Depends, Ports, bool]
+ROUTERS: list[Router] = [(mapping, filtering, ports, False) for (mapping, ports), filtering in product(MAPPINGS.values(), Depends)]
+LINUX: Router = (NOTHING, ENDPOINT, Ports.KEPT, True)
 NAMES = {
     NOTHING: NatKind.ENDPOINT_INDEPENDENT,
     ADDRESS: NatKind.ADDRESS_DEPENDENT,
     ENDPOINT: NatKind.ADDRESS_AND_PORT_DEPENDENT,
 }
-Router = tuple[Depends, Depends, Ports]
 
 
 def reach_of(router: Router) -> Reach:
     """What a router makes of a node."""
-    mapping, filtering, ports = router
-    return Reach(NAMES[mapping], NAMES[filtering], int(mapping is not NOTHING and ports is Ports.IN_ORDER))
+    mapping, filtering, ports, brittle = router
+    return Reach(NAMES[mapping], NAMES[filtering], int(mapping is not NOTHING and ports is Ports.IN_ORDER), brittle)
 
 
 def stricter(one: Router, other: Router) -> Router:
     """What two in a row amount to."""
     order = list(Depends)
     mapping = max(one[0], other[0], key=order.index)
-    return mapping, max(one[1], other[1], key=order.index), one[2] if mapping is one[0] else other[2]
+    return mapping, max(one[1], other[1], key=order.index), one[2] if mapping is one[0] else other[2], False
 
 
 class NatTests(TestCase):
@@ -102,6 +108,13 @@ class PunchTests(NetCase):
         self.whole(net)
         return net, machines[2], machines[3]
 
+    @contextmanager
+    def never_opened(self) -> Iterator[None]:
+        """A time in which nobody opens its NAT before it lets the peer come."""
+        patched = self.patch(Links, "open_towards", lambda links, link, endpoint, hops: None)
+        yield
+        patched.restore()
+
     def check_both(self, net: NattedNet, *machines: SimulatedNode) -> None:
         """Both know their NATs."""
         self.all_done(net, [machine.submit(c.CheckNat()) for machine in machines])
@@ -126,8 +139,8 @@ class PunchTests(NetCase):
         return took
 
     def test_all_pairs(self) -> None:
-        """Each of the 120 pairs of 15 routers becomes direct exactly if the predicate says that it can."""
-        for seed, (one, other) in enumerate(combinations_with_replacement(ROUTERS, 2)):
+        """Each of the 136 pairs of 16 routers becomes direct exactly if the predicate says that it can."""
+        for seed, (one, other) in enumerate(combinations_with_replacement([*ROUTERS, LINUX], 2)):
             net, first, second = self.pair(seed, one, other)
             self.becomes_what_it_can(net, first, second, feasible(reach_of(one), reach_of(other)), f"{one} and {other}")
             for machine in (first, second):
@@ -164,6 +177,57 @@ class PunchTests(NetCase):
             hits, caster = self.aimed(router)
             self.assertEqual(hits, 0)
             self.assertGreater(caster.running.runtime.counters.get("search_refused", 0), 0)
+
+    def test_what_comes_too_early(self) -> None:
+        """Two brittle routers at which something came in unasked before anything was known: fresh ports do what the old ones cannot."""
+        with self.never_opened():
+            net, first, second = self.pair(5, LINUX, LINUX)
+            self.assertFalse(self.is_direct(first, second))
+        self.becomes_what_it_can(net, first, second, True, "spoilt ports")
+        for machine, peer in ((first, second), (second, first)):
+            link = machine.running.link(peer.ident)
+            assert link is not None and isinstance(link.active, Endpoint)
+            self.assertTrue(link.active.side, "the path goes by a fresh socket")
+            self.assertEqual(machine.running.nat.search.technique(link), "fresh ports")
+            self.assertLessEqual(len(machine.sides), 1)
+
+    def test_brittle_beyond(self) -> None:
+        """A brittle router of two in a row is opened too, once it is known how many there are."""
+        for seed, other in enumerate((LINUX, ROUTERS[2], ROUTERS[8], ROUTERS[14])):
+            net, first, second = self.pair(seed, ROUTERS[2], other, LINUX)
+            self.check_both(net, first, second)
+            self.assertEqual(first.running.paths.facts.hops, 3)
+            self.becomes_what_it_can(net, first, second, True, f"two in a row, the outer one brittle, and {other}")
+
+    def test_words(self) -> None:
+        """What is said of a search: that it runs, that it found nothing and when the next begins; and afterwards how a path was found."""
+        net, first, second = self.pair(3, ROUTERS[2], ROUTERS[14])
+        self.converse(net, [(first, second)])
+        prober, caster = link_of(first, second), link_of(second, first)
+        lost: list[bytes] = []
+        carry = net.carry
+
+        def lose(sender: SimulatedNode, endpoint: Endpoint, datagram: bytes, port: int | None = None) -> None:
+            between = sender in (first, second) and endpoint.host.startswith("198.51.") and endpoint.host != hosts[sender]
+            lost.append(datagram) if between else carry(sender, endpoint, datagram, port)
+
+        hosts = {machine: Endpoint.parse(machine.running.paths.offer().outer).host for machine in (first, second)}
+        self.patch(net, "carry", lose)
+        self.check_both(net, first, second)
+        net.run(2)
+        for machine, link in ((first, prober), (second, caster)):
+            self.assertEqual(machine.running.nat.search.state(link), "looking for the right port with the peer")
+        net.run(20)
+        state = second.running.nat.search.state(caster) or ""
+        self.assertRegex(state, r"^1 search for a port found nothing; the next in \d+ s$")
+        self.assertEqual(why_relayed(caster, second.running.paths, net.now, second.running.nat.search.state), state)
+        self.assertIsNone(second.running.nat.search.technique(caster))
+        self.assertGreater(len(lost), PROBES)
+        self.patch(net, "carry", carry)
+        net.run(100, lambda: self.is_direct(first, second))
+        net.run(5)
+        for machine, link in ((first, prober), (second, caster)):
+            self.assertEqual(machine.running.nat.search.technique(link), "a search among all ports")
 
     def test_search_is_bounded(self) -> None:
         """What a search costs: no more sockets and challenges than said; the pair that nothing can help is let alone."""

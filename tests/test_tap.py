@@ -231,15 +231,6 @@ class TapAddressTests(RealTap):
         await gone
         self.assertIn("tapt0 was removed", made.health()[0])
         self.assertEqual(made.fileno(), -1)
-        made._again.cancel()
-        self.shown("tuntap", "add", self.name, "mode", "tap")
-        self.namespace.call(made._try_again, 0.5)
-        self.assertIn("tapt0 exists already", made.health()[1])
-        made._again.cancel()
-        self.shown("link", "del", self.name)
-        self.namespace.call(made._try_again, 1.0)
-        self.assertEqual(made.health(), [])
-        self.assertIn(self.name, self.shown("link"))
 
 
 class TapProblemTests(RealTap):

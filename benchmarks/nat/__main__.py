@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,11 @@ from threading import Lock
 from typing import Any
 
 from benchmarks.command import command
+from benchmarks.nat import five
 from benchmarks.nat.kinds import QUICK, Router, routers
 from benchmarks.nat.pairs import Pair, measure
 from ipop_tx.lab import Lab, netns
+from ipop_tx.lab.nat import STATEFUL
 from ipop_tx.lab.node import LabNode
 from ipop_tx.simulation.scenarios import percentile
 
@@ -34,6 +37,8 @@ def main(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     netns.require_root_and(("ip", "ping", "nft", "conntrack"))
     chosen = [one for one in routers() if (not options.only or one.name in options.only) and (not options.quick or one.name in QUICK)]
+    if options.five:
+        return _five(options.json)
     pairs: list[Pair] = []
     with Lab("nat") as lab:
         matrix = Matrix(lab, chosen)
@@ -42,6 +47,8 @@ def main(argv: Sequence[str] | None) -> int:
                 matrix.restart()
             time.sleep(SETTLE)
             pairs += matrix.round(lambda done, of, number=number: _progress(f"round {number + 1}", done, of))  # type: ignore[misc]
+        if options.logs:
+            matrix.save(options.logs)
     report = summary(pairs)
     if options.plot:
         from benchmarks.nat.plot import plot
@@ -51,31 +58,63 @@ def main(argv: Sequence[str] | None) -> int:
     return 0 if report["feasible_direct"] == report["infeasible_relayed"] == 1.0 and not report["lost"] else 1
 
 
+def _five(as_json: bool) -> int:
+    """Five NATs, and the public members by which they find each other."""
+    kinds = {one.name: one for one in routers()}
+    with Lab("nat") as lab:
+        founder, *others = public_members(lab, 3)
+        nodes = [(kinds[name], node_behind(lab, kinds[name], name)) for name in five.KINDS]
+        enter(founder, others)
+        for _, node in nodes:
+            node.join(founder.invite(node.name))
+        report = five.measure(nodes)
+    print(json.dumps(report) if as_json else "\n".join(f"{name}: {value}" for name, value in report.items()), flush=True)
+    return 0 if report["answered"] == report["pairs"] and report["feasible_direct"] == report["feasible"] else 1
+
+
+def public_members(lab: Lab, count: int) -> list[LabNode]:
+    """So many hosts without a router, which have both versions of IP and listen for TLS; the first one has founded a network and runs."""
+    nodes = [LabNode(lab.public_host(f"p{number}")) for number in range(count)]
+    for node in nodes:
+        lab.give_ipv6(node.host)
+        node.keys["listen"]["udp"] = "[::]:4500"
+        node.keys["listen.tls"] = {"port": 443}
+    nodes[0].create("nat")
+    nodes[0].start()
+    nodes[0].wait_until_up()
+    return nodes
+
+
+def enter(founder: LabNode, others: Sequence[LabNode]) -> None:
+    """Let these in, several at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda node: node.enter(founder, seconds=90), others))
+
+
+def node_behind(lab: Lab, kind: Router, name: str) -> LabNode:
+    """A node at a site of a kind."""
+    if kind.nat is not None:
+        outer = lab.site(f"{name}-o", kind.outer) if kind.outer else None
+        return LabNode(lab.site(f"{name}-r", kind.nat, outer).host(name))
+    node = LabNode(lab.public_host(name))
+    if 6 in kind.versions:
+        lab.give_ipv6(node.host, alone=4 not in kind.versions)
+        node.keys["listen"]["udp"] = "[::]:4500"
+    if 4 not in kind.versions:
+        node.host.run(["nft", "-f", "-"], text=STATEFUL)
+    return node
+
+
 class Matrix:
     """Two sites of each kind with a node each, and some public members."""
 
     def __init__(self, lab: Lab, chosen: Sequence[Router]) -> None:
-        self._lab = lab
-        self.public = [LabNode(lab.public_host(f"p{number}")) for number in range(PUBLIC)]
-        for node in self.public:
-            node.keys["listen.tls"] = {"port": 443}
-        founder = self.public[0]
-        founder.create("nat")
-        founder.start()
-        founder.wait_until_up()
-        self.sides = {one.name: (self._node(one, "a"), self._node(one, "b")) for one in chosen}
+        self.public = public_members(lab, PUBLIC)
+        founder, *others = self.public
+        self.sides = {one.name: (node_behind(lab, one, f"{one.name}-a"), node_behind(lab, one, f"{one.name}-b")) for one in chosen}
         self.kinds = {one.name: one for one in chosen}
-        others = [*self.public[1:], *(node for both in self.sides.values() for node in both)]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda node: node.enter(founder, seconds=90), others))
+        enter(founder, [*others, *(node for both in self.sides.values() for node in both)])
         self.addresses = {node.name: node.address for both in self.sides.values() for node in both}
-
-    def _node(self, kind: Router, side: str) -> LabNode:
-        name = f"{kind.name}-{side}"
-        if kind.nat is None:
-            return LabNode(self._lab.public_host(name))
-        outer = self._lab.site(f"{name}-o", kind.outer) if kind.outer else None
-        return LabNode(self._lab.site(f"{name}-r", kind.nat, outer).host(name))
 
     def restart(self) -> None:
         """All members behind routers begin anew, so that nobody is linked to anybody; the routers forget, too."""
@@ -89,9 +128,17 @@ class Matrix:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(again, nodes))
 
+    def save(self, directory: Path) -> None:
+        """What all members have logged, and their status."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for node in [*self.public, *(node for both in self.sides.values() for node in both)]:
+            shutil.copy(node.host.directory / f"{node.name}.log", directory)
+            (directory / f"{node.name}.json").write_text(json.dumps(node.status()))
+
     def round(self, on_progress: Callable[[int, int], None]) -> list[Pair]:
         """All pairs once, several at a time, no node in two of them at once."""
         waiting = list(combinations_with_replacement(self.sides, 2))
+        alone = Lock()
         total, busy, lock, found = len(waiting), set[str](), Lock(), list[Pair]()
 
         def next_pair() -> tuple[str, str] | None:
@@ -109,8 +156,12 @@ class Matrix:
                 if pair is None:
                     time.sleep(0.1)
                     continue
-                one, other = self._sides(*pair)
-                result = measure(one, other, self.kinds[pair[0]], self.kinds[pair[1]], self.addresses[other.name])
+                try:
+                    one, other = self._sides(*pair)
+                    result = measure(one, other, self.kinds[pair[0]], self.kinds[pair[1]], self.addresses[other.name], alone)
+                except BaseException:
+                    waiting.clear()  # nobody waits for a pair that is never done
+                    raise
                 with lock:
                     busy.difference_update(pair)
                     found.append(result)
@@ -151,7 +202,7 @@ def summary(pairs: Sequence[Pair]) -> dict[str, Any]:
         "not_as_foretold": sorted({f"{one.a} x {one.b}: {one.result}" for one in possible if one.result != "direct"}),
         "lost": sum(one.lost for one in pairs),
         "first_answer_ms": _quantiles(answers),
-        "first_answer_late": _share(len(late), len(answers)),
+        "first_answer_late": _share(len(late), len(answers)) if answers else 0.0,
         "direct_ms_steady": _quantiles([one.direct_ms for one in steady if one.direct_ms is not None]),
         "birthday": {"pairs": len(random), "within_20_s": sum(one.direct_ms is not None and one.direct_ms <= 20000 for one in random)},
     }
@@ -181,7 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="some kinds of router")
     parser.add_argument("--quick", action="store_true", help=f"one round of {', '.join(QUICK)}")
+    parser.add_argument("--five", action="store_true", help=f"no matrix: {', '.join(five.KINDS)}, all to all, from their start")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the matrix as a picture (PNG)")
+    parser.add_argument("--logs", type=Path, metavar="DIRECTORY", help="keep there what all members have logged, and their status")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from ipop_tx.config import DEFAULT_PATH, DEFAULT_SOCKET, load_config
-from ipop_tx.errors import EnvironmentProblem, IpopError, PermissionProblem, Unreachable
+from ipop_tx.errors import ConfigError, EnvironmentProblem, IpopError, PermissionProblem, Unreachable
 
 _ANSWER_SECONDS = 60.0
 _PATH = click.Path(path_type=Path, readable=False)  # we say ourselves what is wrong with a file
@@ -98,4 +99,19 @@ def _socket_path(given: Path | None, config: Path | None) -> Path:
         return given
     if config is None and not os.access(DEFAULT_PATH, os.R_OK):
         return DEFAULT_SOCKET
-    return load_config(config or DEFAULT_PATH).control.socket
+    path = config or DEFAULT_PATH
+    try:
+        return load_config(path).control.socket
+    except ConfigError:
+        return _socket_in(path)
+
+
+def _socket_in(path: Path) -> Path:
+    """What a wrong file says of the socket: the daemon runs on with the former one, and shall tell. Raises `ConfigError` for no TOML."""
+    try:
+        named = tomllib.loads(path.read_text()).get("control", {}).get("socket", str(DEFAULT_SOCKET))
+    except (OSError, ValueError, AttributeError):
+        named = None
+    if not isinstance(named, str):
+        return load_config(path).control.socket
+    return path.absolute().parent / named

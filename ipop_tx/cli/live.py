@@ -38,6 +38,25 @@ def status(daemon: Daemon, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@daemon_options
+def reload(daemon: Daemon, as_json: bool) -> None:
+    """Have the daemon read its node.toml anew, as SIGHUP does. A wrong one changes nothing, and the exit status is 1.
+
+    The daemon says which keys it has taken, and which of them wait for a restart.
+    """
+    answer = daemon.post("/reload")
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    for what, keys in (("taken", answer["taken"]), ("waiting for a restart", answer["restart"])):
+        if keys:
+            click.echo(f"{what}: {', '.join(keys)}")
+    if not answer["taken"] and not answer["restart"]:
+        click.echo("nothing has changed")
+
+
+@click.command()
 @daemon_options
 def metrics(daemon: Daemon) -> None:
     """Print what the daemon counts, in the text format of Prometheus."""

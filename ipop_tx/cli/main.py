@@ -25,7 +25,7 @@ def version() -> None:
     click.echo(f"ipop_tx {__version__}")
 
 
-for command in (live.status, live.metrics, live.ping, dns.resolve, netcheck.netcheck, live.invite, live.leave):
+for command in (live.status, live.metrics, live.ping, dns.resolve, netcheck.netcheck, live.reload, live.invite, live.leave):
     ipop.add_command(command)
 for command in (
     membership.network,

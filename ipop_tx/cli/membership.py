@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
@@ -19,6 +20,7 @@ from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.values import Endpoint, Proxy
 
 DEFAULT_STATE = Path("/var/lib/ipop")
+UNIT = Path("/lib/systemd/system/ipop@.service")
 
 _PATH = click.Path(path_type=Path, readable=False)
 state_option = click.option(
@@ -81,7 +83,7 @@ def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, c
     created = found_network(StateDirectory(state), name, pool, node or host_name())
     click.echo(f"network {created.name}: pool {created.pool}, prefix {created.prefix}")
     click.echo(f"{state} holds its authority key: keep a copy in a safe place", err=True)
-    _finish(config, state, ())
+    _finish(config, state, (), f'[lease]\naddress = "{created.pool[1]}"\n')
 
 
 @network.command()
@@ -130,7 +132,7 @@ def join(token: str, name: str | None, proxy: str | None, state: Path | None, co
     proxy_of = chooser(Proxy.parse(proxy) if proxy else configured, os.environ)
     joined = enrol(token.strip(), state, name or host_name(), proxy_of)
     click.echo(f"joined {joined.network} as {joined.name} ({joined.ident[:8]})")
-    _finish(config, state, joined.bootstrap, f"[listen.tls]\nproxy = {json.dumps(proxy)}\n" if proxy else "")
+    _finish(config, state, joined.bootstrap, f"[listen.tls]\nproxy = {json.dumps(proxy)}\n" if proxy else "", secret=bool(proxy))
 
 
 @click.command()
@@ -195,7 +197,7 @@ def _places(config: Path | None, state: Path | None) -> tuple[Path | None, Path]
     return config, configured
 
 
-def _finish(config: Path | None, state: Path, bootstrap: Sequence[str], more: str = "") -> None:
+def _finish(config: Path | None, state: Path, bootstrap: Sequence[str], more: str = "", secret: bool = False) -> None:
     """Write the node.toml that is missing, with `more` at its end, and say what comes next. stderr: stdout is for scripts."""
     if config is None:
         click.echo(f"next, with a node.toml that has  node.state = {json.dumps(str(state))}:  twistd ipop --config FILE", err=True)
@@ -205,10 +207,16 @@ def _finish(config: Path | None, state: Path, bootstrap: Sequence[str], more: st
     if config.exists():
         _remind(config, bootstrap)
     else:
-        _write_config(config, state, bootstrap, more)
+        _write_config(config, state, bootstrap, more, secret)
         click.echo(f"wrote {config}", err=True)
-    option = "" if config == DEFAULT_PATH else f" --config {config}"
-    click.echo(f"next:  twistd ipop{option}", err=True)
+    click.echo(f"next:  {_start(config)}", err=True)
+
+
+def _start(config: Path) -> str:
+    """How a node is started: by the service manager, where the package has brought the unit for it."""
+    if config.parent == DEFAULT_PATH.parent and UNIT.exists():
+        return f"systemctl enable --now ipop@{config.stem}"
+    return "twistd ipop" if config == DEFAULT_PATH else f"twistd ipop --config {config}"
 
 
 def _remind(config: Path, bootstrap: Sequence[str]) -> None:
@@ -217,14 +225,16 @@ def _remind(config: Path, bootstrap: Sequence[str]) -> None:
         click.echo(f"add to {config}, below [node]:  bootstrap = {json.dumps(list(bootstrap))}", err=True)
 
 
-def _write_config(config: Path, state: Path, bootstrap: Sequence[str], more: str) -> None:
+def _write_config(config: Path, state: Path, bootstrap: Sequence[str], more: str, secret: bool) -> None:
     text = (
         "# Written by ipop. conf/node.toml of ipop_tx explains every key.\n"
         f"[node]\nstate = {json.dumps(str(state), ensure_ascii=False)}\nbootstrap = {json.dumps(list(bootstrap))}\n{more}"
     )
     try:
         config.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if more else 0o644), "w", encoding="utf-8") as file:
+        shared = config.parent.stat().st_mode & stat.S_ISGID  # made so for the daemon's group, as by the package
+        mode = 0o644 if not secret else 0o640 if shared else 0o600
+        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
             file.write(text)
     except PermissionError:
         raise PermissionProblem(f"{config} cannot be written", "run as root, or name another file with --config") from None

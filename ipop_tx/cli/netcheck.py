@@ -38,7 +38,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _list("local", [bare(endpoint) for endpoint in found["local"]])
     yield from _list("seen at", [f"{bare(one['endpoint'])} by {_count(one['peers'], 'address')}" for one in found["observed"]])
     yield from _row("mapping", _mapping(found))
-    yield from _row("filtering", found["filtering"] + ("" if found["filtering_sure"] or found["filtering"] == "unknown" else ", perhaps"))
+    yield from _row("filtering", _filtering(found))
     yield from _row("mapping lives", _lifetime(found))
     yield from _row("hairpin", "no NAT" if found["mapping"] == "none" else {True: "yes", False: "no", None: "not known"}[found["hairpin"]])
     yield from _row("port mapping", _port_mapping(found["port_mapping"]))
@@ -66,6 +66,11 @@ def _mapping(found: Mapping[str, Any]) -> str:
     if found["sequential_step"]:
         text += f", ports in order (step {found['sequential_step']})"
     return text + ("" if found["mapping_sure"] or found["mapping"] == "unknown" else ", perhaps")
+
+
+def _filtering(found: Mapping[str, Any]) -> str:
+    text = str(found["filtering"]) + ("" if found["filtering_sure"] or found["filtering"] == "unknown" else ", perhaps")
+    return text + ("; what comes in unasked takes a port away (plain Linux)" if found["brittle"] else "")
 
 
 def _lifetime(found: Mapping[str, Any]) -> str:

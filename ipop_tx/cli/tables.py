@@ -65,10 +65,12 @@ def _peers(peers: list[Mapping[str, Any]], name_width: int) -> Table:
     for peer in peers:
         path = str(peer.get("path", ""))
         style = "green" if path.startswith("direct udp") else "dim" if path == "idle" else "yellow"
+        note = peer.get("why") or peer.get("technique")
+        noted = path.startswith("direct") and note and note != "challenges"
         table.add_row(
             Text(str(peer.get("address") or "-")),
             Text(str(peer.get("name", "-"))),
-            Text(bare(path) + (f" ({peer['why']})" if peer.get("why") and path.startswith("direct") else ""), style=style),
+            Text(f"{bare(path)} ({note})" if noted else bare(path), style=style),
             "-" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.1f}ms",
             size(peer.get("tx_bytes", 0)),
             size(peer.get("rx_bytes", 0)),

@@ -37,14 +37,14 @@ def makeService(options: Options) -> IService:
     """The node that `--config` describes. Nothing on the system is touched before it starts."""
     try:
         config = load_config(options["config"])
-        from ipop_tx.app import make_node  # late: a wrong configuration is told before the daemon is even imported
+        from ipop_tx.daemon import Daemon  # late: a wrong configuration is told before the daemon is even imported
 
-        node = make_node(config)
+        daemon = Daemon(config)
     except IpopError as error:
         _say(error)
         raise SystemExit(error.exit_status) from None
     sys.excepthook = _one_line
-    return node
+    return daemon
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,6 +1,6 @@
 """The keys of node.toml: what each means, and how it is read.
 
-A new key is a field of its section, a line in `READERS`, and one in conf/node.toml.
+A new key is a field of its section, a line in `READERS`, and one in conf/node.toml; one that a running node takes stands in `LIVE` too.
 """
 
 from __future__ import annotations
@@ -141,10 +141,19 @@ class MetricsSection(msgspec.Struct, frozen=True):
     """Address and port of this machine at which `GET /metrics` is answered; None for none."""
 
 
+class DaemonSection(msgspec.Struct, frozen=True):
+    """`[daemon]`: what the daemon is to its machine."""
+
+    user: str | None = None
+    """Whom a daemon that root starts becomes; None: it stays root, with few capabilities."""
+
+
 class ControlSection(msgspec.Struct, frozen=True):
     """`[control]`: how `ipop` talks to the daemon."""
 
     socket: Path = DEFAULT_SOCKET
+    group: str | None = None
+    """Whose members may read beside root and the daemon's user; None: nobody."""
 
 
 class LogSection(msgspec.Struct, frozen=True):
@@ -173,6 +182,7 @@ class Config(msgspec.Struct, frozen=True):
     tor: TorSection = TorSection()
     dns: DnsSection = DnsSection()
     metrics: MetricsSection = MetricsSection()
+    daemon: DaemonSection = DaemonSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
     network: NetworkSection = NetworkSection()
@@ -192,10 +202,14 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "tor": TorSection,
     "dns": DnsSection,
     "metrics": MetricsSection,
+    "daemon": DaemonSection,
     "control": ControlSection,
     "log": LogSection,
     "network": NetworkSection,
 }
+
+LIVE = frozenset({"node.bootstrap", "listen.advertise", "dhcp", "dns", "metrics", "log.level", "network.name"})
+"""Keys, and sections with all their keys, that a running node takes (`ipop reload`); all others wait for a restart."""
 
 READERS: dict[str, readers.Reader] = {
     "node.state": readers.path,
@@ -235,7 +249,9 @@ READERS: dict[str, readers.Reader] = {
     "dns.search": readers.flag,
     "dns.resolv_conf": readers.path,
     "metrics.listen": readers.own_port,
+    "daemon.user": readers.text,
     "control.socket": readers.socket_path,
+    "control.group": readers.text,
     "log.level": readers.one_of(*readers.LOG_LEVELS),
     "network.name": readers.text,
 }

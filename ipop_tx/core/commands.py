@@ -18,6 +18,13 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """Knock on these endpoints too. Future of None, at once."""
+
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reachable:
     """These are the endpoints under which this machine itself knows that it can be reached. Future of None.
 

@@ -102,6 +102,18 @@ class SideSend:
 
 
 @dataclass(frozen=True, slots=True)
+class SendNear:
+    """Send a datagram that at most so many hops pass on, by the socket that the endpoint names: it opens our NAT and gets no further.
+
+    It goes before whatever `poll_transmit` gives after it.
+    """
+
+    endpoint: Endpoint
+    datagram: bytes
+    hops: int
+
+
+@dataclass(frozen=True, slots=True)
 class SideKept:
     """One of those sockets carries a link from now on: treat it as the transport's own. Its endpoints are `udp@NUMBER:...`."""
 

@@ -42,6 +42,8 @@ class Reach:
     filtering: Kind = Kind.UNKNOWN
     step: int = 0
     """By how much the outer port grows from one mapping to the next, for a NAT that numbers them; else 0."""
+    brittle: bool = False
+    """Whether what comes in unasked takes the port: what we send there later leaves by another one. Plain Linux does that."""
 
     @property
     def known(self) -> bool:
@@ -70,6 +72,8 @@ class NatFacts:
     """Whether the outer port is the inner one; None when there is no NAT or nothing is known."""
     hairpin: bool | None = None
     """Whether two sockets behind the NAT reach each other by their outer endpoints; None when there is no NAT or nothing is known."""
+    hops: int = 0
+    """The least hop limit of a datagram that opens all of our NATs; 0 where that is not known."""
     outer: tuple[Endpoint, ...] = ()
     """The different endpoints at which one socket was seen, in the order in which it sent."""
     helpers: int = 0
@@ -91,7 +95,7 @@ class Role(Enum):
 
     CASTS = "opens sockets, each of which gets a port of our NAT"
     PROBES = "looks for one of the ports of the peer's NAT"
-    MEETS = "sends from ports that were foretold to ports that were foretold"
+    MEETS = "sends from ports that are known to ports that are known, both fresh"
 
 
 def feasible(one: Reach, other: Reach) -> bool:

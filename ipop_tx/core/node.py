@@ -145,6 +145,7 @@ class Node:
         self.rpc.serve(m.Enrol, self._enrol, guests=True)
         self._commands: dict[type, Callable[[Any], Future[Any]]] = {
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
+            c.Remember: self._remember,
             c.Reachable: self._reachable,
             c.KeepLease: self._keep_lease,
             c.HoldLease: self._hold_lease,
@@ -253,7 +254,7 @@ class Node:
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
         offer = self.paths.offer()
         address, known = self.leases.own.address or b"", self.revocations.digest
-        return m.Hello(flags, offer.candidates, address, offer.mapping, offer.filtering, offer.step, offer.outer, known)
+        return m.Hello(flags, offer.candidates, address, offer.mapping, offer.filtering, offer.step, offer.brittle, offer.outer, known)
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -281,13 +282,13 @@ class Node:
             self.runtime.background(self._greet(done.result()))
 
     def _greeted(self, link: Link, body: m.Hello) -> m.Hello:
-        self._take_hello(link, body)
+        self._take_hello(link, body, asked=True)
         return self.hello()
 
-    def _take_hello(self, link: Link, body: m.Hello) -> None:
+    def _take_hello(self, link: Link, body: m.Hello, asked: bool = False) -> None:
         self.peer_hellos[link.ident] = body
         link.placed = bool(body.flags & m.PLACED)
-        self.paths.offered(link, body)
+        self.paths.offered(link, body, asked)
         self.revocations.compare(link, body.revocations)
 
     def _claimants(self, address: bytes) -> list[Ident]:
@@ -313,7 +314,7 @@ class Node:
         self.bootstrap.lost(link.ident, tuple(dict.fromkeys(wanted)))
 
     def _offered(self, link: Link, body: m.Offer) -> m.Offer:
-        self.paths.offered(link, body)
+        self.paths.offered(link, body, asked=True)
         return self.paths.offer()
 
     def _enrol(self, link: Link, body: m.Enrol) -> Future[m.Answer]:
@@ -339,6 +340,10 @@ class Node:
         if changed:
             for link in self.links:
                 self.runtime.background(self.paths.punch(link))
+        return settled(None)
+
+    def _remember(self, command: c.Remember) -> Future[None]:
+        self.bootstrap.remember(command.endpoints)
         return settled(None)
 
     def _keep_lease(self, command: c.KeepLease) -> Future[None]:

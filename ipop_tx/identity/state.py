@@ -43,7 +43,7 @@ _CHECKSUM = b"sha256 "
 
 
 class StateDirectory:
-    """All files of one node's state. The directory is 0700, every file in it 0600.
+    """All files of one node's state. The directory is 0700, every file in it 0600; what root writes there belongs to the directory's owner.
 
     PEM files are plain, so that other tools read them. The JSON files begin with a line that carries the SHA-256 of the
     rest, and the version before the present one stays beside them as `NAME.bak`.
@@ -62,9 +62,11 @@ class StateDirectory:
     def prepare(self) -> None:
         """Make the directory unless it is there. Raises `StateError`."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True)
+            give(self.path)
         except FileExistsError:
-            raise StateError(f"{self.path} is not a directory", "give another state directory") from None
+            if not self.path.is_dir():
+                raise StateError(f"{self.path} is not a directory", "give another state directory") from None
         except OSError as problem:
             raise _state_error(self.path, "cannot be made", problem) from problem
 
@@ -118,6 +120,7 @@ class StateDirectory:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with open(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o600)  # A file left over from a crash may have another mode.
+                give(temporary, descriptor)
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
@@ -167,6 +170,17 @@ class StateDirectory:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def give(path: Path, descriptor: int | None = None) -> None:
+    """To the owner of its directory, if we are root and that is not: the daemon is another user than who types `ipop`. Raises OSError."""
+    if os.geteuid() != 0:
+        return
+    owner = path.parent.stat()
+    if owner.st_uid != 0 and descriptor is not None:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    elif owner.st_uid != 0:
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _checked(content: bytes) -> tuple[bool, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from zope.interface import implementer
 
 from ipop_tx.errors import EnvironmentProblem, StateError
+from ipop_tx.identity.state import give
 from ipop_tx.interfaces import IReplicaStore
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class SqliteReplicaStore:
 
     def _prepare(self) -> None:
         self._path.chmod(0o600)
+        give(self._path)  # SQLite makes its other files like this one
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute(_SCHEMA)

@@ -106,6 +106,16 @@ def ruleset(nat: Nat, wan: str, lan: str, outer: Dict[str, str]) -> str:
     return _FLUSH + _translation(nat, wan, lan)
 
 
+STATEFUL = """
+table inet firewall {
+ chain input {
+  type filter hook input priority 0; policy accept;
+  iifname "eth0" meta l4proto udp ct state established,related accept
+  iifname "eth0" meta l4proto udp drop
+ }
+}
+"""
+"""A firewall on a host itself, which lets in answers only."""
 _FLUSH = "flush ruleset\n"
 
 
@@ -145,7 +155,9 @@ _LEARN = (  # after the source was translated
     "update @fc { udp sport : ct original ip saddr . ct original proto-src }",
     "update @perm { ip daddr . udp sport }",
 )
-_SEQUENCE = ", ".join(f"{n}:{40000 + n}" for n in range(64))  # plain numgen offsets come out byte-swapped
+# So many that a number does not come again while what had it is still in use. Plain numgen offsets come out byte-swapped.
+NUMBERS = 2048
+_SEQUENCE = ", ".join(f"{n}:{40000 + n}" for n in range(NUMBERS))
 
 
 def _mapped(mapping: Mapping, wan: str) -> str:
@@ -154,7 +166,7 @@ def _mapped(mapping: Mapping, wan: str) -> str:
         Mapping.PORT_KEPT: "",
         Mapping.PORT_CHANGED: f'oifname "wan" ip protocol udp {hashed} mod 20000 offset 40000',
         Mapping.ADDRESS_DEPENDENT: f'oifname "wan" ip protocol udp {hashed} . ip daddr mod 20000 offset 40000',
-        Mapping.SEQUENTIAL: f'oifname "wan" ip protocol udp snat ip to {wan} : numgen inc mod 64 map {{ {_SEQUENCE} }}',
+        Mapping.SEQUENTIAL: f'oifname "wan" ip protocol udp snat ip to {wan} : numgen inc mod {NUMBERS} map {{ {_SEQUENCE} }}',
         Mapping.RANDOM: 'oifname "wan" masquerade fully-random',
     }[mapping]
 

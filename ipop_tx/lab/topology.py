@@ -36,6 +36,8 @@ from ipop_tx.lab.waiting import wait_for
 
 CORE = "192.0.2.1"
 """The internet's own router, everybody's next hop."""
+IPV6 = "fd99::"
+"""What the IPv6 addresses of hosts begin with."""
 
 
 class Host:
@@ -256,6 +258,19 @@ class Lab:
         host = Host(self, name, address, address)
         self.attach(host, "eth0")
         return host
+
+    def give_ipv6(self, host: Host, alone: bool = False) -> str:
+        """An IPv6 address for a public host, which the internet routes; `alone` takes its way out over IPv4 away."""
+        address, device = f"{IPV6}{self.next_number():x}", f"v{host.address}"
+        netns.set_kernel(self.core.namespace, "ipv6.conf.all.forwarding", 1)
+        show = ["ip", "-6", "-o", "addr", "show", "dev", device, "scope", "link"]
+        shown = wait_for(f"a link-local address of {device}", 10, lambda: self.core.run(show).stdout.split())
+        gateway = shown[3].partition("/")[0]
+        netns.configure(host.namespace, f"addr add {address}/128 dev eth0 nodad", f"route add default via {gateway} dev eth0")
+        netns.configure(self.core.namespace, f"route add {address}/128 dev {device}")
+        if alone:
+            netns.configure(host.namespace, "route del default via " + CORE)
+        return address
 
     def site(self, name: str, nat: Nat, behind: Site | None = None) -> Site:
         """A new site; `behind` another one (a carrier's NAT) instead of directly on the internet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
 import socket
 import stat
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 Route = Callable[[dict[str, Any]], Any]
 """Takes the request's JSON object; returns what JSON can hold, or a Deferred of it."""
 
+READING = frozenset({"POST /resolve", "POST /policy/test", "POST /dht/get"})
+"""What changes nothing beside all that is asked by GET."""
+
 _CLOSING_SECONDS = 1.0
 
 # The first family that fits gives the status.
@@ -64,22 +68,32 @@ class ControlService(Service):
     """Answers requests on the unix socket at `path`.
 
     `routes` maps "GET /status" and the like to what answers them; it is read at each request, so it may be filled later.
-    `allowed` are the user ids that may connect: root and our own unless told. `startService` raises `EnvironmentProblem`
-    when another daemon answers on the socket or the directory cannot be used.
+    `allowed` are the user ids that may ask for everything: root and our own, as it is at the start, unless told. The members of `group`
+    may ask for what changes nothing. `startService` raises `EnvironmentProblem` when another daemon answers on the socket, the
+    directory cannot be used, or the group is none of ours.
     """
 
     name = "control"
 
     def __init__(
-        self, path: Path, routes: Mapping[str, Route], allowed: Iterable[int] | None = None, reactor: _Reactor | None = None
+        self,
+        path: Path,
+        routes: Mapping[str, Route],
+        allowed: Iterable[int] | None = None,
+        reactor: _Reactor | None = None,
+        group: str | None = None,
     ) -> None:
         self.path = Path(path)
-        self._factory = _ControlFactory(routes, frozenset({0, os.getuid()} if allowed is None else allowed))
+        self.group = group
+        self._allowed = allowed
+        self._factory = _ControlFactory(routes)
         self._reactor = reactor
         self._port: Any = None
 
     def startService(self) -> None:
-        """Create the directory (0700) if it is missing, and listen (0600)."""
+        """Create the directory (0700) if it is missing, and listen (0600; 0660 with a group)."""
+        self._factory.allowed = frozenset({0, os.getuid()} if self._allowed is None else self._allowed)
+        self._factory.readers = _number(self.group) if self.group is not None else None
         if self._reactor is None:
             from twisted.internet import reactor
 
@@ -89,6 +103,7 @@ class ControlService(Service):
             with _alone(self.path.parent):
                 _clear(self.path)
                 self._port = self._listen()
+                self._open_to_group()
         except PermissionError as error:
             raise PermissionProblem(f"the control socket {self.path} cannot be made: {error.strerror}", _ELSEWHERE) from error
         except OSError as error:
@@ -105,6 +120,18 @@ class ControlService(Service):
             if isinstance(error.socketError, OSError):
                 raise error.socketError from None
             raise
+
+    def _open_to_group(self) -> None:
+        readers = self._factory.readers
+        if readers is None:
+            return
+        try:
+            os.chown(self.path, -1, readers)
+        except PermissionError:
+            self._port.stopListening()
+            mend = f"put the daemon's user into it (usermod -aG {self.group} USER), or name a group that it is in"
+            raise PermissionProblem(f"control.group is {self.group}, in which the daemon's user is not", mend) from None
+        self.path.chmod(0o660)
 
     def stopService(self) -> Deferred[Any]:
         """Stop listening, remove the socket, let answers that are under way leave."""
@@ -128,6 +155,13 @@ class ControlService(Service):
 
 
 _ELSEWHERE = "run the daemon as root, or choose another control.socket in node.toml"
+
+
+def _number(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise EnvironmentProblem(f"control.group is {group}, and this machine has no such group", "make it with addgroup") from None
 
 
 @contextmanager
@@ -165,9 +199,11 @@ class _ControlFactory(Factory):
 
     noisy = False
 
-    def __init__(self, routes: Mapping[str, Route], allowed: frozenset[int]) -> None:
+    def __init__(self, routes: Mapping[str, Route]) -> None:
         self.routes = routes
-        self.allowed = allowed
+        self.allowed: frozenset[int] = frozenset()
+        self.readers: int | None = None
+        """The group whose members may read."""
         self.channels: set[ControlChannel] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 
 from ipop_tx.errors import LocalMisuse, PermissionProblem
-from ipop_tx.services.control import answer, refusal
+from ipop_tx.services.control import READING, answer, refusal
 
 if TYPE_CHECKING:
     from ipop_tx.services.control import _ControlFactory
@@ -25,6 +25,10 @@ HOST = "ipop"
 """What clients send as Host. A browser that was lured here would send another."""
 
 _IDLE_SECONDS = 60
+_SO_PEERGROUPS = 59  # Linux 4.13; not in the socket module
+_MOST_GROUPS = 256  # what Python's getsockopt has room for
+_MOST_READERS = 32
+"""Connections beyond which no more of those are taken who may only look: they are not to use up the daemon's descriptors."""
 
 
 class ControlRequest(Request):
@@ -46,7 +50,8 @@ class ControlRequest(Request):
         """The whole request is here."""
         self.method, self.uri, self.clientproto = command, path, version
         self.notifyFinish().addErrback(self._lost)
-        status, refused = self._forbidden()
+        route = f"{command.decode('latin-1')} {path.partition(b'?')[0].decode('latin-1')}"
+        status, refused = self._forbidden(command == b"GET" or route in READING)
         if refused is not None:
             self._reply((status, refusal(refused)))
             return
@@ -57,12 +62,13 @@ class ControlRequest(Request):
         if not isinstance(arguments, dict):
             self._reply((400, refusal(LocalMisuse("the request's body is not a JSON object"))))
             return
-        route = f"{command.decode('latin-1')} {path.partition(b'?')[0].decode('latin-1')}"
         Deferred.fromCoroutine(answer(self.channel.routes, route, arguments)).addCallback(self._reply)
 
-    def _forbidden(self) -> tuple[int, LocalMisuse | PermissionProblem | None]:
-        if not self.channel.permitted:
+    def _forbidden(self, reads: bool) -> tuple[int, LocalMisuse | PermissionProblem | None]:
+        if not self.channel.permitted and not self.channel.reads:
             return 403, PermissionProblem("this control socket belongs to another user", "run the command as that user or as root")
+        if not self.channel.permitted and not reads:
+            return 403, PermissionProblem("you may look, but change nothing", "run the command as the daemon's user or as root")
         if self.requestHeaders.hasHeader("Origin") or self.requestHeaders.getRawHeaders("Host") != [HOST]:
             return 403, PermissionProblem("the control socket is not for browsers", f"send 'Host: {HOST}' and no Origin")
         if self.content.tell() > BODY_LIMIT:
@@ -85,11 +91,11 @@ class ControlRequest(Request):
 
 
 class ControlChannel(HTTPChannel):
-    """One connection. `permitted` tells whether the kernel names an allowed user at the other end."""
+    """One connection. `permitted` tells whether the kernel names an allowed user at the other end, `reads` whether it may at least look."""
 
     requestFactory = ControlRequest
     timeOut = _IDLE_SECONDS
-    permitted = False
+    permitted = reads = False
 
     def __init__(self, factory: _ControlFactory) -> None:
         super().__init__()
@@ -98,16 +104,28 @@ class ControlChannel(HTTPChannel):
         self.closed: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
-        """Look who it is: SO_PEERCRED, socket(7)."""
-        size = struct.calcsize("iII")
+        """Look who it is."""
         transport: Any = self.transport
-        credentials = transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        self.permitted = struct.unpack("iII", credentials)[1] in self.factory.allowed
+        user, groups = _peer(transport.socket)
+        self.permitted = user in self.factory.allowed
+        self.reads = self.factory.readers in groups
         self.factory.channels.add(self)
         super().connectionMade()
+        if not self.permitted and len(self.factory.channels) > _MOST_READERS:
+            transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The other end is gone."""
         super().connectionLost(reason)
         self.factory.channels.discard(self)
         self.closed.callback(None)
+
+
+def _peer(connected: socket.socket) -> tuple[int, set[int]]:
+    """The user at the other end and its groups, as they were when it connected: SO_PEERCRED and SO_PEERGROUPS, unix(7)."""
+    _, user, group = struct.unpack("iII", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
+    try:
+        more = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    except OSError:  # an old kernel, or more groups: then the first one must do
+        more = b""
+    return user, {group, *struct.unpack(f"{len(more) // 4}I", more)}

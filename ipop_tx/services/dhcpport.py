@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Any
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
 
@@ -27,12 +28,17 @@ class DhcpPort(DatagramProtocol):
         self._reactor = reactor
         self._asked = asked
         self._port: Any = None
+        self._wanted: tuple[IPv4Address, str] | None = None
 
     def listen(self, address: IPv4Address | None, interface: str) -> None:
-        """Listen on another address, of that interface; None: on none."""
-        self.close()
-        if address is None:
+        """Listen on another address, or on another interface of that name; None: on none."""
+        self._wanted = (address, interface) if address is not None else None
+        self._close().addCallback(lambda _: self._bind())
+
+    def _bind(self) -> None:
+        if self._wanted is None or self._port is not None:
             return
+        address, interface = self._wanted
         try:
             self._port = self._reactor.listenUDP(SERVER_PORT, self, interface=str(address))
             self._port.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(interface) + b"\0")
@@ -44,10 +50,14 @@ class DhcpPort(DatagramProtocol):
 
     def close(self) -> None:
         """Listen no more. Idempotent."""
+        self._wanted = None
+        self._close()
+
+    def _close(self) -> Deferred[Any]:
+        """The port may be bound again only once it is closed."""
         self.problem = ""
-        if self._port is not None:
-            self._port.stopListening()
-            self._port = None
+        port, self._port = self._port, None
+        return maybeDeferred(port.stopListening if port is not None else lambda: None)
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Only who may use the client's port, on this machine root, speaks for a guest."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -12,15 +14,17 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from ipop_tx.config.sections import DnsSection
-from ipop_tx.errors import EnvironmentProblem, IpopError
+from ipop_tx.errors import EnvironmentProblem, IpopError, PermissionProblem
 from ipop_tx.log import Logger
-from ipop_tx.services.hostdns import ByFile, ByResolved, HostDns, resolved_rules
+from ipop_tx.services.hostdns import HostDns, host_dns
 from ipop_tx.services.ports import why_taken
 from ipop_tx.services.resolvconf import ResolvConf
 from ipop_tx.values import Network
 
 AGAIN = 30.0
 """Seconds between looks whether the system still knows of us."""
+SOON = 3.0
+"""The same once after it did not: root may be about to tell it for us."""
 
 Own = Callable[[], tuple[str, IPv4Address | None, bytes]]
 """This node's name, address and ident."""
@@ -37,8 +41,16 @@ class DNSService(Service):
     name = "dns"
 
     def __init__(
-        self, reactor: Any, section: DnsSection, network: Network, interface: str, resolve: Callable[[str], Deferred[Any]], own: Own
+        self,
+        reactor: Any,
+        section: DnsSection,
+        network: Network,
+        interface: str,
+        resolve: Callable[[str], Deferred[Any]],
+        own: Own,
+        bell: Path | None = None,
     ) -> None:
+        """`bell` is a file to be written when somebody else must tell the system, since we are no root: a service manager watches it."""
         self._reactor = reactor
         self._section = section
         self._network = network
@@ -49,6 +61,8 @@ class DNSService(Service):
         self._ports: list[Any] = []
         self._again = LoopingCall(self._put)
         self._again.clock = reactor
+        self._bell = bell
+        self._rung = False
         self.problem = ""
         """Why names are not answered, or not asked of us, in a sentence."""
 
@@ -57,6 +71,8 @@ class DNSService(Service):
         super().startService()
         try:
             left = self._file.take_back()
+        except PermissionProblem:  # we are no root: what an earlier life has left there is right for this one, or root tells it anew
+            left = False
         except EnvironmentProblem as error:
             left = False
             if self._section.listen is not None:
@@ -72,7 +88,7 @@ class DNSService(Service):
 
         from ipop_tx.services.dnszone import Server, Zone
 
-        self._host = self._choose(*at)
+        self._host = host_dns(self._reactor, self._section, self._network, self._interface)
         zone = Zone(self._network, self._resolve, self._own, self._reactor)
         upstream = [(server, 53) for server in (self._host.upstream() if self._host else ())]
         server = Server(zone, upstream, self._reactor)
@@ -93,20 +109,6 @@ class DNSService(Service):
         """Where it listens, 0 for nowhere."""
         return int(self._ports[0].getHost().port) if self._ports else 0
 
-    def _choose(self, host: str, port: int) -> HostDns | None:
-        """Who is to be told of us."""
-        from ipop_tx.services.dnszone import domain_of, reverse_zones
-
-        section, domain = self._section, domain_of(self._network)
-        system = section.system
-        if system == "auto":
-            system = "resolved" if resolved_rules(section.resolv_conf) else "resolv.conf"
-        if system == "resolved":
-            server = host if port == 53 else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            domains = [domain, *reverse_zones(self._network)]
-            return ByResolved(self._reactor, self._interface, server, domains, section.search)
-        return ByFile(self._file, host, domain if section.search else "") if system == "resolv.conf" else None
-
     def _put(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._tell())
 
@@ -118,8 +120,35 @@ class DNSService(Service):
             if not self.problem:
                 _log.warn("dns_not_told reason={reason}", reason=str(error))
             self.problem = f"programs of this machine do not ask us for names: {error}"
+            self._rung = not self._rung and self._ring()
         else:
-            self.problem = ""
+            self.problem, self._rung = "", False
+        self._again.interval = SOON if self._rung else AGAIN
+
+    def _ring(self) -> bool:
+        """Have root tell for us: gives whether there is hope. Once, then again when it did not help for a while."""
+        if self._bell is None or os.geteuid() == 0:
+            return False
+        try:
+            self._bell.write_bytes(b"")
+        except OSError:
+            return False
+        return True
+
+    async def reconfigure(self, section: DnsSection) -> None:
+        """Go on with another section."""
+        await self.stopService()
+        self.problem = ""
+        self._section, self._host = section, None
+        self._file = ResolvConf(section.resolv_conf, self._network.name)
+        if self.parent is None or self.parent.running:  # the node may have been stopped meanwhile
+            self.startService()
+
+    def look(self) -> None:
+        """See at once whether the system still knows of us: the interface is another one."""
+        if self._again.running:
+            self._again.reset()
+            self._put()
 
     def health(self) -> list[str]:
         """What does not work, a sentence each."""
@@ -137,6 +166,8 @@ class DNSService(Service):
             assert self._host is not None
             try:
                 await self._host.take_back()
+            except PermissionProblem:
+                _log.debug("dns_left_to_root")
             except IpopError as error:
                 _log.warn("dns_not_restored reason={reason}", reason=str(error))
         await self._close()

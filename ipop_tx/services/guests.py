@@ -99,6 +99,12 @@ class GuestService(Service):
         if self.server.terms.guests:
             self._port.listen(address, self._tap.addressed)
 
+    def reconfigure(self, terms: Terms) -> None:
+        """Tell guests this from now on; those who are here keep what they were promised."""
+        self.server.terms = terms
+        own = self.server.own
+        self._port.listen(IPv4Address(own) if own and terms.guests else None, self._tap.addressed)
+
     # --- inputs ------------------------------------------------------------------------------
 
     def _asked(self, question: Message) -> bool:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.utils import getProcessOutputAndValue
 
+from ipop_tx.config.sections import DnsSection
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.services.resolvconf import ResolvConf
+from ipop_tx.values import Network
 
 RESOLVED = Path("/run/systemd/resolve")
+
+
+RESOLVECTL = shutil.which("resolvectl") or "resolvectl"
 
 
 class HostDns(Protocol):
@@ -68,23 +73,50 @@ class ByResolved:
         return Deferred.fromCoroutine(self._put())
 
     async def _put(self) -> None:
-        await self._call("dns", self._interface, self._server)
-        await self._call("domain", self._interface, *self._domains)
-        await self._call("default-route", self._interface, "false")
+        if os.geteuid() != 0 and await self._is_put():  # root may have told it for us, who may not
+            return
+        for words in self.words():
+            await self._call(*words)
+
+    def words(self) -> Iterator[tuple[str, ...]]:
+        """What resolvectl is told."""
+        yield "dns", self._interface, self._server
+        yield "domain", self._interface, *self._domains
+        yield "default-route", self._interface, "false"
+
+    async def _is_put(self) -> bool:
+        out, _, status = await getProcessOutputAndValue(RESOLVECTL, ("dns", self._interface), env=os.environ, reactor=self._reactor)
+        return not status and self._server in out.decode(errors="replace").split()
 
     def take_back(self) -> Deferred[None]:
         """What our interface had."""
         return Deferred.fromCoroutine(self._call("revert", self._interface))
 
     async def _call(self, *words: str) -> None:
-        program = shutil.which("resolvectl") or "resolvectl"
-        _, err, status = await getProcessOutputAndValue(program, words, env=os.environ, reactor=self._reactor)
+        _, err, status = await getProcessOutputAndValue(RESOLVECTL, words, env=os.environ, reactor=self._reactor)
         if status:
             said = err.decode(errors="replace").strip().splitlines()
             raise EnvironmentProblem(
                 f"resolvectl {' '.join(words[:2])} failed: {said[-1] if said else f'status {status}'}",
-                'look whether systemd-resolved runs, or set dns.system = "resolv.conf" or "none"',
+                "look whether systemd-resolved runs; or have root run 'ipop dns tell', as ipop@.service does",
             )
+
+
+def host_dns(reactor: Any, section: DnsSection, network: Network, interface: str) -> HostDns | None:
+    """Who is to be told of the server at `dns.listen`; None for nobody."""
+    from ipop_tx.services.dnszone import domain_of, reverse_zones
+
+    assert section.listen is not None
+    (host, port), domain = section.listen, domain_of(network)
+    system = section.system
+    if system == "auto":
+        system = "resolved" if resolved_rules(section.resolv_conf) else "resolv.conf"
+    if system == "resolved":
+        server = host if port == 53 else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        domains = [domain, *reverse_zones(network)]
+        return ByResolved(reactor, interface, server, domains, section.search)
+    file = ResolvConf(section.resolv_conf, network.name)
+    return ByFile(file, host, domain if section.search else "") if system == "resolv.conf" else None
 
 
 def resolved_rules(path: Path) -> bool:

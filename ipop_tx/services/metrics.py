@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+MOST = 64
+"""Connections at a time: whoever is on this machine may make some, and is not to use up the daemon's descriptors."""
 _log = Logger()
 
 
@@ -146,6 +148,7 @@ class MetricsService(Service):
             self.problem = f"metrics are not told: TCP port {port} of {host} cannot be used ({why}): choose another metrics.listen"
 
     def _site(self) -> Any:
+        from twisted.protocols.policies import ThrottlingFactory
         from twisted.web.resource import Resource
         from twisted.web.server import Request, Site
 
@@ -164,9 +167,11 @@ class MetricsService(Service):
 
             def render_GET(self, request: Request) -> bytes:
                 """The samples of now."""
-                if not _is_plain(request.getRequestHostname().decode("ascii", "replace")):
+                if request.requestHeaders.hasHeader(b"Origin") or not _is_plain(request.getRequestHostname().decode("ascii", "replace")):
                     request.setResponseCode(403)
-                    return b"ask by the address of this machine\n"
+                    return b"ask by the address of this machine, and not from a web page\n"
+                request.setHeader(b"Cross-Origin-Resource-Policy", b"same-origin")
+                request.setHeader(b"X-Content-Type-Options", b"nosniff")
                 request.setHeader(b"Content-Type", CONTENT_TYPE)
                 return exposition(status())
 
@@ -174,7 +179,14 @@ class MetricsService(Service):
         root.putChild(b"metrics", Metrics())
         site = Silent(root, timeout=30)
         site.noisy = False
-        return site
+        return ThrottlingFactory(site, MOST)
+
+    async def reconfigure(self, listen: tuple[str, int] | None) -> None:
+        """Answer at another address."""
+        await self.stopService()
+        self._at, self.problem = listen, ""
+        if self.parent is None or self.parent.running:  # the node may have been stopped meanwhile
+            self.startService()
 
     def health(self) -> list[str]:
         """What does not work."""

@@ -23,7 +23,9 @@ CALM = 10.0
 ANEW = 3600.0
 """Seconds until what was found is checked again ..."""
 DOUBT = 600.0
-"""... and until then, if it is not sure."""
+"""... and until then, if it is not sure ..."""
+NOTHING = 60.0
+"""... or told nothing."""
 
 
 class NATCheckService(Service):
@@ -74,8 +76,11 @@ class NATCheckService(Service):
         """Whether what is known is good enough: of this place, not too old, and no worse for want of members than it need be."""
         last = self._nat.check.facts
         sure = last.mapping_sure and last.filtering_sure
-        more = last.helpers < min(helpers, HELPERS - 1)
-        return last.at >= self._changed and now - last.at < (CALM if more else ANEW if sure else DOUBT)
+        if last.helpers < min(helpers, HELPERS - 1):
+            wait = CALM
+        else:
+            wait = ANEW if sure else DOUBT if last.reach.known else NOTHING
+        return last.at >= self._changed and now - last.at < wait
 
     def check(self) -> Deferred[NatFacts]:
         """Check now."""
@@ -87,12 +92,15 @@ class NATCheckService(Service):
 
     def _checked(self, event: e.NatChecked) -> None:
         facts, lifetime = self._nat.check.facts, self._nat.life.lifetime
-        if (facts.reach, lifetime.dead) != self._said:
-            self._said = facts.reach, lifetime.dead
+        if (facts.reach, facts.hops, lifetime.dead) != self._said:
+            self._said = facts.reach, facts.hops, lifetime.dead
             self._log.info(
-                "nat_checked mapping={mapping} filtering={filtering} helpers={helpers} alive_s={alive} dead_s={dead}",
+                "nat_checked mapping={mapping} filtering={filtering} brittle={brittle} hops={hops} helpers={helpers} "
+                "alive_s={alive} dead_s={dead}",
                 mapping=facts.reach.mapping.title,
                 filtering=facts.reach.filtering.title,
+                brittle=facts.reach.brittle,
+                hops=facts.hops,
                 helpers=facts.helpers,
                 alive=lifetime.alive,
                 dead=lifetime.dead,

@@ -71,6 +71,12 @@ class NATPunchService(Service):
         if self.running:
             self.look()
 
+    def reconfigure(self, advertise: tuple[Endpoint, ...]) -> None:
+        """Offer these endpoints besides."""
+        self._advertise = advertise
+        if self.running:
+            self.look()
+
     def _is_inner(self, endpoint: Endpoint) -> bool:
         """Whether it is reached through the network itself: a bridge has our overlay address beside others."""
         try:

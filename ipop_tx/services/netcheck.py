@@ -43,6 +43,8 @@ async def netcheck(protocol: ChordProtocol, checks: NATCheckService, portmap: Po
         "filtering_sure": facts.filtering_sure,
         "port_kept": facts.port_kept,
         "sequential_step": facts.reach.step or None,
+        "brittle": facts.reach.brittle,
+        "opening_hops": facts.hops or None,
         "hairpin": facts.hairpin,
         "lifetime_s": {"at_least": lifetime.alive or None, "less_than": lifetime.dead},
         "keepalive_s": round(node.paths.keepalive, 1),

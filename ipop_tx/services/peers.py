@@ -7,6 +7,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.task import LoopingCall
 
+from ipop_tx.core import commands as c
 from ipop_tx.core import events as e
 from ipop_tx.errors import IpopError, LocalMisuse
 from ipop_tx.identity import state as files
@@ -65,6 +66,11 @@ class PeerCache(Service):
             except LocalMisuse:
                 self._log.warn("peer_unreadable text={text}", text=text)
         return tuple(dict.fromkeys([*self._bootstrap, *remembered]))
+
+    def reconfigure(self, bootstrap: tuple[Endpoint, ...]) -> None:
+        """Knock on these too, beginning now."""
+        self._bootstrap = bootstrap
+        self._protocol.submit(c.Remember(bootstrap))
 
     def _save_soon(self) -> None:
         """A little after a new link, when its company has come too."""

@@ -7,13 +7,14 @@ daemon is dead, our server's port answers nobody, and the C library goes on to t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 
-from ipop_tx.errors import EnvironmentProblem
+from ipop_tx.errors import EnvironmentProblem, PermissionProblem
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 MAX_SERVERS = 3  # resolv.conf(5): MAXNS
@@ -27,7 +28,17 @@ def with_ours(text: str, network: str, server: str, domain: str = "") -> str:
     if not domain:
         return head + rest
     ended = rest if rest.endswith("\n") or not rest else rest + "\n"
-    return head + ended + _block(network, " ".join(["search", *_searched(rest), domain]))
+    searched = dict.fromkeys([*_searched(rest), domain])  # another network of ours may have taken our domain along
+    return head + ended + _block(network, " ".join(["search", *searched]))
+
+
+def is_in(text: str, network: str, server: str, domain: str = "") -> bool:
+    """Whether our lines do what they are for: who comes first among several networks of this machine does not matter."""
+    before, found, _ = text.partition(_block(network, f"nameserver {server}"))
+    name = re.escape(network)
+    blocks = len(re.findall(_BLOCK.format(name, name), text))
+    foreign = re.search(r"(?m)^nameserver\s", re.sub(_BLOCK.format("[^:]*", "[^:]*"), "", before))
+    return bool(found) and not foreign and blocks == 1 + bool(domain) and (not domain or domain in _searched(text))
 
 
 def without_ours(text: str, network: str) -> str:
@@ -83,7 +94,8 @@ class ResolvConf:
     def put(self, server: str, domain: str) -> None:
         """Put our lines in, if they are not there. Raises `EnvironmentProblem`."""
         text = self.read()
-        self._replace(text, with_ours(text, self._network, server, domain))
+        if not is_in(text, self._network, server, domain):
+            self._replace(text, with_ours(text, self._network, server, domain))
 
     def take_back(self) -> bool:
         """Take our lines out; gives whether there were any. Raises `EnvironmentProblem`."""
@@ -97,16 +109,25 @@ class ResolvConf:
             return
         try:
             _write(Path(os.path.realpath(self.path)), after.encode(errors="surrogateescape"))
+        except PermissionError as error:
+            raise PermissionProblem(f"{self.path} cannot be written: {error.strerror}", _BY_ROOT) from None
         except OSError as error:
+            if error.errno == errno.EROFS:  # so a service manager may have arranged it
+                raise PermissionProblem(f"{self.path} cannot be written: {error.strerror}", _BY_ROOT) from None
             raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}", _MEND) from None
 
 
+_BY_ROOT = "have root run 'ipop dns tell', as ipop@.service does"
 _MEND = 'name another file in dns.resolv_conf, or set dns.system = "none" and point your resolver at dns.listen by hand'
 
 
 def _write(path: Path, content: bytes) -> None:
     """Whole, then renamed; in place where the file is a mount of its own, as in containers."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".resolv.conf.", dir=path.parent)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=".resolv.conf.", dir=path.parent)
+    except PermissionError:
+        path.write_bytes(content)
+        return
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -28,12 +28,14 @@ class SideService(Service):
         self.receiver: IDatagramReceiver = protocol
         """Where a socket that carries a link delivers: a forwarding plane, where there is one."""
         self._protocol = protocol
+        self._udp = udp
         self._pump = pump
         self._sockets = SideSockets(reactor, lambda: udp.host, self._received)
         self._kept: dict[int, UdpTransport] = {}
         listeners: tuple[tuple[type, Callable[[Any], object]], ...] = (
             (e.SideWanted, self._open),
             (e.SideSend, lambda event: self._sockets.send(event.number, event.endpoint, event.datagram)),
+            (e.SendNear, self._send_near),
             (e.SideKept, self._keep),
             (e.SideDone, self._close),
         )
@@ -47,6 +49,11 @@ class SideService(Service):
         for transport in self._kept.values():
             transport.stop()
         self._kept.clear()
+
+    def _send_near(self, event: e.SendNear) -> None:
+        carrier: Any = self.carrier(event.endpoint.side) if event.endpoint.side else self._udp
+        if carrier is not None and event.endpoint.carrier == self._udp.scheme:
+            carrier.write_near(event.endpoint, event.datagram, event.hops)
 
     def carrier(self, number: int) -> ITransport | None:
         """What sends to the endpoints of a socket."""

@@ -24,8 +24,8 @@ from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of
 
 _HEAD = offload.HEAD.size
-AGAIN, MOST_AGAIN = 0.5, 60.0
-"""Seconds until an interface that was removed is made again; twice as long after each failure, up to the second."""
+AGAIN, RARELY = 1.0, 30.0
+"""Seconds until an interface that was taken away is made again, and at most between further attempts."""
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 
 
@@ -67,6 +67,8 @@ class TapService(Service):
         self.mac = mac_of(ident)
         self.counters = Counters()
         self.receiver: IFrameReceiver | None = None
+        self.made_again: Callable[[], object] = lambda: None
+        """Called after the interface was taken away and is there again, with its addresses."""
         self.offloads: tuple[str, ...] = ()
         self._reactor = reactor
         self._network = network
@@ -78,9 +80,9 @@ class TapService(Service):
         self._present: list[IPv4Interface | IPv6Interface] = []
         self._health: list[str] = []
         self._complained: set[int] = set()
-        self._again: Any = None
-        """When the interface is made again that somebody has removed."""
         self._paused = False
+        self._again: Any = None
+        """The call that makes the interface again."""
         self._heads = True
         self._refused: frozenset[int] = frozenset()
         self._readv: Callable[[int, Any], int] = tun.readv_plain
@@ -96,6 +98,9 @@ class TapService(Service):
     def stopService(self) -> None:
         """Remove the interface."""
         Service.stopService(self)
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         self.stop()
 
     def start(self, receiver: IFrameReceiver) -> None:
@@ -116,9 +121,6 @@ class TapService(Service):
 
     def stop(self) -> None:
         """Close the device, whereupon the kernel removes the interface with its addresses and routes. Idempotent."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
         if self._device is not None:
             self._reactor.removeReader(self)
             self._device.close()
@@ -287,22 +289,22 @@ class TapService(Service):
             self._lost(reason.getErrorMessage())
 
     def _lost(self, why: str) -> None:
-        """Somebody has removed the interface: make it again, or try to until it works."""
         self.stop()
+        self._health = [f"the interface {self.name} was removed by somebody else: it is made again in {AGAIN:.0f} s"]
         self._log.error("tap_lost interface={interface} error={error}", interface=self.name, error=why)
-        self._make_again(AGAIN)
+        if self.running:
+            self._again = self._reactor.callLater(AGAIN, self._make_again, AGAIN)
 
-    def _make_again(self, pause: float) -> None:
-        self._health = [f"the interface {self.name} was removed by somebody else, and is made again"]
-        self._again = self._reactor.callLater(pause, self._try_again, pause)
-
-    def _try_again(self, pause: float) -> None:
-        self._again, self._health = None, []
+    def _make_again(self, waited: float) -> None:
+        """Where that fails, try later: whoever took it away may be about to put it back."""
         assert self.receiver is not None
+        self._again, self._health = None, []
         try:
             self.start(self.receiver)
         except IpopError as error:
-            self._make_again(min(2 * pause, MOST_AGAIN))
-            self._health.append(str(error))
-            return
-        self._log.info("tap_made_again interface={interface}", interface=self.name)
+            self._health = [f"the interface {self.name} was removed by somebody else, and cannot be made again: {error}"]
+            waited = min(RARELY, 2 * waited)
+            self._again = self._reactor.callLater(waited, self._make_again, waited)
+        else:
+            self._log.info("tap_made_again interface={interface}", interface=self.name)
+            self.made_again()

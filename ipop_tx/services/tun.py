@@ -85,7 +85,9 @@ def _taken(name: str) -> EnvironmentProblem:
 def problem(error: OSError, name: str) -> EnvironmentProblem:
     """What it means that the device could not be opened."""
     match error.errno:
-        case errno.EPERM | errno.EACCES:
+        case errno.EACCES:
+            return PermissionProblem(f"{_DEVICE} may not be opened", f"chmod 666 {_DEVICE}: making interfaces takes CAP_NET_ADMIN anyway")
+        case errno.EPERM:
             return PermissionProblem(f"the interface {name} may not be made", "run as root or with the capability CAP_NET_ADMIN")
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
             return EnvironmentProblem(f"{_DEVICE} is missing", "load the kernel module: modprobe tun (in a container: allow the device)")

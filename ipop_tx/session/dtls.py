@@ -262,6 +262,8 @@ class DtlsSessionFactory:
         # Whether OpenSSL accepts the cookie is our decision too, and was taken before a connection was made.
         self._server_context.set_cookie_generate_callback(lambda connection: bytes(32))
         self._server_context.set_cookie_verify_callback(lambda connection, cookie: True)
+        self._vouched_context = self._context(SSL.OP_CIPHER_SERVER_PREFERENCE | _OP_PRIORITIZE_CHACHA)
+        """For those of whom no cookie is asked."""
 
     def initiate(self, now: float) -> DtlsSession:
         """Begin a handshake; its first flight waits in `poll_transmit`."""
@@ -278,20 +280,21 @@ class DtlsSessionFactory:
         hello = parse_client_hello(datagram)
         return hello.random if hello else None
 
-    def accept(self, now: float, datagram: bytes | memoryview, source: bytes) -> tuple[DtlsSession | None, bytes | None]:
-        """Answer a ClientHello: a session when it carries the cookie for `source`, else the request for the cookie."""
+    def accept(self, now: float, datagram: bytes | memoryview, source: bytes | None) -> tuple[DtlsSession | None, bytes | None]:
+        """Answer a ClientHello: a session when it carries the cookie for `source` or needs none, else the request for the cookie."""
         hello = parse_client_hello(datagram)
         if hello is None:
             return None, None
-        if not self._cookies.valid(now, source, hello):
+        if source is not None and not self._cookies.valid(now, source, hello):
             return None, hello_verify_request(self._cookies.cookie(now, source, hello.random))
-        connection = _connection(self._server_context)
+        connection = _connection(self._vouched_context if source is None else self._server_context)
         connection.set_accept_state()
         connection.bio_write(bytes(datagram))
-        try:
-            connection.DTLSv1_listen()
-        except SSL.Error:
-            return None, None
+        if source is not None:
+            try:
+                connection.DTLSv1_listen()
+            except SSL.Error:
+                return None, None
         session = DtlsSession(connection, False, now)
         connection.set_app_data(session)
         session.opening = hello.random

@@ -262,14 +262,15 @@ class PlainSessionFactory:
             return None
         return bytes(datagram[4 : _FLIGHT.size])
 
-    def accept(self, now: float, datagram: bytes | memoryview, source: bytes) -> tuple[PlainSession | None, bytes | None]:
-        """Answer a hello: a session when it carries the cookie for `source`, else the request for the cookie."""
+    def accept(self, now: float, datagram: bytes | memoryview, source: bytes | None) -> tuple[PlainSession | None, bytes | None]:
+        """Answer a hello: a session when it carries the cookie for `source` or needs none, else the request for the cookie."""
         opening = self.opening(datagram)
         if opening is None:
             return None, None
-        cookie = crc32(source, crc32(opening + self._secret)).to_bytes(4, "big")
-        if _body(bytes(datagram[_FLIGHT.size :])) != cookie:
-            return None, _flight(VERIFY, opening, cookie)[0]
+        if source is not None:
+            cookie = crc32(source, crc32(opening + self._secret)).to_bytes(4, "big")
+            if _body(bytes(datagram[_FLIGHT.size :])) != cookie:
+                return None, _flight(VERIFY, opening, cookie)[0]
         session = PlainSession(self, False, now, opening)
         session.show(now, self.random.randbytes(32))
         return session, None

@@ -9,6 +9,8 @@ from ipop_tx.simulation.network import NETWORK, SimulatedNet, SimulatedNode
 from ipop_tx.values import Endpoint, Network
 
 FIRST_PORT = 20001
+UNASKED = 30.0
+"""Seconds for which a brittle router remembers what came in unasked."""
 
 
 class Depends(Enum):
@@ -32,7 +34,11 @@ class Ports(Enum):
 
 
 class Nat:
-    """A router with one outer address. A mapping that nothing has used for `lifetime` seconds is gone; `now` is the time of a datagram."""
+    """A router with one outer address. A mapping that nothing has used for `lifetime` seconds is gone; `now` is the time of a datagram.
+
+    A `brittle` one is plain Linux: what comes in unasked takes the place of what would go out to its sender by that port, which then gets
+    another one, at random, as does from then on whatever goes out from the same inner port to anybody new. No place is given up in use.
+    """
 
     def __init__(
         self,
@@ -43,6 +49,7 @@ class Nat:
         lifetime: float = float("inf"),
         hairpin: bool = False,
         seed: int = 0,
+        brittle: bool = False,
     ) -> None:
         self.host = host
         self.mapping = mapping
@@ -56,6 +63,13 @@ class Nat:
         self._inner: dict[int, int] = {}
         self._used: dict[int, float] = {}
         self._admitted: dict[int, set[tuple[str | int, ...]]] = {}
+        self.brittle = brittle
+        self._unasked: dict[tuple[Endpoint, int], float] = {}
+        """When something came in unasked, by its sender and our port."""
+        self._moved: dict[tuple[Endpoint, int], int] = {}
+        """The ports of flows through a brittle router, by far endpoint and inner port."""
+        self._newest: dict[int, int] = {}
+        """The port of the newest flow of each inner port."""
 
     def outward(self, remote: Endpoint, port: int = 4500, now: float = 0.0) -> Endpoint:
         """Our machine sends from a port to `remote`: under which endpoint that sees it."""
@@ -66,14 +80,28 @@ class Nat:
             outer = self._outer[key] = self._new_port(port)
             self._inner[outer] = port
             self._admitted[outer] = set()
+        if self.brittle:
+            outer = self._evade(remote, port, outer, now)
         self._used[outer] = now
         self._admitted[outer].add(self.filtering.part(remote))
         return Endpoint(remote.scheme, self.host, outer)
+
+    def _evade(self, remote: Endpoint, port: int, outer: int, now: float) -> int:
+        """The port of a flow: that of the newest one from the same inner port, unless its place is taken."""
+        flow = remote, port
+        if flow not in self._moved:
+            outer = self._newest.get(port, outer)
+            if now - self._unasked.get((remote, outer), -UNASKED) < UNASKED:
+                outer = self._rng.randrange(FIRST_PORT, 60000)
+                self._inner[outer], self._admitted[outer] = port, set()
+            self._moved[flow] = self._newest[port] = outer
+        return self._moved[flow]
 
     def admits(self, remote: Endpoint, port: int, now: float = 0.0) -> int | None:
         """The inner port that gets a datagram from `remote` to one of our outer ports, if it gets through."""
         self._expire(now)
         if self.filtering.part(remote) not in self._admitted.get(port, ()):
+            self._unasked[remote, port] = now
             return None
         self._used[port] = now
         return self._inner[port]
@@ -105,13 +133,25 @@ class NattedNet(SimulatedNet):
         """Before each machine, the nearest first."""
         self._inside: dict[str, SimulatedNode] = {}
 
-    def behind(self, machine: SimulatedNode, mapping: Depends, filtering: Depends, ports: Ports = Ports.IN_ORDER) -> Nat:
+    def behind(
+        self, machine: SimulatedNode, mapping: Depends, filtering: Depends, ports: Ports = Ports.IN_ORDER, brittle: bool = False
+    ) -> Nat:
         """Put a NAT in front of a machine, or of the NATs that it is behind already."""
         row = self._nats.setdefault(machine, [])
-        nat = Nat(f"198.51.{100 + len(row)}.{len(self._nats)}", mapping, filtering, ports, seed=self.seed)
+        nat = Nat(f"198.51.{100 + len(row)}.{len(self._nats)}", mapping, filtering, ports, seed=self.seed, brittle=brittle)
         row.append(nat)
         self._inside[nat.host] = machine
         return nat
+
+    def dies_on_its_way(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None, hops: int) -> bool:
+        """Each of the sender's NATs is a router; those that it passes are opened, also by what dies behind them."""
+        row = self._nats.get(sender, [])
+        if hops >= len(row) + 2:
+            return False
+        source = super().source(sender, endpoint, port)
+        for nat in row[: hops - 1]:
+            source = nat.outward(endpoint, source.port, self.now)
+        return True
 
     def receiver(self, source: Endpoint, endpoint: Endpoint) -> tuple[SimulatedNode | None, int | None]:
         """Through the NAT that has the endpoint; a machine behind one has no other way in."""

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.dht.replica import genesis
-from ipop_tx.core.events import Fault, KeyRevoked, SideDone, SideSend, SideWanted
+from ipop_tx.core.events import Fault, KeyRevoked, SendNear, SideDone, SideSend, SideWanted
 from ipop_tx.core.node import Node
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import PeerRefused
@@ -177,6 +177,9 @@ class SimulatedNode:
         if isinstance(event, SideWanted):
             self.sides[event.number] = port = 49152 + event.number % 16384
             event.port.succeed(port)
+        elif isinstance(event, SendNear) and event.endpoint.side in (0, *self.sides):
+            ports = [self.sides[event.endpoint.side]] if event.endpoint.side else []
+            self.net.carry_near(self, event.endpoint.by_side(0), event.datagram, event.hops, *ports)
         elif isinstance(event, SideSend) and event.number in self.sides:
             self.net.carry(self, event.endpoint, event.datagram, self.sides[event.number])
         elif isinstance(event, SideDone):
@@ -238,6 +241,18 @@ class SimulatedNet:
         delay = 0.001 + self.width_s / 2 * hypot(x - u, y - v)
         arrive = (lambda: receiver.receive(source, datagram)) if inner is None else lambda: receiver.receive_aside(source, datagram, inner)
         self.at(self.now + delay, arrive)
+
+    def carry_near(self, sender: SimulatedNode, endpoint: Endpoint, datagram: bytes, hops: int, *port: int) -> None:
+        """The same with a hop limit."""
+        if self.dies_on_its_way(sender, endpoint, next(iter(port), None), hops):
+            self.datagrams += 1
+            self.bytes += len(datagram) + 28
+        else:
+            self.carry(sender, endpoint, datagram, *port)
+
+    def dies_on_its_way(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None, hops: int) -> bool:
+        """Whether the hop limit is too small. Between two machines there is one router."""
+        return hops < 2
 
     def source(self, sender: SimulatedNode, endpoint: Endpoint, port: int | None) -> Endpoint:
         """Under which endpoint a machine's own port, or another one of it, is seen at another."""

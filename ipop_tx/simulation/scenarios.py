@@ -12,7 +12,7 @@ from ipop_tx.core.ring.ring import LINKED
 from ipop_tx.core.routing import ahead, arcs, place_of, quickest
 from ipop_tx.errors import IpopError
 from ipop_tx.simulation.linkmodel import RingNet
-from ipop_tx.simulation.ringnode import RingNode
+from ipop_tx.simulation.ringnode import ModelRuntime, RingNode
 from ipop_tx.values import IDENT_BYTES
 
 CANDIDATES = 16
@@ -187,6 +187,7 @@ class LookupFigures:
     """How look-ups went. Times in seconds; `stretch` is the time of a look-up over the round trip to the owner."""
 
     asked: int = 0
+    """Those left out whose asker has gone before there was an answer."""
     right: int = 0
     wrong: int = 0
     """Answers that named a node which was not the owner, neither when they were asked nor when they came back."""
@@ -225,7 +226,8 @@ class LookupLoad:
         self.net = net
         self.figures = LookupFigures()
         self._rng = Random(f"lookups/{seed}")
-        self._waiting = 0
+        self._waiting: dict[int, ModelRuntime] = {}
+        """By number, whoever waits for an answer."""
 
     def run(self, count: int, seconds: float, on_progress: Progress = _silent) -> LookupFigures:
         """`count` look-ups in `seconds`, and up to half a minute more for the last answers."""
@@ -233,8 +235,10 @@ class LookupLoad:
             self._ask()
             self.net.run(seconds / count)
             on_progress(self.net.now)
-        self.net.run(30.0, lambda: self._waiting == 0)
-        self.figures.failed += self._waiting
+        self.net.run(30.0, lambda: not any(asker.alive for asker in self._waiting.values()))
+        gone = sum(not asker.alive for asker in self._waiting.values())
+        self.figures.asked -= gone
+        self.figures.failed += len(self._waiting) - gone
         return self.figures
 
     def _ask(self) -> None:
@@ -244,11 +248,12 @@ class LookupLoad:
         key = self._rng.randbytes(IDENT_BYTES)
         asked_at, owner_then = self.net.now, self.net.owner(key)
         self.figures.asked += 1
-        self._waiting += 1
+        number = self.figures.asked
+        self._waiting[number] = asker.runtime
         future = asker.runtime.background(asker.lookups.find(key))
 
         def answered(_: object) -> None:
-            self._waiting -= 1
+            del self._waiting[number]
             if isinstance(future.error, IpopError):
                 self.figures.failed += 1
                 return

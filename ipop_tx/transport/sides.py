@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ipop_tx.transport.udp_socket import host_for, plain_host
+from ipop_tx.transport.udp_socket import hop_limit, host_for, plain_host
 from ipop_tx.values import Endpoint
 
 AT_ONCE = 16
@@ -46,14 +46,16 @@ class _Side:
                 return
             self._received(self._number, Endpoint("udp", plain_host(address[0]), address[1]), datagram)
 
-    def write(self, endpoint: Endpoint, datagram: bytes | memoryview) -> None:
+    def write(self, endpoint: Endpoint, datagram: bytes | memoryview, hops: int = 0) -> None:
         host = host_for(self.socket.family, endpoint.host)
         if host is None:
             return
         try:
-            self.socket.sendto(datagram, (host, endpoint.port))
+            self.socket.sendmsg((datagram,), hop_limit(endpoint.host, hops) if hops else (), 0, (host, endpoint.port))
         except OSError:  # no route, a firewall, a full queue
             return
+
+    write_near = write
 
     def fileno(self) -> int:
         return self.socket.fileno()

@@ -19,7 +19,7 @@ from ipop_tx.log import Logger
 from ipop_tx.transport.interfaces import own_hosts
 from ipop_tx.transport.native import Incoming, Layout, Outgoing, native_address, python_address, segment_ancillary
 from ipop_tx.transport.runs import LEAST_SIZE, MOST_SIZES, USUAL_SIZE, Scatter
-from ipop_tx.transport.udp_socket import bound_socket, host_for, offloads_of, plain_host, prepare, problem_of, version_of
+from ipop_tx.transport.udp_socket import bound_socket, hop_limit, host_for, offloads_of, plain_host, prepare, problem_of, version_of
 from ipop_tx.values import Endpoint
 
 RUNS_PER_TURN = 16
@@ -209,6 +209,16 @@ class UdpTransport:
         else:
             counters.tx_runs += 1
             counters.tx_bytes += len(datagram)
+
+    def write_near(self, endpoint: Endpoint, datagram: bytes, hops: int) -> None:
+        """Send one datagram that gets no further than so many hops, at once or never."""
+        if self._socket is None:
+            return
+        try:
+            target = python_address(self._targets.get(endpoint) or self._target(endpoint))
+            self._socket.sendmsg((datagram,), hop_limit(endpoint.host, hops), 0, target)
+        except OSError as error:
+            self._unsent(error)
 
     def layout(self, buffers: Sequence[memoryview]) -> Layout:
         """Buffers of a run with what the kernel needs to know of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from ipaddress import ip_address
 
 from ipop_tx.errors import EnvironmentProblem, PermissionProblem
@@ -93,6 +94,12 @@ def offloads_of(made: socket.socket) -> tuple[tuple[str, ...], list[str]]:
                 f"run with CAP_NET_ADMIN, or set net.core.{limit}={SOCKET_BUFFER}"
             )
     return tuple(names), health
+
+
+def hop_limit(host: str, hops: int) -> list[tuple[int, int, bytes]]:
+    """What `sendmsg` takes beside a datagram to `host` (as a peer writes it), so that it gets no further than so many hops."""
+    level, option = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT) if ":" in host else (socket.IPPROTO_IP, socket.IP_TTL)
+    return [(level, option, struct.pack("i", hops))]
 
 
 def problem_of(error: OSError, host: str, port: int) -> EnvironmentProblem:

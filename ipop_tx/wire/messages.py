@@ -139,7 +139,7 @@ class Hello(Body, frozen=True, tag=10):
     """First request on a link, and its own reply: flags, the endpoints to try, the overlay address held (4 bytes or empty).
 
     `mapping` and `filtering` are what the sender knows of its NAT (`core.natkind.Kind`), `step` by how much its ports grow, if they do;
-    `outer` is where most members see it.
+    `brittle` says that nothing must come in before it has sent; `outer` is where most members see it.
     """
 
     flags: Count
@@ -148,6 +148,7 @@ class Hello(Body, frozen=True, tag=10):
     mapping: NatKind = 0
     filtering: NatKind = 0
     step: NatKind = 0
+    brittle: bool = False
     outer: EndpointText = ""
     revocations: Annotated[bytes, Meta(max_length=8)] = b""
     """A digest of all revocations that the sender knows of; empty for none."""
@@ -160,6 +161,7 @@ class Offer(Body, frozen=True, tag=11):
     mapping: NatKind = 0
     filtering: NatKind = 0
     step: NatKind = 0
+    brittle: bool = False
     outer: EndpointText = ""
 
 
@@ -216,6 +218,8 @@ class Knock(Body, frozen=True, tag=84):
 class Search(Body, frozen=True, tag=85):
     """Challenge ports of my NAT, by which I have sent to you: these, or any if there are none. Answered by `Searching`.
 
+    If the two meet, these are the ports of one socket that will send to you.
+
     `outer` is the NAT's address (with whatever port); each of the `witnesses` has a direct path to me and sees me there.
     """
 
@@ -225,7 +229,7 @@ class Search(Body, frozen=True, tag=85):
 
 
 class Searching(Body, frozen=True, tag=86):
-    """It is done now. If both NATs number their ports, from these at `outer`: send to them, the first to the first."""
+    """It is done now. If the two meet, from these ports at `outer`: send to them, the first to the first."""
 
     outer: EndpointText = ""
     ports: Ports = ()
@@ -235,6 +239,10 @@ class WhereIs(Body, frozen=True, tag=87):
     """At which endpoint does this member answer you? Answered by `Sighted`."""
 
     ident: Ident
+
+
+class Whence(Body, frozen=True, tag=89):
+    """From which endpoint will you challenge ports of my NAT? I am about to open them for it. Answered by `Searching`."""
 
 
 class Sighted(Body, frozen=True, tag=88):
@@ -392,6 +400,7 @@ Ask = (
     | Assist
     | Knock
     | Search
+    | Whence
     | WhereIs
     | GetNeighbours
     | Notify

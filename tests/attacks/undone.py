@@ -188,7 +188,7 @@ def overlay_endpoints() -> None:
 
 def control_checks() -> None:
     """Whoever reaches the control socket is answered."""
-    ControlRequest._forbidden = lambda request: (200, None)  # type: ignore[method-assign]
+    ControlRequest._forbidden = lambda request, reads: (200, None)  # type: ignore[method-assign]
 
 
 def single_use() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from ipop_tx.errors import EnvironmentProblem, Unreachable
 from ipop_tx.lab import Filtering, Host, Mapping, Nat, Site, wait_for
+from ipop_tx.lab.nat import STATEFUL
+from ipop_tx.lab.nat import Kind as NatKind
 from ipop_tx.lab.node import LabNode
 from tests.system import why_not
 from tests.system.case import LabTestCase
@@ -80,6 +82,9 @@ class NetcheckCase(LabTestCase):
         if nat.mapping.endpoint_independent:
             self.assertEqual(found["port_kept"], nat.mapping is Mapping.PORT_KEPT)
         self.assertEqual(found["hairpin"], nat.hairpin, str(nat))
+        self.assertEqual(found["brittle"], nat.kind is NatKind.LINUX, str(nat))
+        if nat.mapping.endpoint_independent and nat.filtering is not Filtering.ENDPOINT_INDEPENDENT:
+            self.assertEqual(found["opening_hops"], 2, str(nat))
         self.assertTrue(found["udp"] and found["ipv4"] and not found["ipv6"])
 
 
@@ -213,27 +218,16 @@ class AgreementTests(NetcheckCase):
 class Version6Tests(LabTestCase):
     """A node that has IPv6 only, behind a firewall that lets in answers."""
 
-    def sixth(self, host: Host, number: int) -> None:
-        """Give a public host an IPv6 address, and take the way out over IPv4 away if it is to have no other."""
-        core, device = self.lab.core, f"v{host.address}"
-        shown = core.run(["ip", "-6", "-o", "addr", "show", "dev", device, "scope", "link"]).stdout
-        gateway = shown.split()[3].partition("/")[0]
-        host.run(["ip", "-6", "addr", "add", f"fd99::{number}/128", "dev", "eth0", "nodad"])
-        host.run(["ip", "-6", "route", "add", "default", "via", gateway, "dev", "eth0"])
-        core.run(["ip", "-6", "route", "add", f"fd99::{number}/128", "dev", device])
-
     def test_a_firewall(self) -> None:
         """Nothing is translated, and only endpoints that were sent to are let in: that is what is said, and that IPv4 does not work."""
-        self.lab.core.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.forwarding=1"])
         nodes: list[LabNode] = []
-        for number, name in enumerate(("founder", "second", "third", "inner"), 1):
+        for name in ("founder", "second", "third", "inner"):
             host = self.lab.public_host(name)
-            self.sixth(host, number)
+            address = self.lab.give_ipv6(host, alone=name == "inner")
             node = LabNode(host)
             node.keys["listen"]["udp"] = "[::]:4500"
             if name == "inner":
-                host.run(["ip", "-4", "route", "del", "default"])
-                host.run(["nft", "-f", "-"], text=FIREWALL)
+                host.run(["nft", "-f", "-"], text=STATEFUL)
             if nodes:
                 node.join(nodes[0].invite(name))
             else:
@@ -247,15 +241,4 @@ class Version6Tests(LabTestCase):
         self.assertEqual((found["mapping"], found["filtering"], found["helpers"]), ("none", PORT, 3), found)
         self.assertTrue(found["mapping_sure"] and found["filtering_sure"])
         self.assertEqual((found["ipv4"], found["ipv6"]), (False, True))
-        self.assertIn("udp:[fd99::4]:4500", [one["endpoint"] for one in found["observed"]])
-
-
-FIREWALL = """
-table inet firewall {
- chain input {
-  type filter hook input priority 0; policy accept;
-  iifname "eth0" meta l4proto udp ct state established,related accept
-  iifname "eth0" meta l4proto udp drop
- }
-}
-"""
+        self.assertIn(f"udp:[{address}]:4500", [one["endpoint"] for one in found["observed"]])

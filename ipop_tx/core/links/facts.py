@@ -9,8 +9,15 @@ from ipop_tx.core.links.makeshift import MOST_OFFERED
 from ipop_tx.core.natkind import Reach
 from ipop_tx.values import Endpoint, Ident
 
+USUAL_HOPS = 2
+"""Hop limit of a datagram that passes one router and dies at the next."""
 CANDIDATES = 8
 """Most endpoints offered to a peer, and most that we challenge for one peer at once."""
+
+
+def version_of(endpoint: Endpoint) -> int:
+    """Whether an endpoint is reached by IPv4 or IPv6: 4 or 6."""
+    return 6 if ":" in endpoint.host else 4
 
 
 @dataclass(slots=True)
@@ -25,6 +32,8 @@ class Facts:
     """The schemes that our transports reach, and the largest datagram of each; 0: it depends on the path."""
     reach: Reach = field(default_factory=Reach)
     """What our NAT does, as far as known."""
+    hops: int = 0
+    """The least hop limit with which a datagram opens our NATs; 0 while unknown."""
     seen: dict[Ident, tuple[Endpoint, str]] = field(default_factory=dict)
     """Under which endpoint each peer saw us last, and at which address that peer is."""
 
@@ -42,6 +51,14 @@ class Facts:
         for endpoint, host in self.seen.values():
             witnesses.setdefault(endpoint, set()).add(host)
         return {endpoint: len(witnesses[endpoint]) for endpoint in sorted(witnesses, key=lambda one: (-len(witnesses[one]), one))}
+
+    def versions(self) -> set[int]:
+        """Over which versions of IP peers see us; empty while nobody does."""
+        return {version_of(endpoint) for endpoint, _ in self.seen.values()}
+
+    def opening_hops(self) -> int:
+        """With which hop limit a datagram opens what stands before us, and gets not much further: most have one router, or none."""
+        return self.hops or (1 if any(endpoint in self.local for endpoint in self.observed()) else USUAL_HOPS)
 
     def candidates(self) -> list[Endpoint]:
         """What to offer: our own endpoints, then those that peers saw, most witnesses first."""

@@ -98,7 +98,9 @@ class Handshakes:
         if current is None and (len(self._by_path) >= MOST or not self._may_greet()):
             self._runtime.count("handshake_shed")
             return
-        session, reply = self._factory.accept(self._runtime.now, datagram, repr(_name(path)).encode())
+        # A cookie shows that a stranger is where it says. What came over the ring was passed on by members, on links of theirs.
+        source = None if isinstance(path, Route) else repr(path).encode()
+        session, reply = self._factory.accept(self._runtime.now, datagram, source)
         if reply is not None:
             self._send(path, reply)
         if session is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected
+from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected, SendNear
 from ipop_tx.core.links.consent import GREETED, earn
 from ipop_tx.core.links.fragments import Reassembly, split
 from ipop_tx.core.links.handshakes import Handshake, Handshakes, describe
@@ -75,6 +75,11 @@ class Links(LinkTable):
         session, payload = link.session, m.encode(message)
         for part in [payload] if whole else split(payload, self._runtime):
             self.send_datagram(path or link.active, session.protect(CONTROL, part))
+
+    def open_towards(self, link: Link, endpoint: Endpoint, hops: int) -> None:
+        """Send a challenge that gets no further than so many hops: it opens our NAT for what comes from the endpoint."""
+        challenge = m.encode(m.PathChallenge(self._runtime.rng.getrandbits(62)))
+        self._runtime.emit(SendNear(endpoint, link.session.protect(CONTROL, challenge), hops))
 
     # --- in ----------------------------------------------------------------------------------
 

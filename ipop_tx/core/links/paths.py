@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged, Observed, SideKept
 from ipop_tx.core.links.consent import Consent
-from ipop_tx.core.links.facts import CANDIDATES, Facts
+from ipop_tx.core.links.facts import CANDIDATES, Facts, version_of
 from ipop_tx.core.links.link import Link, PathKey, Route, detour, patience
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.makeshift import MAKESHIFT_AFTER, Makeshifts, better, by_worth, is_lost, without_onions
@@ -29,6 +29,8 @@ from ipop_tx.errors import IpopError, LocalMisuse, Unreachable
 from ipop_tx.values import ONION, Endpoint, Ident, Network
 from ipop_tx.wire import messages as m
 
+HELD_BACK, HELD_BACK_LONG = 0.5, 1.0
+"""Seconds for which whoever was asked waits for the asker's challenges before it sends its own: see `_open_first`."""
 KEEPALIVE = 20.0
 """Seconds between challenges on a link; with its spread under 30 s, the shortest usual life of a NAT mapping."""
 MOST_KEEPALIVE = 45.0
@@ -77,8 +79,8 @@ class Paths:
         """What peers say of their NATs."""
         self.outers: dict[Ident, Endpoint | None] = {}
         """Where most members see a peer, as it says."""
-        self.seek: Callable[[Link], object] = lambda link: None
-        """A peer has told of its NAT: look for a port of it, if that is what it takes."""
+        self.seek: Callable[[Link, bool], object] = lambda link, tried: None
+        """A peer has told of its NAT: look for a port of it, if that is what it takes. `tried`: no endpoint has answered a challenge."""
         self.tried: dict[Ident, tuple[float, int]] = {}
         """When we last challenged the candidates of a peer, and how many they were."""
         self.endpoints_of: Callable[[Ident], Iterable[str]] = lambda ident: ()
@@ -152,7 +154,7 @@ class Paths:
             link.measured(rtt)
         if isinstance(pending.path, Endpoint):
             self._direct_answered(link, pending.path, rtt)
-            if observed and path == pending.path:
+            if observed and path == pending.path and not pending.path.side:  # another socket's port is none to offer
                 self._observe(link.ident, observed, pending.path.host)
 
     def _observe(self, witness: Ident, text: str, host: str) -> None:
@@ -365,28 +367,45 @@ class Paths:
     def offer(self) -> m.Offer:
         """Our candidates, and what is known of our NAT."""
         reach, outer = self.facts.reach, next(iter(self.facts.observed()), "")
-        return m.Offer(
-            tuple(str(endpoint) for endpoint in self.facts.candidates()), reach.mapping, reach.filtering, min(reach.step, 255), str(outer)
-        )
+        candidates = tuple(str(endpoint) for endpoint in self.facts.candidates())
+        return m.Offer(candidates, reach.mapping, reach.filtering, min(reach.step, 255), reach.brittle, str(outer))
 
-    def offered(self, link: Link, body: m.Offer | m.Hello) -> None:
-        """A peer tells of itself: its NAT, and where it may be reached."""
-        self.reaches[link.ident] = Reach(Kind.of(body.mapping), Kind.of(body.filtering), body.step)
+    def offered(self, link: Link, body: m.Offer | m.Hello, asked: bool = False) -> None:
+        """A peer tells of itself: its NAT, and where it may be reached. `asked`: it is not the answer to what we have told."""
+        self.reaches[link.ident] = Reach(Kind.of(body.mapping), Kind.of(body.filtering), body.step, body.brittle)
         self.outers[link.ident] = self.admissible(body.outer)
-        self.try_candidates(link, body.candidates)
+        self.try_candidates(link, body.candidates, asked)
         if not link.settled:
-            self.seek(link)
+            self.seek(link, False)
 
-    def try_candidates(self, link: Link, candidates: Iterable[str]) -> None:
+    def try_candidates(self, link: Link, candidates: Iterable[str], asked: bool = False) -> None:
         """Challenge a peer's endpoints, paced, until one answers; makeshifts only once the better ones have not."""
         endpoints = without_onions([endpoint for text in list(candidates)[:CANDIDATES] if (endpoint := self.admissible(text))])
         self.tried[link.ident] = self._runtime.now, len(endpoints)
         wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
         if wanted:
-            self._runtime.background(self._challenge_all(link, wanted))
+            held_back = self._open_first(link, wanted) if asked else 0.0
+            self._runtime.background(self._challenge_all(link, wanted, held_back))
 
-    async def _challenge_all(self, link: Link, endpoints: list[Endpoint]) -> None:
-        begun, least = self._runtime.now, min(map(detour, endpoints))
+    def _open_first(self, link: Link, endpoints: list[Endpoint]) -> float:
+        """Whoever is asked opens its own NAT, then answers, and so lets the asker's challenges in; gives for how long to wait for them.
+
+        Its own must not come first: a NAT of the asker's that is brittle would give the asker another port from then on, for this peer.
+        """
+        for endpoint in endpoints:
+            if endpoint.scheme == "udp" and version_of(endpoint) == 4:
+                self._links.open_towards(link, endpoint, self.facts.opening_hops())
+        return self.held_back(link)
+
+    def held_back(self, link: Link) -> float:
+        """For how many seconds nothing must go to a peer that has not sent yet."""
+        theirs = self.reaches.get(link.ident, Reach())
+        if theirs.brittle:
+            return max(HELD_BACK_LONG, 3 * link.rtt)
+        return 0.0 if theirs.known or theirs.mapping is Kind.NONE else max(HELD_BACK, 2 * link.rtt)
+
+    async def _challenge_all(self, link: Link, endpoints: list[Endpoint], held_back: float) -> None:
+        begun, least = self._runtime.now + held_back, min(map(detour, endpoints))
         for moment in ROUNDS:
             await self._runtime.sleep(max(0.0, begun + moment - self._runtime.now))
             wanted = [endpoint for endpoint in endpoints if link.improves(endpoint)]
@@ -396,6 +415,9 @@ class Paths:
                 if (moment >= MAKESHIFT_AFTER or detour(endpoint) == least) and self._consent.may_ask(link, endpoint):
                     self.challenge(link, endpoint, 3.0 * patience(endpoint))
         self.makeshifts.tried(link, endpoints)
+        await self._runtime.sleep(ROUNDS[-1] - ROUNDS[-2])
+        if link.up and not link.settled:
+            self.seek(link, True)
 
     def admissible(self, text: str) -> Endpoint | None:
         """The endpoint, if it is one that a datagram of ours may go to."""

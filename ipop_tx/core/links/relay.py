@@ -3,12 +3,14 @@
 Each hop is greedy: the neighbour nearest to the destination, the shorter way round. A neighbour that is itself reached only
 through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (the target
 has no settled place yet, or cannot be reached from here) it goes to our neighbour on the target's other side, else one step back;
-the ttl bounds it.
+the ttl bounds it. Who has passed a datagram on already does not get it again while there is anybody else: each of three members may believe
+that another one of them has a direct path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from ipop_tx.core.ident import apart
@@ -101,7 +103,7 @@ class Relay:
         via = relayed.via
         hop = self._direct(target)
         if hop is None:
-            hop, detour = self._towards(target, came_by)
+            hop, detour = self._towards(target, came_by, {relayed.source, *relayed.back})
             if detour is not None and detour != target and len(via) < MAX_VIA:
                 via = (detour, *via)
         return hop, via
@@ -113,9 +115,10 @@ class Relay:
         link = self._links.by_ident.get(ident) if ident else None
         return link if link is not None and link.is_direct else None
 
-    def _towards(self, target: Ident, came_by: Link | None) -> tuple[Link | None, Ident | None]:
-        """The link to send to, and the neighbour to pass first when that one is reached through the link."""
-        distances = {link: apart(link.ident, target) for link in self._links.by_ident.values() if link is not came_by}
+    def _towards(self, target: Ident, came_by: Link | None, passed: AbstractSet[Ident] = frozenset()) -> tuple[Link | None, Ident | None]:
+        """The link to send to, and the neighbour to pass first when that one is reached through the link. Not by who has `passed` it on."""
+        others = [link for link in self._links.by_ident.values() if link is not came_by]
+        distances = {link: apart(link.ident, target) for link in others if link.ident not in passed}
         here = apart(self._links.ident, target)
         nearer = [link for link, distance in distances.items() if distance < here and link.placed]
         while nearer:
@@ -124,10 +127,12 @@ class Relay:
             if link.is_direct:
                 return link, None
             relay = self._direct(link.first_hop) or (self._direct(link.route.via[0]) if link.route.via else None)
-            if relay is not None and relay is not came_by:
+            if relay is not None and relay is not came_by and relay.ident not in passed:
                 return relay, link.ident
         across = self._direct(self.across(target))
-        if across is not None and across is not came_by:
+        if across in distances:
             return across, None
+        if not any(link.is_direct for link in distances):
+            distances = {link: apart(link.ident, target) for link in others}
         direct = (link for link in distances if link.is_direct)
         return min(direct, key=lambda link: (not link.placed, distances[link]), default=None), None

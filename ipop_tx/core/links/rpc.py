@@ -27,7 +27,7 @@ SENDINGS = 4
 REMEMBERED = 30.0
 """Seconds for which a reply is kept, to be repeated to a repeated request."""
 DEADLINE = 10.0
-OF_THE_LINK = frozenset({m.Hello, m.Offer, m.Links, m.Renew, m.Unneeded, m.Assist, m.Knock, m.Search, m.Newest})
+OF_THE_LINK = frozenset({m.Hello, m.Offer, m.Links, m.Renew, m.Unneeded, m.Assist, m.Knock, m.Search, m.Whence, m.Newest})
 """Questions about the link itself: they have no sense on another one."""
 UPKEEP = OF_THE_LINK | {m.GetNeighbours, m.Notify, m.Suggest, m.Leaving, m.Lookup, m.Closest, m.Seek, m.Broadcast, m.WhereIs}
 """Questions that do not show that a link is needed: the ring's own, which go by whatever links there are."""

@@ -6,6 +6,8 @@ All tests use fresh sockets, so that nothing the node has sent before has opened
   endpoints is it seen?
 - *Filtering*: one socket sends to one port of one member only. Then another member knocks there, and the first one from another port.
   Who gets in?
+- *Brittleness*: where the mapping depends on nobody, the socket then sends to those who did not get in. Is it still seen at the same port?
+- *Hops*: a fresh socket sends to another member with a small hop limit, and that one knocks. With which limit does it get in?
 - *Hairpin*: two sockets send to each other's outer endpoint.
 
 This is what RFC 5780 does with a STUN server that has two addresses. What does not arrive is asked for three times.
@@ -13,11 +15,11 @@ This is what RFC 5780 does with a STUN server that has two addresses. What does 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipop_tx.core.events import NatChecked
-from ipop_tx.core.links.facts import Facts
+from ipop_tx.core.links.facts import USUAL_HOPS, Facts
 from ipop_tx.core.links.link import Link
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.rpc import Rpc
@@ -27,7 +29,7 @@ from ipop_tx.core.natkind import Kind, NatFacts, Reach
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, all_settled, spawn
 from ipop_tx.errors import IpopError, LocalMisuse
-from ipop_tx.values import Endpoint
+from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL
 
@@ -36,6 +38,8 @@ HELPERS = 4
 TRIES = 3
 WAIT = 0.4
 """Least seconds to wait for an answer; thrice the round trip, if that is more."""
+MOST_HOPS = 6
+"""The greatest hop limit that is tried: so many routers in a row do not translate."""
 PACE = 0.02
 """Seconds between two first probes, so that they pass the NAT in order."""
 TOKEN_BYTES = 16
@@ -64,12 +68,14 @@ class _Socket:
 class NatCheck:
     """Checks, one at a time; `facts` is what the last one found."""
 
-    def __init__(self, links: Links, rpc: Rpc, sides: Sides, own: Facts, runtime: Runtime) -> None:
+    def __init__(self, links: Links, rpc: Rpc, sides: Sides, own: Facts, reaches: Mapping[Ident, Reach], runtime: Runtime) -> None:
+        """`reaches` are the NATs of peers."""
         self.facts = NatFacts()
         self._links = links
         self._rpc = rpc
         self._sides = sides
         self._own = own
+        self._reaches = reaches
         self._runtime = runtime
         self._running: Future[NatFacts] | None = None
 
@@ -88,7 +94,7 @@ class NatCheck:
             self._runtime.emit(NatChecked())
 
     def helpers(self) -> list[Helper]:
-        """Members with direct paths, of different addresses, those first that see us from outside, then the nearest.
+        """Members with direct paths, of different addresses, those first that anybody reaches at any port, then the nearest.
 
         A member on our own LAN sees us as we are and can tell nothing of the NAT: it counts only if nobody else is there.
         """
@@ -97,8 +103,13 @@ class NatCheck:
         outside = [helper for helper in found if self._own.seen_by(helper.link.ident) not in (None, *inner)]
         version6 = [":" in helper.endpoint.host for helper in outside or found]
         candidates = [helper for helper, sixth in zip(outside or found, version6, strict=True) if sixth == all(version6)]
-        candidates.sort(key=lambda helper: (not helper.link.placed, helper.link.rtt or 1.0, helper.link.ident))
+        candidates.sort(key=lambda helper: (not helper.link.placed, self._shut(helper), helper.link.rtt or 1.0, helper.link.ident))
         return list({helper.endpoint.host: helper for helper in reversed(candidates)}.values())[::-1][:HELPERS]
+
+    def _shut(self, helper: Helper) -> int:
+        """Whether a NAT is in the way of a member's help: a second port behind it is reached by nobody, and answers leave by others."""
+        theirs = self._reaches.get(helper.link.ident, Reach())
+        return 1 if not theirs.known else 0 if theirs.steady and theirs.filtering is Kind.ENDPOINT_INDEPENDENT else 2
 
     def without_udp(self) -> bool:
         """Whether members are reached directly, but none by UDP: then that is blocked here."""
@@ -111,13 +122,16 @@ class NatCheck:
             blocked = Reach(Kind.BLOCKED, Kind.BLOCKED) if self.without_udp() else Reach()
             return NatFacts(blocked, mapping_sure=blocked.blocked, filtering_sure=blocked.blocked, at=self._runtime.now)
         seconds = await self._second_ports(helpers)
-        mapping = await self._mapping(helpers, seconds)
+        mapping, answered = await self._mapping(helpers, seconds)
         # Whoever has a second port tells more: it is the one that the test of the filter sends to.
-        first = next((helper for helper in helpers if helper in seconds), helpers[0])
+        first = max(helpers, key=lambda helper: (helper.endpoint in answered, seconds.get(helper) in answered, helper in seconds))
         others = [helper for helper in helpers if helper is not first]
-        facts = await self._filtering(mapping, first, others, first in seconds)
+        facts = await self._filtering(mapping, first, others, seconds.get(first))
         if facts.reach.mapping not in (Kind.UNKNOWN, Kind.NONE):
             facts = replace(facts, hairpin=await self._hairpin(first))
+        if facts.reach.steady and facts.reach.filtering not in (Kind.UNKNOWN, Kind.ENDPOINT_INDEPENDENT):
+            answering = [helper for helper in others if helper.endpoint in answered]
+            facts = replace(facts, hops=await self._hops(facts, first, answering[:2]) if answering else 0)
         return replace(facts, helpers=len(helpers), at=self._runtime.now)
 
     # --- sockets and probes ------------------------------------------------------------------
@@ -200,7 +214,8 @@ class NatCheck:
             if isinstance(answer, m.Assisting) and answer.port
         }
 
-    async def _mapping(self, helpers: Sequence[Helper], seconds: dict[Helper, Endpoint]) -> NatFacts:
+    async def _mapping(self, helpers: Sequence[Helper], seconds: dict[Helper, Endpoint]) -> tuple[NatFacts, set[Endpoint]]:
+        """What the mapping is, and which endpoints of the helpers have answered."""
         targets: list[Helper] = []
         for helper in helpers:
             targets.append(helper)
@@ -212,11 +227,12 @@ class NatCheck:
         finally:
             self.close(made)
         inner = {Endpoint("udp", local.host, made.side.port) for local in self._own.local}
-        return mapping_of({target.endpoint: outer for target, outer in zip(targets, seen, strict=True) if outer is not None}, inner)
+        places = {target.endpoint: outer for target, outer in zip(targets, seen, strict=True) if outer is not None}
+        return mapping_of(places, inner), set(places)
 
     # --- filtering ---------------------------------------------------------------------------
 
-    async def _filtering(self, facts: NatFacts, first: Helper, others: Sequence[Helper], second: bool) -> NatFacts:
+    async def _filtering(self, facts: NatFacts, first: Helper, others: Sequence[Helper], second: Endpoint | None) -> NatFacts:
         made = await self.open()
         try:
             (outer,) = await self.probe(made, [first])
@@ -226,11 +242,39 @@ class NatCheck:
             asked += [spawn(self.knock(made, outer, first, second=True))] if second else []
             # A nonce tells who knocked: each of these waits for its own.
             await all_settled(asked)
+            came = [done.result() if done.error is None else None for done in asked]
+            knocked = [*others, *([Helper(first.link, second)] if second else [])]
+            kept_out = [helper for helper, got_in in zip(knocked, came, strict=True) if got_in is False]
+            filtering, sure = filtering_of(came[: len(others)], came[-1] if second else None)
+            strict = filtering not in (Kind.UNKNOWN, Kind.ENDPOINT_INDEPENDENT)
+            may_be = strict and facts.reach.mapping is Kind.ENDPOINT_INDEPENDENT
+            brittle = may_be and await self._is_brittle(made, outer, kept_out)
         finally:
             self.close(made)
-        came = [done.result() if done.error is None else None for done in asked]
-        filtering, sure = filtering_of(came[: len(others)], came[-1] if second else None)
-        return replace(facts, reach=replace(facts.reach, filtering=filtering), filtering_sure=sure)
+        return replace(facts, reach=replace(facts.reach, filtering=filtering, brittle=brittle), filtering_sure=sure)
+
+    async def _is_brittle(self, made: _Socket, outer: Endpoint, kept_out: Sequence[Helper]) -> bool:
+        """Whether those whose knock did not come in see the socket at another port than the one they knocked at. In doubt it is so."""
+        seen = [place for place in await self.probe(made, kept_out) if place is not None] if kept_out else []
+        return not seen or any(place != outer for place in seen)
+
+    async def _hops(self, facts: NatFacts, first: Helper, others: Sequence[Helper]) -> int:
+        """The least hop limit of datagrams to other members that lets in their knocks; 0 if none does."""
+        for hops in range(1 if facts.reach.mapping is Kind.NONE else USUAL_HOPS, MOST_HOPS + 1):
+            made = await self.open()
+            try:
+                (outer,) = await self.probe(made, [first])
+                if outer is None:
+                    return 0
+                for other in others:
+                    made.side.send_near(other.endpoint, _NO_FORM + self._runtime.rng.randbytes(TOKEN_BYTES), hops)
+                asked = [spawn(self.knock(made, outer, other)) for other in others]
+                await all_settled(asked)
+                if any(done.error is None and done.result() for done in asked):
+                    return hops
+            finally:
+                self.close(made)
+        return 0
 
     # --- hairpin -----------------------------------------------------------------------------
 

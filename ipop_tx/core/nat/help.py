@@ -19,11 +19,11 @@ from ipop_tx.wire.datagram import CONTROL
 
 KEPT = 60.0
 """Seconds for which the second port stays open after it was last of use."""
-AT_ONCE = 60
+AT_ONCE = 100
 """Datagrams that one member may have of us at once ..."""
 A_SECOND = 1.0
 """... and so many a second for long."""
-ALL_AT_ONCE, ALL_A_SECOND = 500, 50.0
+ALL_AT_ONCE, ALL_A_SECOND = 1000, 100.0
 """The same for all members together."""
 
 

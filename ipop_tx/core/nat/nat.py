@@ -27,7 +27,7 @@ class Nat:
         """Tells a peer what we know of ourselves."""
         self.sides = Sides(runtime)
         self.help = NatHelp(links, self.sides, runtime)
-        self.check = NatCheck(links, rpc, self.sides, paths.facts, runtime)
+        self.check = NatCheck(links, rpc, self.sides, paths.facts, paths.reaches, runtime)
         self.life = NatLife(self.check, paths, runtime)
         self.search = Searches(links, rpc, paths, self.sides, self.check, runtime)
         self._links = links
@@ -36,14 +36,14 @@ class Nat:
         rpc.serve(m.Knock, self.help.knock)
 
     def check_now(self) -> Future[NatFacts]:
-        """Start a check, or join the one that runs. Members whom we reach only by relays hear of a change: it may say why."""
+        """Start a check, or join the one that runs. Peers hear of a change: it may say why a link is relayed, and who can help."""
         checked = self.check.check()
         checked.then(lambda done: self._found(done.result()) if done.error is None else None)
         return checked
 
     def _found(self, found: NatFacts) -> None:
+        self._facts.hops = found.hops
         if self._facts.reach != found.reach:
             self._facts.reach = found.reach
             for link in self._links:
-                if not link.is_direct:
-                    self.tell(link)
+                self.tell(link)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ipop_tx.core.events import SideDone, SideSend, SideWanted
+from ipop_tx.core.events import SendNear, SideDone, SideSend, SideWanted
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import EnvironmentProblem
@@ -37,6 +37,10 @@ class Side:
     def send(self, endpoint: Endpoint, datagram: bytes) -> None:
         """Send one datagram."""
         self._runtime.emit(SideSend(self.number, endpoint, datagram))
+
+    def send_near(self, endpoint: Endpoint, datagram: bytes, hops: int) -> None:
+        """Send one datagram that gets no further than so many hops."""
+        self._runtime.emit(SendNear(endpoint.by_side(self.number), datagram, hops))
 
 
 class Sides:

@@ -29,6 +29,8 @@ GONE = 180.0
 """Seconds for which a member whose link broke is left out of what others' tables promise."""
 SLOW = 5.0
 """Seconds after which a question without an answer is under way somewhere: a dead hop shows sooner."""
+AGAIN = (1.0, 2.0)
+"""Seconds after which whoever asked first asks again, if the ring knew no answer: where several neighbours have just died, it soon does."""
 DETOURS = 3
 """Next hops tried at each node before it gives up."""
 
@@ -60,7 +62,14 @@ class Lookups:
         rpc.serve(m.Closest, lambda link, body: self._walk(body))
 
     async def find(self, key: bytes) -> m.Found:
-        """The owner of a key. Raises `Unreachable`."""
+        """The owner of a key; asks again, up to 3 s later, if the ring knows no answer. Raises `NotFound`, `Unreachable`."""
+        for wait in AGAIN:
+            try:
+                return await self._resolve(m.Lookup(key, MAX_HOPS), None)
+            except NotFound:
+                if not self._links.by_ident:
+                    raise
+                await self._runtime.sleep(self._runtime.spread(wait))
         return await self._resolve(m.Lookup(key, MAX_HOPS), None)
 
     async def ask(self, contact: Ident, key: bytes, exclude: Ident | None = None) -> m.Found:
