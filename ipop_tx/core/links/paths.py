@@ -393,7 +393,7 @@ class Paths:
         Its own must not come first: a NAT of the asker's that is brittle would give the asker another port from then on, for this peer.
         """
         for endpoint in endpoints:
-            if endpoint.scheme == "udp" and version_of(endpoint) == 4:
+            if endpoint.scheme == "udp" and version_of(endpoint) == 4 and self._consent.may_ask(link, endpoint):
                 self._links.open_towards(link, endpoint, self.facts.opening_hops())
         return self.held_back(link)
 
