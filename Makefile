@@ -1,6 +1,6 @@
 # Two commands need nothing but a Debian machine with make: `make demo` and `make test`.
 # Progress goes to stderr; stdout belongs to the command itself.
-.PHONY: help setup demo test test-ops attacks deb lint bench news
+.PHONY: help setup demo test test-ops attacks faults deb lint bench news
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -10,6 +10,7 @@ help:
 	  'make demo [ARGS="--check --json --keep"]   several real nodes on this machine, in sites behind NATs (as root)' \
 	  'make test [ARGS="tests.test_config"]       the tests' \
 	  'make attacks [ARGS="--json 5 11"]          attacks on real daemons, with and without each defence (as root; docs/security.md)' \
+	  'make faults [ARGS="--json 9 13"]           faults of disks, clocks, machines, networks, row by row (as root; docs/security.md)' \
 	  'make test-ops [ARGS="--json dns"]          package and units on machines with a systemd of their own (as root; docs/service.md)' \
 	  'make deb                                   dist/ipop-tx_VERSION_ARCH.deb (docs/service.md)' \
 	  'make lint                                  ruff and mypy --strict' \
@@ -33,6 +34,10 @@ test:
 attacks:
 	@tools/setup
 	@$(PYTHON) -m tests.attacks $(ARGS)
+
+faults:
+	@tools/setup
+	@$(PYTHON) -m tests.faults $(ARGS)
 
 test-ops:
 	@tools/setup systemd-container debootstrap

@@ -139,7 +139,7 @@ class Node(MultiService):
         lease = config.lease
         self.pool = DHCPService(self.protocol, network.pool, self.state, lease.address, lease.hours, self._address_changed)
         tap = config.tap
-        self.tap = TapService(pump, tap.name, tap_mtu(config), network, core.ident, tap.bridge) if tap.enabled else None
+        self.tap = TapService(pump, tap.name, tap_mtu(config), network, core.ident, tap.bridge, tap.shield) if tap.enabled else None
         self.forwarding = ForwardingService(reactor, self.protocol, self.tap, transport)
         self.guests: GuestService | None = None
         if self.tap is not None:

@@ -124,6 +124,7 @@ class ISealedChannel(Interface):
     send_index: int = Attribute("the peer's receiver index")
     highest: int = Attribute("the greatest counter opened so far, -1 before the first")
     datagrams_opened: int = Attribute("how many records were opened")
+    datagrams_sealed: int = Attribute("how many records were sealed")
 
     def reserve(count: int) -> int:
         """Take `count` counters, each for one record to be sealed; gives the first one."""

@@ -17,17 +17,22 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ipop_tx.core.links.fragments import Reassembly
+from ipop_tx.core.runtime import Runtime
 from ipop_tx.errors import IpopError
 from ipop_tx.forwarding import dhcp as frames_dhcp
 from ipop_tx.forwarding import neighbour, offload
 from ipop_tx.forwarding.delivery import _lengths
 from ipop_tx.forwarding.mtu import clamp_mss, too_big
+from ipop_tx.identity import assignment, enrolment, signer
 from ipop_tx.identity.certificates import MALFORMED, facts_of, network_of
 from ipop_tx.identity.invitation import PREFIX, Invitation, InvitationRecord, _checksum
+from ipop_tx.identity.keys import COMPRESSED_BYTES, SALT_BYTES
 from ipop_tx.session.hello import parse_client_hello
 from ipop_tx.transport.frames import unframed
-from ipop_tx.values import Endpoint
-from ipop_tx.wire import dhcp, portmap
+from ipop_tx.transport.proxy import tunnel
+from ipop_tx.values import Endpoint, Proxy
+from ipop_tx.wire import dhcp, policy, portmap
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import form_of, receiver_index
 from ipop_tx.wire.relay import Relayed
@@ -52,6 +57,38 @@ def _certificate(data: bytes) -> None:
 def _invitation_body(data: bytes) -> Invitation:
     """With a good checksum, which a mutation would hardly ever hit."""
     return Invitation.parse(PREFIX + base64.urlsafe_b64encode(data + _checksum(data)).decode().rstrip("="))
+
+
+def _der_pair(data: bytes) -> None:
+    assignment.chain_of.cache_clear()
+    assignment.key_and_salt(data)
+
+
+def _signature(data: bytes) -> None:
+    signer._owner(data[: COMPRESSED_BYTES + SALT_BYTES], b"data", data[COMPRESSED_BYTES + SALT_BYTES :])
+
+
+def _proxied(kind: str) -> Parser:
+    """What a proxy says, in two parts."""
+    asked = Proxy(kind, "192.0.2.1", 8080, "user", "password")
+
+    def say(data: bytes) -> None:
+        way = tunnel(asked, Endpoint("tls", "192.0.2.2", 443))
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            if not way.done:
+                way.receive(part)
+
+    return say
+
+
+def _fragments(data: bytes) -> None:
+    """A row of fragments of several senders."""
+    reassembly = Reassembly(Runtime(Random(1)))
+    for at in range(0, len(data) - 4, 4):
+        sender, group, index, count = data[at : at + 4]
+        whole = reassembly.add(bytes([sender & 3]) * 20, m.Fragment(group, index & 63, max(1, count & 63), data[at : at + count]))
+        if whole is not None:
+            m.decode(whole)
 
 
 def _packed(work: Callable[[memoryview, int], Any]) -> Parser:
@@ -84,6 +121,14 @@ PARSERS: dict[str, Parser] = {
     "invitation_body": _invitation_body,
     "invitation_record": InvitationRecord.decode,
     "certificate": _certificate,
+    "request": enrolment._request,
+    "credential": _der_pair,
+    "signature": _signature,
+    "policy": _text(policy.parse),
+    "service": _text(policy.parse_service),
+    "http_proxy": _proxied("http"),
+    "socks_proxy": _proxied("socks5"),
+    "fragments": _fragments,
 }
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ipop_tx.forwarding.neighbour import answer, parse
+from ipop_tx.identity.assignment import credential
 from ipop_tx.identity.authority import create_network, read_certificates
 from ipop_tx.identity.certificates import to_der
 from ipop_tx.identity.credentials import GuestCredentials
+from ipop_tx.identity.enrolment import build_enrol
 from ipop_tx.identity.invitation import _CHECKSUM_BYTES, PREFIX, Invitation, InvitationRecord
-from ipop_tx.identity.keys import generate_key, read_key
-from ipop_tx.identity.state import ADMISSION_CERTIFICATE, ADMISSION_KEY, NODE_CHAIN, StateDirectory
+from ipop_tx.identity.keys import generate_key, read_key, sign
+from ipop_tx.identity.signer import RecordSigner
+from ipop_tx.identity.state import ADMISSION_CERTIFICATE, ADMISSION_KEY, NODE_CHAIN, NODE_KEY, StateDirectory
 from ipop_tx.session.dtls import DtlsSessionFactory
 from ipop_tx.values import Endpoint
 from ipop_tx.wire import dhcp, portmap
@@ -43,7 +46,18 @@ _PACKED = bytes.fromhex("01010000") + b"\x20\x00" + bytes.fromhex("22001000") + 
 _OFFER = dhcp.encode(dhcp.Message(dhcp.OFFER, bytes(4), bytes([2] * 6), {dhcp.SERVER: bytes(4)}, True))
 
 
-def _identity() -> tuple[list[bytes], bytes, bytes]:
+_POLICY = b"""default = "deny"
+[[allow]]
+name = "web"
+from = ["group:dev", "10.128.0.0/24"]
+to = ["any"]
+protocol = ["tcp"]
+ports = ["80", "8000-8100"]
+"""
+"""Of docs/policy.md's kind."""
+
+
+def _identity() -> tuple[list[bytes], bytes, bytes, dict[str, list[bytes]]]:
     with TemporaryDirectory() as place:
         state = StateDirectory(Path(place))
         create_network(state, "lab", IPv4Network("10.128.0.0/16"), "node")
@@ -51,7 +65,12 @@ def _identity() -> tuple[list[bytes], bytes, bytes]:
         invitation = Invitation.make(chain[-1], 2**31, (Endpoint("udp", "203.0.113.1", 4500),))
         key, above = read_key(state, ADMISSION_KEY), read_certificates(state, ADMISSION_CERTIFICATE)
         record = InvitationRecord.make(invitation, "node", False, key, above[0], "")
-    return [to_der(one) for one in chain], str(invitation).encode(), record.encode()
+        more = {
+            "request": [build_enrol(invitation, generate_key(), None, "node").csr],
+            "credential": [credential(chain)],
+            "signature": [RecordSigner(read_key(state, NODE_KEY), bytes(16)).signer + sign(read_key(state, NODE_KEY), b"data")],
+        }
+    return [to_der(one) for one in chain], str(invitation).encode(), record.encode(), more
 
 
 def invitation_body(token: bytes) -> bytes:
@@ -60,7 +79,7 @@ def invitation_body(token: bytes) -> bytes:
     return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))[:-_CHECKSUM_BYTES]
 
 
-_CHAIN, _TOKEN, _INVITATION = _identity()
+_CHAIN, _TOKEN, _INVITATION, _MORE = _identity()
 _question = parse(_ARP)
 
 SEEDS: dict[str, list[bytes]] = {
@@ -84,6 +103,12 @@ SEEDS: dict[str, list[bytes]] = {
     "stream": [b"\x00\x10" + bytes(16)],
     "certificate": _CHAIN,
     "invitation": [_TOKEN],
+    **_MORE,
+    "policy": [_POLICY, b'{"default": "deny", "allow": [{"name": "a", "to": ["any"], "protocol": ["icmp"], "types": ["echo-request"]}]}'],
+    "service": [b"tcp/443", b"icmp/echo-request", b"udp"],
+    "http_proxy": [b"HTTP/1.1 200 Connection established\r\n\r\nrest", b"HTTP/1.1 407 No\r\n\r\n"],
+    "socks_proxy": [b"\x05\x02\x01\x00\x05\x00\x00\x01\xc0\x00\x02\x02\x01\xbb", b"\x05\x00\x05\x00\x00\x03\x04host\x01\xbb"],
+    "fragments": [bytes(range(256)), bytes([0, 1, 0, 2, 0, 1, 1, 2]) * 8],
     "invitation_body": [invitation_body(_TOKEN)],
     "invitation_record": [_INVITATION, b"\x99" + _INVITATION[1:] + b"\x91" * 1500 + b"\xc0"],
     **{name: [_PACKED] for name in ("payload", "restore", "segment", "clamp", "too_big", "is_dhcp")},

@@ -65,6 +65,18 @@ class Twistd(TestCase):
         self.assertTrue(err.startswith("ipop: "), err)
         self.assertEqual([path.name for path in self.directory.iterdir()], ["node.toml"])
 
+    async def test_killed_over_its_pidfile(self) -> None:
+        """An empty pidfile, as a kill or a full disk leaves it, is none; one with a number is twistd's business."""
+        self.config.write_text('[node]\nstate = "s"\n')
+        pidfile = self.directory / "twistd.pid"
+        pidfile.write_text("")
+        words = ("-n", f"--pidfile={pidfile}", "ipop", "--config", str(self.config))
+        _, err, _ = await self.twistd(*words, before=FAILING)
+        self.assertEqual(err, "ipop: the port 4500 is taken: choose another listen.udp\n")
+        pidfile.write_text(f"{os.getpid()}")
+        _, err, _ = await self.twistd(*words, before=FAILING)
+        self.assertIn("Another twistd server is running", err)
+
     async def test_failing_start(self) -> None:
         self.config.write_text('[node]\nstate = "s"\n')
         _, err, status = await self.twistd("-n", "ipop", "--config", str(self.config), before=FAILING)

@@ -17,7 +17,7 @@ def delay(one: SimulatedNode, other: SimulatedNode) -> float:
     return one.net.width_s * hypot(x - u, y - v)
 
 
-class ChoiceTests(NetCase):
+class ChoiceCase(NetCase):
     """Five members; two of them cannot reach each other."""
 
     def setUp(self) -> None:
@@ -49,6 +49,10 @@ class ChoiceTests(NetCase):
     def relay(self, back: bool = False) -> SimulatedNode:
         """The chosen one."""
         return next(node for node in self.nodes if node.ident == self.link(back).relay)
+
+
+class ChoiceTests(ChoiceCase):
+    """Which relay is chosen."""
 
     def test_the_shortest(self) -> None:
         """By the measured round trip, at both ends; the others are known too."""

@@ -111,6 +111,8 @@ class StateDirectoryTests(StateCase):
             self.state.notices.clear()
             self.assertEqual(self.state.read_json(LEASE), 1)
             self.assertEqual(self.state.notices, [f"{path} was damaged, so the version before it is used"])
+            self.assertEqual(self.state.read_json(LEASE), 1)
+            self.assertEqual(len(self.state.notices), 1, "it is whole again")
         self.state.write_json(LEASE, 4)
         self.assertEqual((self.state.read_json(LEASE), len(self.state.notices)), (4, 1))
 
@@ -123,6 +125,9 @@ class StateDirectoryTests(StateCase):
     def test_all_json_damaged(self) -> None:
         self.state.write_json(LEASE, 1)
         (self.state.path / LEASE).write_bytes(b"{}")
+        self.assertEqual(self.state.read_json(LEASE), 1, "the very first version has a copy too")
+        for name in (LEASE, f"{LEASE}.bak"):
+            (self.state.path / name).write_bytes(b"{}")
         self.assertSays(lambda: self.state.read_json(LEASE), LEASE, "is damaged", "remove both")
 
     def test_two_daemons(self) -> None:

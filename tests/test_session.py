@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from itertools import pairwise
 from random import Random
 
 from cryptography import x509
@@ -17,7 +18,7 @@ from zope.interface.verify import verifyObject
 
 from ipop_tx.errors import BadDatagram, LocalMisuse, PeerRefused, Unreachable
 from ipop_tx.interfaces import ISession, ISessionFactory
-from ipop_tx.session.dtls import MTU, DtlsSession, DtlsSessionFactory
+from ipop_tx.session.dtls import GIVE_UP_AFTER, MOST_REPEATS, MTU, REPEAT_AFTER, REPEAT_GROWTH, DtlsSession, DtlsSessionFactory
 from ipop_tx.session.plain import PlainSession, PlainSessionFactory
 from ipop_tx.session.sealed import OVERHEAD
 from ipop_tx.values import Peer
@@ -107,6 +108,11 @@ class Handshake:
         return bytes(altered)
 
 
+def drained(session: Session) -> list[bytes]:
+    """All that it has to send now."""
+    return list(iter(session.poll_transmit, None))
+
+
 class SessionDemands:
     """What every kind of session must do."""
 
@@ -135,6 +141,7 @@ class SessionDemands:
         self.assertEqual((len(client.opening), len(client.tag)), (32, 8))
         self.assertTrue(all(128 <= end.local_index >> 24 < 192 for end in (client, server)))
         self.assertIsNone(client.poll_timeout())
+        server.unprotect(client.protect(1, b""))  # before, the server may have to repeat its last flight
         self.assertIsNone(server.poll_timeout())
         self.assertLessEqual(max(handshake.sizes), MTU)
 
@@ -303,6 +310,25 @@ class DtlsSessionTests(SessionDemands, TestCase):
     def test_datagrams_begin_as_rfc_7983_says(self) -> None:
         first = self.factory("ann").initiate(0.0).poll_transmit() or b""
         self.assertTrue(20 <= first[0] <= 63)
+
+    def test_a_flight_is_repeated(self) -> None:
+        """The same datagrams, later each time, so often and no more; nothing once the handshake is over."""
+        client = self.factory("ann").initiate(0.0)
+        flight, repeats, now = drained(client), [], 0.0
+        while now < GIVE_UP_AFTER - 0.5:
+            now = client.poll_timeout() or GIVE_UP_AFTER
+            client.handle_timeout(now)
+            repeats += [now] if drained(client) == flight else []
+        gaps = [later - earlier for earlier, later in pairwise([0.0, *repeats])]
+        self.assertEqual(len(repeats), MOST_REPEATS)
+        self.assertEqual([round(gap, 6) for gap in gaps], [round(REPEAT_AFTER * REPEAT_GROWTH**count, 6) for count in range(MOST_REPEATS)])
+        handshake = Handshake(self.factory("ann"), self.factory("bob"))
+        handshake.run(0.0)
+        assert handshake.server is not None
+        handshake.server.handle_timeout(REPEAT_AFTER)
+        self.assertNotEqual(drained(handshake.server), [], "the last flight may be lost")
+        handshake.server.unprotect(handshake.client.protect(1, b""))
+        self.assertEqual((handshake.server.poll_timeout(), handshake.client.poll_timeout()), (None, None))
 
     async def test_each_lost_datagram_is_made_good(self) -> None:
         ann, bob = self.factory("ann"), self.factory("bob")

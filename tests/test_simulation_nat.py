@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import combinations_with_replacement, product
 from typing import Any
 
+import msgspec
 from twisted.trial.unittest import TestCase
 
 from ipop_tx.core import commands as c
@@ -152,6 +153,30 @@ class PunchTests(NetCase):
             for other in (ROUTERS[2], ROUTERS[13], ROUTERS[14]):
                 net, first, second = self.pair(seed, home, other, carrier)
                 self.becomes_what_it_can(net, first, second, feasible(both, reach_of(other)), f"{home} behind {carrier}, and {other}")
+
+    def aimed(self, router: Router) -> tuple[int, SimulatedNode]:
+        """Datagrams to a third party that a peer names as its NAT, while a node behind `router` looks for a way to it; and that node."""
+        net, caster, liar = self.pair(3, router, ROUTERS[2])
+        victim = Endpoint("udp", "192.88.99.1", 53)
+        offer, carry, hits = liar.running.paths.offer, net.carry, [0]
+
+        def carried(sender: Any, endpoint: Endpoint, *rest: Any) -> None:
+            hits[0] += endpoint.host == victim.host
+            carry(sender, endpoint, *rest)
+
+        liar.running.paths.offer = lambda: msgspec.structs.replace(offer(), outer=str(victim))  # type: ignore[method-assign]
+        net.carry = carried  # type: ignore[method-assign]
+        self.converse(net, [(caster, liar), (liar, caster)])
+        self.check_both(net, caster, liar)
+        net.run(90.0)
+        return hits[0], caster
+
+    def test_nobody_is_aimed_at(self) -> None:
+        """Nothing is cast at who is named falsely, whether the ports would be foretold or not, since nobody sees the peer there."""
+        for router in (ROUTERS[11], ROUTERS[14]):
+            hits, caster = self.aimed(router)
+            self.assertEqual(hits, 0)
+            self.assertGreater(caster.running.runtime.counters.get("search_refused", 0), 0)
 
     def test_what_comes_too_early(self) -> None:
         """Two brittle routers at which something came in unasked before anything was known: fresh ports do what the old ones cannot."""

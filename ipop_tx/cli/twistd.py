@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,13 @@ class Options(usage.Options):
     synopsis = "[--config FILE]"
     longdesc = "Runs one node of a private IP network. conf/node.toml explains the configuration."
     optParameters = [["config", "c", str(DEFAULT_PATH), "The node's configuration, a node.toml."]]  # noqa: RUF012 twisted's way
+
+    def postOptions(self) -> None:
+        """Before twistd looks at its pidfile: one that it was killed over while writing would keep it from starting for ever."""
+        path = self.parent.get("pidfile") if self.parent is not None else None
+        with suppress(OSError):  # twistd will say what is wrong with it
+            if path and os.path.isfile(path) and not Path(path).read_bytes().strip():
+                os.unlink(path)
 
 
 def makeService(options: Options) -> IService:

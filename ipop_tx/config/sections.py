@@ -58,6 +58,8 @@ class TapSection(msgspec.Struct, frozen=True):
     """Largest IP packet, in bytes; None, in the file "auto", for as large as fits this machine's interfaces."""
     bridge: str | None = None
     """An existing bridge to put the interface into; then that has the node's addresses."""
+    shield: bool = True
+    """Whether those addresses are answered there only, and not on the machine's other interfaces."""
 
 
 class LeaseSection(msgspec.Struct, frozen=True):
@@ -233,6 +235,7 @@ READERS: dict[str, readers.Reader] = {
     "tap.name": readers.interface_name,
     "tap.mtu": readers.mtu,
     "tap.bridge": readers.interface_name,
+    "tap.shield": readers.flag,
     "lease.address": readers.address,
     "lease.hours": readers.hours,
     "dhcp.guests": readers.whole(0, 1000),

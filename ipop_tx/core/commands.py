@@ -256,6 +256,13 @@ class DoubtMtu:
 
 
 @dataclass(frozen=True, slots=True)
+class DoubtRelay:
+    """Traffic to a member vanishes at its relay, though challenges come through: take another one. Future of None, at once."""
+
+    ident: Ident
+
+
+@dataclass(frozen=True, slots=True)
 class PathSeen:
     """The forwarding plane heard a member from another endpoint than its path's. Future of None."""
 

@@ -182,6 +182,7 @@ class Node:
             c.Suspect: self._suspect,
             c.PathLost: self._path_lost,
             c.DoubtMtu: self._doubt_mtu,
+            c.DoubtRelay: self._doubt_relay,
             c.PathSeen: self._path_seen,
             c.Report: self._report,
             c.Ask: lambda x: self.rpc.call(x.ident, x.body),
@@ -393,6 +394,12 @@ class Node:
         link = self.links.by_ident.get(command.ident)
         if link is not None:
             self.paths.mtu.doubt(link)
+        return settled(None)
+
+    def _doubt_relay(self, command: c.DoubtRelay) -> Future[None]:
+        link = self.links.by_ident.get(command.ident)
+        if link is not None and not link.is_direct:
+            self.paths.relays.mistrust(link)
         return settled(None)
 
     def _path_seen(self, command: c.PathSeen) -> Future[None]:

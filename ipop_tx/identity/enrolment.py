@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ipop_tx.errors import BadMessage, InvitationRefused, LocalMisuse
 from ipop_tx.identity.authority import Admitter, request, requested_key
-from ipop_tx.identity.certificates import to_der
+from ipop_tx.identity.certificates import MALFORMED, to_der
 from ipop_tx.identity.invitation import Invitation, InvitationRecord
 from ipop_tx.identity.keys import PrivateKey, ident_of, key_of_point, point_of, sign, signed_by
 from ipop_tx.values import Ident
@@ -79,7 +79,7 @@ def _request(der: bytes) -> x509.CertificateSigningRequest:
     try:
         csr = x509.load_der_x509_csr(der)
         requested_key(csr)
-    except (ValueError, LocalMisuse):
+    except (*MALFORMED, LocalMisuse):
         raise BadMessage("the request to join carries no good certificate request") from None
     return csr
 

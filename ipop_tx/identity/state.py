@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +145,24 @@ class StateDirectory:
             if good:
                 if candidate is before:
                     self.notices.append(f"{present} was damaged, so the version before it is used")
+                    with suppress(StateError):  # else the next damage would be that of the only copy
+                        self.write(name, content)
                 return value
         raise StateError(f"{present} is damaged, and so is {before.name}", "remove both; the node finds out again what stood in them")
 
     def write_json(self, name: str, value: Any) -> None:
         """Replace one JSON file and keep the version before it. Raises `StateError`."""
         body = msgspec.json.encode(value) + b"\n"
+        content = _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         path = self.path / name
         if path.exists() and _checked(self.read(name))[0]:
             try:
                 path.replace(self.path / f"{name}.bak")
             except OSError as problem:
                 raise _state_error(path, "cannot be renamed", problem) from problem
-        self.write(name, _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        elif not self.exists(f"{name}.bak"):  # the first one, which has no version before it
+            self.write(f"{name}.bak", content)
+        self.write(name, content)
 
     def _sync(self) -> None:
         """Make renames durable."""

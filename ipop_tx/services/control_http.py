@@ -57,7 +57,7 @@ class ControlRequest(Request):
             return
         try:
             arguments = json.loads(self.content.getvalue() or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
             self._reply((400, refusal(LocalMisuse("the request's body is not a JSON object"))))

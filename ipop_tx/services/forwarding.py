@@ -20,6 +20,7 @@ from ipop_tx.forwarding.noport import NoPort
 from ipop_tx.forwarding.plane import ForwardingPlane
 from ipop_tx.interfaces import IForwardingControl, IFramePort, ISession, ITransport
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.relaywatch import RelayWatch
 from ipop_tx.values import Endpoint, Ident
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import MAX_PIECES
@@ -56,6 +57,7 @@ class ForwardingService(Service):
         self._reporting: Any = None
         self._carried: dict[Ident, tuple[int, int, float]] = {}
         """Frames sent to a member, signs of life from it, and when we looked."""
+        self._relays = RelayWatch()
         self._parted: deque[tuple[float, Adjacency]] = deque()
         """Members to whom the link was not needed any more, and until when frames of theirs may still come by it."""
         self._look_at = self._sweep_at = float("-inf")
@@ -97,6 +99,7 @@ class ForwardingService(Service):
         elif parted is not None:
             self.fib.bury(parted)
         self._carried.pop(event.ident, None)
+        self._relays.forget(event.ident)
         self._relays_changed()
 
     def _relays_changed(self) -> None:
@@ -146,6 +149,7 @@ class ForwardingService(Service):
         if adjacency is None or adjacency.channel is None or adjacency.channel.send_index != event.index:
             return
         adjacency.reports += 1
+        self._relays.reported(adjacency, event.index, event.highest, event.opened)
         each = adjacency.tx_pieces / adjacency.tx_records if adjacency.tx_records else 1.0
         adjacency.tx_records = adjacency.tx_pieces = 0
         lost = adjacency.width.report(self._protocol.clock(), event.index, event.highest, event.opened, event.failed, each)
@@ -175,6 +179,8 @@ class ForwardingService(Service):
             sent, seen, since = self._carried.get(adjacency.ident, (adjacency.tx_frames, signs, now))
             silent = adjacency.tx_frames > sent and signs == seen
             link = self._protocol.node.link(adjacency.ident)
+            if link is not None and self._relays.is_bad(now, adjacency, link.rtt):
+                self._protocol.submit(c.DoubtRelay(adjacency.ident))
             if silent and link is not None and now - since <= SILENCE + 3 * link.rtt:
                 continue
             self._carried[adjacency.ident] = (adjacency.tx_frames, signs, now)

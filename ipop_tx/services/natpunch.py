@@ -6,7 +6,6 @@ from ipaddress import ip_address
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from ipop_tx.core import commands as c
@@ -14,6 +13,7 @@ from ipop_tx.core import events as e
 from ipop_tx.interfaces import IPuncher, ITransport
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
+from ipop_tx.services.steadily import steadily
 from ipop_tx.values import Endpoint, Ident
 
 LOOK_EVERY = 5.0
@@ -42,8 +42,7 @@ class NATPunchService(Service):
         self._advertise = advertise
         self._mapped: tuple[Endpoint, ...] = ()
         self._told: tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]] | None = None
-        self._look = LoopingCall(self.look)
-        self._look.clock = reactor
+        self._look = steadily(reactor, self.look, "endpoints_look")
         protocol.on(e.Observed, self._observed)
 
     def startService(self) -> None:

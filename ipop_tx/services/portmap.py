@@ -12,13 +12,13 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
-from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.interfaces import ITransport
 from ipop_tx.log import Logger
 from ipop_tx.services.portmapper import AGAIN, Phase, PortMapper
+from ipop_tx.services.steadily import steadily
 from ipop_tx.services.upnp import Upnp, UpnpMapping
 from ipop_tx.transport.gateway import Gateway, default_gateway
 from ipop_tx.values import Endpoint
@@ -91,8 +91,7 @@ class PortMapService(Service):
         self._nonce = nonce
         self._pool = pool
         self._find = gateway
-        self._look = LoopingCall(self.look)
-        self._look.clock = reactor
+        self._look = steadily(reactor, self.look, "portmap_look")
         self._place: tuple[Gateway, int] | None = None
         self._mapper: PortMapper | None = None
         self._ports: list[Any] = []

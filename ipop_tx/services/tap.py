@@ -18,6 +18,7 @@ from ipop_tx.forwarding import offload
 from ipop_tx.interfaces import IFramePort, IFrameReceiver
 from ipop_tx.log import Logger
 from ipop_tx.services import netlink, tun
+from ipop_tx.services.shield import Shield
 from ipop_tx.transport.interfaces import interface_addresses
 from ipop_tx.values import Ident, Network
 from ipop_tx.wire.address import mac_of
@@ -55,7 +56,9 @@ class TapService(Service):
     name: str
     _log = Logger()
 
-    def __init__(self, reactor: Any, name: str, mtu: int, network: Network, ident: Ident, bridge: str | None = None) -> None:
+    def __init__(
+        self, reactor: Any, name: str, mtu: int, network: Network, ident: Ident, bridge: str | None = None, shielded: bool = True
+    ) -> None:
         self.name = name
         self.bridge = bridge
         self.addressed = bridge or name
@@ -70,6 +73,7 @@ class TapService(Service):
         self._reactor = reactor
         self._network = network
         self._link_local = IPv6Interface((_LINK_LOCAL + ident[:8], 64))
+        self._shield = Shield([name, *filter(None, [bridge])]) if shielded else None
         self._device: Any = None
         self._fd = -1
         self._wanted: list[IPv4Interface | IPv6Interface] = []
@@ -121,6 +125,8 @@ class TapService(Service):
             self._reactor.removeReader(self)
             self._device.close()
             self._clear_bridge()
+        if self._shield is not None:
+            self._shield.lift()
         self._device, self._fd, self._present, self._health, self.offloads = None, -1, [], [], ()
 
     def configure(self, ipv4: IPv4Address | None, ipv6: IPv6Address) -> None:
@@ -134,7 +140,8 @@ class TapService(Service):
     def health(self) -> list[str]:
         """Sentences about what does not work; empty when all is well."""
         why_not = netlink.why_bridge_fails(self.bridge, self.mtu) if self.bridge is not None and self._device is not None else None
-        return [*self._health, why_not] if why_not is not None else list(self._health)
+        open_to = self._shield.health() if self._shield is not None else []
+        return [*self._health, *filter(None, [why_not]), *open_to]
 
     def _choose_offloads(self) -> None:
         """While the interface is down."""
@@ -172,6 +179,8 @@ class TapService(Service):
 
     def _apply(self) -> None:
         wanted = self._wanted
+        if self._shield is not None:
+            self._shield.protect(one.ip for one in wanted)
         if netlink.why_no_ipv6(self.addressed, self.mtu) is not None:
             wanted = [one for one in wanted if one.version == 4]
         elif wanted:

@@ -26,6 +26,8 @@ MTU = 1200
 
 GIVE_UP_AFTER = 10.0
 """Seconds from the first flight after which a handshake has failed."""
+REPEAT_AFTER, REPEAT_GROWTH, MOST_REPEATS = 0.4, 1.3, 8
+"""Seconds after which a flight is repeated that has brought nothing, by what factor longer each time, and how often."""
 
 _EXPORTER_LABEL = b"EXPORTER-ipop-tx-1"
 _AES = b"ECDHE-ECDSA-AES128-GCM-SHA256"
@@ -79,6 +81,11 @@ class DtlsSession:
         self._chain: Chain | None = None
         self._outgoing: deque[bytes] = deque()
         self._deadline: float | None = None
+        """When OpenSSL wants to retransmit, by its timer of 1, 2, 4 s, or we give up."""
+        self._flight: list[bytes] = []
+        self._repeat_at: float | None = None
+        self._repeat_gap = REPEAT_AFTER
+        self._repeats = 0
         self._give_up_at = now + GIVE_UP_AFTER
 
     @property
@@ -104,10 +111,12 @@ class DtlsSession:
 
     def poll_timeout(self) -> float | None:
         """When `handle_timeout` wants to be called, or None."""
-        return self._deadline
+        return min((moment for moment in (self._deadline, self._repeat_at) if moment is not None), default=None)
 
     def handle_timeout(self, now: float) -> None:
-        """Retransmit what OpenSSL finds due by the real clock; give up `GIVE_UP_AFTER` seconds after the start."""
+        """Repeat the last flight, or what OpenSSL finds due by the real clock; give up `GIVE_UP_AFTER` seconds after the start."""
+        if self._repeat_at is not None and now >= self._repeat_at:
+            self._repeat(now)
         if self._deadline is None or now < self._deadline or self._connection is None:
             return
         if now >= self._give_up_at:
@@ -119,6 +128,13 @@ class DtlsSession:
             self._fail(_reason(problem))
             return
         self._flush(now)
+
+    def _repeat(self, now: float) -> None:
+        """The same datagrams once more: who has got them drops them as replays, and where much gets lost OpenSSL's timer is too slow."""
+        self._outgoing.extend(self._flight)
+        self._repeats += 1
+        self._repeat_gap *= REPEAT_GROWTH
+        self._repeat_at = now + self._repeat_gap if self._repeats < MOST_REPEATS else None
 
     def protect(self, kind: int, payload: bytes | memoryview) -> bytes:
         """Seal one datagram for the peer. Raises `LocalMisuse` before the session is established."""
@@ -156,12 +172,13 @@ class DtlsSession:
 
     def _peer_has_keys(self) -> None:
         """The peer uses its keys, so it will not ask again for our last flight: 84 kB can go."""
-        self._connection = None
+        self._connection = self._repeat_at = None
+        self._flight = []
 
     def close(self) -> None:
         """Forget the keys, and all that is not yet sent. Idempotent."""
         self.established = False
-        self._channel = self._chain = self._connection = self._deadline = None
+        self._channel = self._chain = self._connection = self._deadline = self._repeat_at = None
         self._outgoing.clear()
 
     def advance(self, now: float) -> None:
@@ -214,9 +231,14 @@ class DtlsSession:
         connection = self._connection
         if connection is None:
             return
-        self._outgoing.extend(split_records(_drain(connection), MTU))
+        fresh = split_records(_drain(connection), MTU)
+        self._outgoing.extend(fresh)
+        if fresh:
+            self._flight, self._repeats, self._repeat_gap = fresh, 0, REPEAT_AFTER
+            self._repeat_at = now + REPEAT_AFTER
         self._deadline = None
         if self.failure is not None or (self.established and self.initiated):
+            self._repeat_at = None
             self._connection = None  # The client's last flight is answered already, nobody will ask for it again.
         elif not self.established:
             left = connection.DTLSv1_get_timeout()
@@ -225,7 +247,7 @@ class DtlsSession:
     def _fail(self, failure: IpopError) -> None:
         self.failure = failure
         self.established = False
-        self._channel = self._connection = self._deadline = None
+        self._channel = self._connection = self._deadline = self._repeat_at = None
 
 
 @implementer(ISessionFactory)

@@ -44,15 +44,15 @@ def dump(question: int, answer: int, body: bytes) -> Iterator[bytes]:
 
 def ask(question: int, body: bytes, attributes: Mapping[int, bytes] | None = None, flags: int = 0) -> list[bytes]:
     """Have one thing done or told; gives the bodies of the answer, if it has any. Raises `OSError` when the kernel refuses."""
-    packed = b"".join(_packed(kind, value) for kind, value in (attributes or {}).items())
-    return [found for _, found in _asked(question, _ACK | flags, body + packed)]
+    told = b"".join(packed(kind, value) for kind, value in (attributes or {}).items())
+    return [found for _, found in _asked(question, _ACK | flags, body + told)]
 
 
 def _asked(question: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.send(_NLMSG.pack(_NLMSG.size + len(body), question, _REQUEST | flags, 1, 0) + body)
         while True:
-            for kind, found in _messages(netlink.recv(_LARGEST)):
+            for kind, found in messages_of(netlink.recv(_LARGEST)):
                 if kind == _NLMSG_DONE:
                     return
                 if kind == _NLMSG_ERROR:
@@ -68,7 +68,8 @@ def _check(body: bytes) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages_of(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each netlink message in what was received at once."""
     while len(data) >= _NLMSG.size:
         length, kind, *_ = _NLMSG.unpack_from(data)
         yield kind, data[_NLMSG.size : length]
@@ -85,7 +86,8 @@ def attributes_of(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _packed(kind: int, value: bytes) -> bytes:
+def packed(kind: int, value: bytes) -> bytes:
+    """An attribute."""
     length = _RTATTR.size + len(value)
     return _RTATTR.pack(length, kind) + value + bytes(_aligned(length) - length)
 

@@ -13,7 +13,7 @@ import unittest
 from collections.abc import Sequence
 from typing import Any
 
-from tests.attacks import rows_member, rows_wire
+from tests.attacks import rows_member, rows_parsers, rows_relay, rows_wire
 from tests.attacks.case import AttackCase, Shows
 from tests.system import why_not
 
@@ -24,6 +24,7 @@ NAMES = {
     4: "forgeries from a new source",
     5: "real datagrams raced from another address",
     6: "floods of hellos from spoofed sources",
+    7: "reflection through candidates and relays",
     8: "certificates that are not good",
     9: "a revoked key with another certificate",
     10: "the ident of another",
@@ -33,9 +34,12 @@ NAMES = {
     14: "destinations and routes that nobody granted",
     15: "poison in the DHT",
     16: "one key with many idents",
+    17: "a relay that drops, delays, reorders or alters",
     18: "downgrade and weak ciphers",
     19: "others at the control socket",
+    20: "the overlay's addresses probed from the LAN",
     21: "a tunnel inside itself",
+    22: "nesting, promises and truncation at every parser",
     23: "an invitation used twice at once",
     24: "old keys",
 }
@@ -46,7 +50,7 @@ def tests() -> list[AttackCase]:
     """All of them, in the order of their numbers."""
     found = [
         kind(name)
-        for module in (rows_wire, rows_member)
+        for module in (rows_wire, rows_member, rows_relay, rows_parsers)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, AttackCase) and kind.__module__ == module.__name__
         for name in unittest.TestLoader().getTestCaseNames(kind)  # type: ignore[arg-type]

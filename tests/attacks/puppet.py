@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from ipop_tx.app import Node
 from ipop_tx.core import commands as c
+from ipop_tx.core.links.fragments import PART
 from ipop_tx.core.links.link import Link
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.services.control import Route
@@ -46,6 +48,15 @@ def seal(node: Node, peer: str, kind: int, payload: str, steps: list[int] | None
     return {"counter": base}
 
 
+def fragments(node: Node, peer: str, group: int, count: int) -> dict[str, Any]:
+    """All fragments of a message but the last one, with so many bytes each."""
+    link = _link(node, peer)
+    for index in range(count - 1):
+        node.core.links.send_message(link, m.Fragment(group, index, count, bytes(PART)), whole=True)
+    node.protocol.settle()
+    return {}
+
+
 def ask(node: Node, peer: str, body: str) -> Any:
     """Ask a peer anything, as a well-formed request; gives its answer."""
     request = m.decode(bytes.fromhex(body))
@@ -65,4 +76,21 @@ def record(node: Node, key: str, version: int, ttl: int, value: str) -> dict[str
     return {"record": m.encode(made).hex(), "ident": node.core.ident.hex()}
 
 
-DEEDS: dict[str, Callable[..., Any]] = {deed.__name__: deed for deed in (seal, ask, shards, record)}
+def mistreat(node: Node, how: str) -> dict[str, Any]:
+    """From now on drop, alter or delay all traffic that is relayed here, but nothing of the control plane: challenges get through."""
+    relaying: Any = node.forwarding.plane.relaying
+    honest, chance = type(relaying)._pass, Random(1)
+
+    def wicked(peer: Any, target: bytes, buffer: memoryview, begin: int, end: int) -> None:
+        if how == "alter":
+            buffer[end - 20] ^= 1  # before the tag: the end of the packet
+            honest(relaying, peer, target, buffer, begin, end)
+        elif how == "delay":
+            kept = memoryview(bytearray(buffer))
+            node._reactor.callLater(2.0 + 2.0 * chance.random(), honest, relaying, peer, target, kept, begin, end)
+
+    relaying._pass = wicked
+    return {}
+
+
+DEEDS: dict[str, Callable[..., Any]] = {deed.__name__: deed for deed in (seal, fragments, ask, shards, record, mistreat)}

@@ -27,7 +27,7 @@ from ipop_tx.wire import dhcp
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.datagram import CONTROL, FRAME
 from tests.attacks.case import AttackCase, ChangedNode, shows
-from tests.attacks.wire import Eyes, echo, udp
+from tests.attacks.wire import Eyes, cut, echo, udp
 
 SETTLE = 1.0
 HEAD = bytes(10)
@@ -144,7 +144,7 @@ class MemberAttacks(AttackCase):
         founder, wicked = self.wicked_pair()
         self.admit(founder, self.lab.public_host("relay"))
         inside = wicked.address
-        self.lab.core.run(["nft", "-f", "-"], text=_cut(founder, wicked))  # without a direct path, candidates are wanted
+        self.lab.core.run(["nft", "-f", "-"], text=cut(founder.host, wicked.host))  # without a direct path, candidates are wanted
         founder.host.start(["ping", "-n", "-q", "-i0.2", inside], log="pings.log")
         founder.wait_for_path(wicked, lambda path: path.startswith("relay"), 60)
         candidates = tuple(f"udp:{inside}:{port}" for port in range(4500, 4508))
@@ -308,10 +308,3 @@ def bad_chains(founder: ChangedNode) -> Iterator[tuple[str, tuple[PrivateKey, Ch
         state = StateDirectory(Path(place))
         create_network(state, "lab", IPv4Network("10.128.0.0/16"), "wicked")
         yield "another authority", (read_key(state, NODE_KEY), read_certificates(state, NODE_CHAIN))
-
-
-def _cut(one: ChangedNode, other: ChangedNode) -> str:
-    """Rules for a router that lets nothing pass between two hosts."""
-    pairs = ((one.host.address, other.host.address), (other.host.address, one.host.address))
-    rules = "".join(f" ip saddr {source} ip daddr {target} drop\n" for source, target in pairs)
-    return f"table ip cut {{\n chain c {{\n type filter hook forward priority 0;\n{rules} }}\n}}\n"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
+import socket
+import sys
 import time
 
 from ipop_tx.identity.credentials import GuestCredentials
 from ipop_tx.identity.keys import generate_key
-from ipop_tx.lab import wait_for
+from ipop_tx.lab import Host, Nat, wait_for
 from ipop_tx.lab.waiting import holds_within
 from ipop_tx.session.dtls import DtlsSessionFactory
 from tests.attacks.case import AttackCase, ChangedNode, shows
@@ -216,6 +219,64 @@ class SocketAttacks(AttackCase):
         nobody = ["setpriv", "--reuid=65534", "--clear-groups", "--"]
         self.assertEqual(founder.host.run([*nobody, *curl, url]).stdout, "403")
         self.assertEqual(founder.status()["self"]["name"], "founder")
+
+
+class LanAttacks(AttackCase):
+    """Whoever shares a LAN with a member."""
+
+    @shows(20, "shield")
+    def test_the_overlay_from_the_lan(self) -> None:
+        """Packets and questions for the overlay's addresses from the LAN get no answer of any kind; nor does a kill leave rules."""
+        site = self.lab.site("home", Nat.PORT_RESTRICTED)
+        founder = self.found(site.host("founder"))
+        lan, ours, ours6 = site.host("lan"), founder.address, founder.ipv6
+        server = founder.host.start([sys.executable, "-u", "-m", "http.server", "8000"], log="http.log")
+        wait_for("a server", 10, lambda: "Serving" in server.output)
+        self.assertTrue(_connects(founder.host, ours), "its own programs reach it")
+        answered = [name for name, tried in self.probes(lan, founder, ours, ours6).items() if tried]
+        self.figures.update(probes=5, answered=answered)
+        self.assertEqual(answered, [])
+        other = self.admit(founder, site.host("other"))
+        self.assertTrue(_connects(other.host, ours), "members reach it")
+        founder.kill9()
+        self.assertEqual(founder.host.run(["nft", "list", "tables"]).stdout, "")
+
+    def probes(self, lan: Host, founder: ChangedNode, ours: str, ours6: str) -> dict[str, bool]:
+        """What the LAN tries, and whether anything came back."""
+        lan.run(["ip", "route", "add", f"{ours}/32", "dev", "eth0"])
+        found = {"ARP": _pings(lan, ours) or "lladdr" in lan.run(["ip", "neigh", "show", ours]).stdout}
+        lan.run(["ip", "route", "replace", f"{ours}/32", "via", founder.host.address])
+        found.update(ping=_pings(lan, ours), tcp=_connects(lan, ours), udp=_is_refused(lan, ours))
+        link = json.loads(founder.host.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]
+        lan.run(["ip", "-6", "route", "add", f"{ours6}/128", "dev", "eth0"])
+        lan.run(["ip", "-6", "neigh", "add", ours6, "lladdr", link["address"], "dev", "eth0"])
+        return {**found, "ping6": _pings(lan, ours6)}
+
+
+def _pings(host: Host, address: str) -> bool:
+    return " 0 received" not in host.run(["ping", "-n", "-c2", "-i0.3", "-W1", address], check=False).stdout
+
+
+def _connects(host: Host, address: str) -> bool:
+    """Whether a TCP connection is taken, or refused: both are answers."""
+    with host.socket(socket.SOCK_STREAM) as port:
+        port.settimeout(1.5)
+        return port.connect_ex((address, 8000)) in (0, errno.ECONNREFUSED)
+
+
+def _is_refused(host: Host, address: str) -> bool:
+    """Whether an ICMP error tells that nobody listens there."""
+    with host.socket() as port:
+        port.settimeout(1.0)
+        port.connect((address, 9))
+        port.send(b"?")
+        try:
+            port.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+    return True
 
 
 def resident(node: ChangedNode) -> int:

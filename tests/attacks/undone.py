@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -15,13 +17,19 @@ from OpenSSL import SSL
 from ipop_tx.core.dht.quota import Room
 from ipop_tx.core.dht.records import RegisterSigner
 from ipop_tx.core.links import link as links
+from ipop_tx.core.links.consent import Consent
+from ipop_tx.core.links.fragments import Reassembly
 from ipop_tx.core.links.paths import Paths
 from ipop_tx.core.links.revocation import Revocations
+from ipop_tx.errors import LocalMisuse
 from ipop_tx.forwarding import delivery
 from ipop_tx.forwarding.source import SourceCheck
 from ipop_tx.identity import certificates as certs
+from ipop_tx.services import control_http
 from ipop_tx.services.admission import AdmissionService
 from ipop_tx.services.control_http import ControlRequest
+from ipop_tx.services.relaywatch import RelayWatch
+from ipop_tx.services.shield import Shield
 from ipop_tx.session import dtls, sealed
 from ipop_tx.session.hello import CookieJar
 from ipop_tx.session.replay import ReplayWindow
@@ -97,11 +105,11 @@ def ident_of_key() -> None:
     """A certificate's holder is whom its subject name says, whatever its key."""
     proven = certs._peer
 
-    def peer(leaf: Any, root: Any, whose: str) -> Peer:
+    def peer(leaf: Any, admission: Any, root: Any, whose: str) -> Peer:
         names = leaf.extensions.get_extension_for_class(certs.x509.SubjectAlternativeName).value
         ident = bytes.fromhex(names.get_values_for_type(certs.x509.UniformResourceIdentifier)[0].removeprefix("ipop:n"))
         try:
-            return proven(leaf, root, whose)
+            return proven(leaf, admission, root, whose)
         except certs.PeerRefused:
             return Peer(ident, certs.facts_of(leaf).name, public_key=certs.point_of(certs._public(leaf)), not_after=2**40)
 
@@ -120,12 +128,12 @@ def source_check() -> None:
 
 def ethertype_check() -> None:
     """ARP and neighbour discovery of peers reach the kernel."""
-    admitted = delivery.Delivery._admitted
+    addressed = delivery.Delivery._addressed
 
     def every(self: delivery.Delivery, peer: Any, packed: memoryview) -> bytes | None:
-        return b"\xff" * 6 + peer.mac if packed[10:12] == b"\x08\x06" else admitted(self, peer, packed)
+        return b"\xff" * 6 + peer.mac if packed[10:12] == b"\x08\x06" else addressed(self, peer, packed)
 
-    delivery.Delivery._admitted = every  # type: ignore[method-assign]
+    delivery.Delivery._addressed = every  # type: ignore[method-assign]
     delivery.is_discovery = lambda frame: False
 
 
@@ -169,8 +177,11 @@ def quota() -> None:
 def overlay_endpoints() -> None:
     """Members may be looked for inside the overlay itself."""
 
-    def admissible(paths: Paths, text: str) -> Endpoint:
-        return Endpoint.parse(text)
+    def admissible(paths: Paths, text: str) -> Endpoint | None:
+        try:
+            return Endpoint.parse(text)
+        except LocalMisuse:
+            return None
 
     Paths.admissible = admissible  # type: ignore[assignment,method-assign]
 
@@ -224,6 +235,38 @@ def protocol_floor() -> None:
     dtls.DtlsSessionFactory._context = weak  # type: ignore[method-assign]
 
 
+def consent() -> None:
+    """Endpoints that a member names are challenged as often as it names them."""
+    Consent.may_ask = lambda consent, link, endpoint: True  # type: ignore[method-assign]
+
+
+def relay_watch() -> None:
+    """A relay is believed that answers challenges."""
+    RelayWatch.is_bad = lambda watch, now, adjacency, rtt: False  # type: ignore[method-assign]
+
+
+def fragment_room() -> None:
+    """Unfinished messages are kept, whoever sends them and however many."""
+    Reassembly._make_room = lambda reassembly, sender: None  # type: ignore[method-assign]
+
+
+def nesting() -> None:
+    """What is nested too deep is not expected at the control socket."""
+    control_http.json = SimpleNamespace(loads=_loads)  # type: ignore[attr-defined]
+
+
+def _loads(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise RuntimeError(str(error)) from None
+
+
+def shield() -> None:
+    """The overlay's addresses are answered on every interface."""
+    Shield.protect = lambda shield, addresses: None  # type: ignore[method-assign]
+
+
 def revocation() -> None:
     """Nobody is thrown out."""
     Revocations.is_revoked = lambda revocations, key: False  # type: ignore[method-assign]
@@ -250,5 +293,10 @@ DEFENCES: dict[str, Callable[[], None]] = {
         fresh_keys,
         protocol_floor,
         revocation,
+        shield,
+        consent,
+        relay_watch,
+        fragment_room,
+        nesting,
     )
 }

@@ -108,6 +108,13 @@ def echo(source: str, target: str) -> bytes:
     return ipv4(source, target, 1, asked[:2] + _checksum(asked).to_bytes(2, "big") + asked[4:])
 
 
+def cut(one: Host, other: Host) -> str:
+    """Rules for a router that lets nothing pass between two hosts."""
+    pairs = ((one.address, other.address), (other.address, one.address))
+    rules = "".join(f" ip saddr {source} ip daddr {target} drop\n" for source, target in pairs)
+    return f"table ip cut {{\n chain c {{\n type filter hook forward priority 0;\n{rules} }}\n}}\n"
+
+
 def _checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

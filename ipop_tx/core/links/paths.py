@@ -2,7 +2,7 @@
 
 One mechanism serves liveness, round-trip times and traversal: the *path challenge*, a random token sent on a path and
 answered on it. An endpoint becomes a direct path only when our own challenge to it was answered; so nobody can aim us at a
-third party with more than the challenges themselves, whose number is bounded.
+third party with more than the challenges themselves, whose number is bounded (`Consent`).
 
 Of several direct paths the end with the greater ident chooses by round trip; the other follows the path on which it hears
 its peer, so that both use one path and they never swap for ever.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ipop_tx.core.events import LinkChanged, Observed, SideKept
+from ipop_tx.core.links.consent import Consent
 from ipop_tx.core.links.facts import CANDIDATES, Facts, version_of
 from ipop_tx.core.links.link import Link, PathKey, Route, detour, patience
 from ipop_tx.core.links.links import Links
@@ -87,6 +88,7 @@ class Paths:
         self.makeshifts = Makeshifts(links, runtime, self.punch)
         self.relays = Relays(links, runtime, self.challenge)
         self.mtu = PathMtu(runtime, self.challenge)
+        self._consent = Consent(runtime)
         self._links = links
         self._runtime = runtime
         self._network = network
@@ -97,6 +99,7 @@ class Paths:
         links.on_stray = self.heard
         links.on_up.append(self._link_up)
         links.on_down.append(self._link_down)
+        links.on_down.append(self._consent.parted)
 
     # --- challenges --------------------------------------------------------------------------
 
@@ -212,18 +215,18 @@ class Paths:
         if path in link.direct:
             if self._links.ident < link.ident:
                 self._activate(link, path)
-        elif not any(pending.link is link and pending.path == path for pending in self._pending.values()) and self._may_test(link):
+        elif not any(pending.link is link and pending.path == path for pending in self._pending.values()) and self._may_test(link, path):
             self.challenge(link, path, 2.0)
             if link.is_direct:  # the peer's NAT may have given it another port, and nothing gets to the old one
                 self.suspect(link.ident)
 
-    def _may_test(self, link: Link) -> bool:
+    def _may_test(self, link: Link, endpoint: Endpoint) -> bool:
         """A few unknown endpoints per peer and keep-alive: two NATs that map each endpoint anew would have us test for ever."""
         since, count = self._strangers.get(link.ident, (0.0, 0))
         if self._runtime.now - since > KEEPALIVE:
             since, count = self._runtime.now, 0
         self._strangers[link.ident] = (since, count + 1)
-        return count < CANDIDATES
+        return count < CANDIDATES and self._consent.may_ask(link, endpoint)
 
     # --- liveness ----------------------------------------------------------------------------
 
@@ -390,7 +393,7 @@ class Paths:
         Its own must not come first: a NAT of the asker's that is brittle would give the asker another port from then on, for this peer.
         """
         for endpoint in endpoints:
-            if endpoint.scheme == "udp" and version_of(endpoint) == 4:
+            if endpoint.scheme == "udp" and version_of(endpoint) == 4 and self._consent.may_ask(link, endpoint):
                 self._links.open_towards(link, endpoint, self.facts.opening_hops())
         return self.held_back(link)
 
@@ -409,7 +412,7 @@ class Paths:
             if not link.up or not wanted:
                 return
             for endpoint in wanted:
-                if moment >= MAKESHIFT_AFTER or detour(endpoint) == least:
+                if (moment >= MAKESHIFT_AFTER or detour(endpoint) == least) and self._consent.may_ask(link, endpoint):
                     self.challenge(link, endpoint, 3.0 * patience(endpoint))
         self.makeshifts.tried(link, endpoints)
         await self._runtime.sleep(ROUNDS[-1] - ROUNDS[-2])

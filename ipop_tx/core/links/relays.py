@@ -5,6 +5,9 @@ path challenge through it to the peer and back. That takes the same queues as tr
 frames go over the link the best few are measured every few seconds; the others are spares, which cost no session. When the relay does
 not answer any more, the best of those that do takes over.
 
+A relay that answers challenges and loses traffic is told by the forwarding plane (`services/relaywatch.py`). It is left for another one,
+and taken for that peer again only when nobody else may relay or `MISTRUSTED` seconds have passed.
+
 Each end chooses its own way out. They need not agree, and so they never make each other swap.
 """
 
@@ -30,6 +33,7 @@ BUSY_EVERY, IDLE_EVERY = 5.0, 300.0
 """Seconds between two measurements while frames go over the link, and while none do."""
 WAIT = 0.6
 """Least seconds to wait for an answer; thrice the round trip if that is more."""
+MISTRUSTED = 120.0
 MUCH_SHORTER, LEAST_GAIN = 0.8, 0.002
 """Another relay is taken when its round trip is by this factor, and by so many seconds, shorter."""
 
@@ -43,6 +47,8 @@ class Relays:
         self._challenge = challenge
         self._tended: dict[Link, object] = {}
         """Each relayed link, and what its task is known by."""
+        self._mistrusted: dict[tuple[Ident, Ident], float] = {}
+        """Peers with relays that lost traffic for them, and until when that counts."""
         links.on_down.append(self._link_down)
 
     def watch(self, link: Link) -> None:
@@ -79,7 +85,8 @@ class Relays:
                 rtt = await answered
             except Unreachable:
                 link.relays.pop(ident, None)
-            else:
+                continue
+            if ident not in (doubtful := self._doubtful(link)) or doubtful >= set(wanted):
                 link.relays[ident] = 0.75 * link.relays.get(ident, rtt) + 0.25 * rtt
         self._choose(link)
 
@@ -90,8 +97,26 @@ class Relays:
             delay = _told(relay, link)
             if relay is not link and relay.is_direct and relay.placed and delay is not None:
                 told[relay.ident] = relay.rtt + delay
-        best = sorted(told, key=lambda ident: (ident != link.relay, told[ident], ident))
+        best = sorted(told.keys() - self._doubtful(link) or told, key=lambda ident: (ident != link.relay, told[ident], ident))
         return best[:MEASURED]
+
+    def _doubtful(self, link: Link) -> set[Ident]:
+        return {relay for (peer, relay), until in self._mistrusted.items() if peer == link.ident and until > self._runtime.now}
+
+    def mistrust(self, link: Link) -> None:
+        """The relay of a link, chosen or met by chance, loses its traffic: take another one that works, or look for one now."""
+        relay = link.relay or link.first_hop
+        if relay is None:
+            return
+        self._runtime.count("relay_mistrusted")
+        now = self._runtime.now
+        self._mistrusted = {pair: until for pair, until in self._mistrusted.items() if until > now}
+        self._mistrusted[link.ident, relay] = now + MISTRUSTED
+        for doubtful in [known for known in link.relays if (link.ident, known) in self._mistrusted]:
+            del link.relays[doubtful]
+        if not self.fails(link, relay):
+            link.forget_route()
+            self._runtime.background(self.measure(link))
 
     def _choose(self, link: Link) -> None:
         if not link.up or link.is_direct or not link.relays:

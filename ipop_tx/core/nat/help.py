@@ -7,6 +7,7 @@ each request, and no more than a bucket of them. The nonce in it is the asker's 
 
 from __future__ import annotations
 
+from ipop_tx.core.bucket import Bucket
 from ipop_tx.core.links.link import Link, PathKey
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.nat.sides import Side, Sides
@@ -24,26 +25,6 @@ A_SECOND = 1.0
 """... and so many a second for long."""
 ALL_AT_ONCE, ALL_A_SECOND = 1000, 100.0
 """The same for all members together."""
-
-
-class Bucket:
-    """`most` tokens, refilled at `rate` a second."""
-
-    __slots__ = ("_left", "_most", "_rate", "_since")
-
-    def __init__(self, most: float, rate: float) -> None:
-        self._most = self._left = most
-        self._rate = rate
-        self._since = 0.0
-
-    def take(self, now: float) -> bool:
-        """Take one token, if there is one."""
-        self._left = min(self._most, self._left + (now - self._since) * self._rate)
-        self._since = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class NatHelp:

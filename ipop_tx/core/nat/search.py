@@ -20,8 +20,8 @@ A cast for a peer with a brittle NAT opens like that too: what comes in there be
 such a peer probes from a fresh socket: the port of its own one may have been spoilt long ago, after which Linux gives the port that it
 took instead to whatever goes out next, whereto ever.
 
-Nobody can aim us at a third party: only members who are asked by us and say that the peer answers them there make us probe an address,
-one search a minute for each peer, two at a time, and `RATE` datagrams a second.
+Nobody can aim us at a third party: only members who are asked by us and say that the peer answers them there make us cast or probe at an
+address, one search a minute for each peer, two at a time, and `RATE` datagrams a second.
 """
 
 from __future__ import annotations
@@ -201,6 +201,8 @@ class Searches:
         if role is Role.CASTS and self._is_brittle(link):
             whence = await self._rpc.on_link(link, m.Whence())
             target = self._paths.admissible(whence.outer) if isinstance(whence, m.Searching) else None
+        if role is Role.CASTS and target is not None:
+            target = await self._vouched(link, str(target), self._who_sees(link))
         if role is Role.MEETS:
             for _ in range(MEETINGS):
                 if link.up and not link.settled:
@@ -324,7 +326,7 @@ class Searches:
             raise EnvironmentProblem("too many searches are asked for", "ask again in a minute")
         self._probing.add(link.ident)
         try:
-            outer = await self._vouched(link, body)
+            outer = await self._vouched(link, body.outer, body.witnesses)
             if role is Role.MEETS:
                 return await self._met(link, outer, body.ports)
         except BaseException:
@@ -334,6 +336,11 @@ class Searches:
         self._asked[link.ident] = self._runtime.now + AGAIN / 2
         self._runtime.background(self._probe(link, outer, body.ports, self._prepared.pop(link.ident, None)))
         return m.Searching()
+
+    def _who_sees(self, link: Link) -> tuple[Ident, ...]:
+        """Members that should know where a peer is: who relays for it, and our own helpers."""
+        relays = [ident for ident in (link.relay, link.first_hop, *link.relays) if ident is not None]
+        return tuple(dict.fromkeys([*relays, *(helper.link.ident for helper in self._check.helpers())]))[: 2 * WITNESSES]
 
     async def _whence(self, link: Link, body: m.Whence) -> m.Searching:
         """A peer is about to cast: a fresh socket to probe from, and where it is seen."""
@@ -353,13 +360,13 @@ class Searches:
             del self._prepared[ident]
             self._sockets.discard(side)
 
-    async def _vouched(self, link: Link, body: m.Search) -> Endpoint:
+    async def _vouched(self, link: Link, text: str, named: tuple[Ident, ...]) -> Endpoint:
         """The address at which others, whom we ask ourselves, see the peer. Raises `LocalMisuse` when they do not see it where it says."""
-        outer = self._paths.admissible(body.outer)
-        witnesses = [ident for ident in body.witnesses if ident not in (link.ident, self._links.ident)]
+        outer = self._paths.admissible(text)
+        witnesses = [ident for ident in named if ident not in (link.ident, self._links.ident)]
         answers = await successes([self._rpc.call(ident, m.WhereIs(link.ident)) for ident in witnesses])
         hosts = {_host(answer.endpoint) for answer in answers if isinstance(answer, m.Sighted) and answer.endpoint}
-        if self._links.ident in body.witnesses:
+        if self._links.ident in named:
             hosts |= {endpoint.host for endpoint in link.direct if endpoint.carrier == "udp"}
         if outer is None or hosts != {outer.host}:
             self._runtime.count("search_refused")
