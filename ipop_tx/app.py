@@ -11,6 +11,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from ipop_tx import __version__
 from ipop_tx.config import Config, TlsSection, check_against
 from ipop_tx.core.dht.replica import genesis
 from ipop_tx.core.leases.dhcpterms import Terms
@@ -31,8 +32,14 @@ from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
 from ipop_tx.services.dht import DHTService
 from ipop_tx.services.dns import DNSService
+from ipop_tx.services.explain import Explain
+from ipop_tx.services.explain_pair import explain_pair
+from ipop_tx.services.flowlog import FlowLogService
+from ipop_tx.services.flowstore import FlowStore
 from ipop_tx.services.forwarding import ForwardingService
 from ipop_tx.services.guests import GuestService
+from ipop_tx.services.leases import LeaseRoutes
+from ipop_tx.services.logtail import LogTail
 from ipop_tx.services.metrics import MetricsService, exposition
 from ipop_tx.services.natcheck import NATCheckService
 from ipop_tx.services.natpunch import NATPunchService
@@ -44,6 +51,7 @@ from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
+from ipop_tx.services.relation import Relations
 from ipop_tx.services.reload import Reloading, Taker
 from ipop_tx.services.revocation import Revoking
 from ipop_tx.services.settings import PolicyService
@@ -94,6 +102,7 @@ class Node(MultiService):
         check_against(config, network, overlapping(network.pool, [config.tap.name], config.tap.bridge) if config.tap.enabled else None)
         self.reloading = Reloading(config, self._takers(network), lambda new: check_against(new, network))
         # Build everything ...
+        self.log = LogTail()
         self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
         core = CoreNode(
             credentials.peer,
@@ -142,11 +151,16 @@ class Node(MultiService):
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
         plane = self.forwarding.plane
         self.policy = PolicyService(self.protocol, plane, self.state, pen)
+        flows = FlowStore(self.state.path / files.FLOWS, config.flows.entries) if tap.enabled and config.flows.log else None
+        self.flowlog = FlowLogService(reactor, self.protocol, plane, flows, pen)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor, group=config.control.group)
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
-        others = self.dns, self.metrics, self.revoking, self.policy, self.reloading
+        others = self.dns, self.metrics, self.revoking, self.policy, self.flowlog, self.reloading
         self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, others, self.policy.summary)
+        relations = Relations(self.protocol, plane, self.tap, self.policy, self.state)
+        parts = (self.dns, relations, self._status, str(self.state.path), config.listen.udp.port)
+        self.explain = Explain(reactor, self.protocol, plane, self.tap, *parts)
         self._recovery = Recovery(self.protocol, pen, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
         self.ring.receiver = plane
@@ -156,7 +170,7 @@ class Node(MultiService):
             self.tap.receiver, self.tap.made_again = plane, self._tap_made_again
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.sides, self.puncher, self.natcheck, self.portmap
-        rest = self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.policy, self.metrics, trim
+        rest = self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.policy, self.flowlog, self.metrics, trim
         for service in (*carrying, *rest):
             if service is not None:
                 service.setServiceParent(self)
@@ -166,6 +180,7 @@ class Node(MultiService):
     def startService(self) -> None:
         """Take the state directory, then start the parts; if one fails, what was started is stopped."""
         self.state.lock()
+        self.log.start()
         try:
             self.store.open()
             super().startService()
@@ -186,6 +201,7 @@ class Node(MultiService):
 
     async def _stop(self) -> None:
         await super().stopService()
+        self.log.stop()
         self.store.close()
         self.state.unlock()
 
@@ -230,10 +246,13 @@ class Node(MultiService):
     def _routes(self) -> dict[str, Route]:
         return {
             "GET /status": lambda arguments: self.status(),
-            "GET /version": lambda arguments: {"version": self.status()["self"]["version"]},
+            "GET /version": lambda arguments: {"version": __version__, "network": self.core.network.name, "name": self.core.peer.name},
             "GET /metrics": lambda arguments: {"text": exposition(self._status).decode()},
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /resolve": lambda arguments: Deferred.fromCoroutine(resolve(self.protocol, _text(arguments, "target"))),
+            "POST /log": self.log.told,
+            **LeaseRoutes(self.protocol, self.guests).routes(),
+            "POST /explain": lambda arguments: Deferred.fromCoroutine(self._explain(arguments)),
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(self._netcheck()),
             "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
@@ -242,6 +261,7 @@ class Node(MultiService):
             "POST /reload": lambda arguments: self.reloading.reload(),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **self.policy.routes(),
+            **self.flowlog.routes(),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
 
@@ -267,6 +287,17 @@ class Node(MultiService):
         if not isinstance(target, str) or not isinstance(key, str) or bool(target) == bool(key):
             raise LocalMisuse("revoke takes a target or a key, as a text", "name a node, or give a key's digest")
         return await self.revoking.revoke(target, key, arguments.get("confirm") is True)
+
+    async def _explain(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        target, service = _text(arguments, "target"), arguments.get("service") or "icmp/echo-request"
+        if not isinstance(service, str):
+            raise LocalMisuse("service is not a text", "ask for instance about tcp/22")
+        source = arguments.get("source") or self.core.peer.name
+        if not isinstance(source, str):
+            raise LocalMisuse("source is not a text", "name a node, or leave it out")
+        if source in (self.core.peer.name, self.core.ident.hex(), str(self._own()[1])):
+            return await self.explain.explain(target, service, arguments.get("probe") is True)
+        return await explain_pair(self.explain, self.policy, source, target, service)
 
     async def _netcheck(self) -> dict[str, Any]:
         if self.natcheck is None:

@@ -11,6 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from ipop_tx.errors import BadMessage
 from ipop_tx.wire import messages as m
+from ipop_tx.wire.flows import FlowRow
 
 A, B, K = bytes(range(20)), bytes(range(20, 40)), bytes(range(40, 60))
 BALLOT = m.Ballot(7, A)
@@ -129,6 +130,18 @@ VECTORS: list[tuple[m.Message, str]] = [
     ),
     (m.Reply(1, m.Working()), "9306019149"),
     (m.Request(1, m.Newest(1800000000, bytes(range(8)))), "9305019360ce6b49d200c4080001020304050607"),
+    (m.Request(1, m.Relate(A[:4], B[:4], 6, 22, 0, 40000)), "930501976ec40400010203c40414151617061600cd9c40"),
+    (
+        m.Reply(1, m.Relation(0, 1800000000, A[:4], 60, 7, True, "ssh", False, 2, 4, 1, 2, 3)),
+        "9306019e6f00ce6b49d200c404000102033c07c3a3737368c20204010203",
+    ),
+    (m.Request(1, m.AskFlows(A, B, 3600, K, 1800000000, b"signature")), "9305019772{a}{b}cd0e10{k}ce6b49d200c4097369676e6174757265"),
+    (
+        m.Reply(1, m.FlowsTold((FlowRow(A[:4], B[:4], 4000, 22, 6, 3, 180, 100, 160, True, "ssh"),), True)),
+        "9306019373919bc40400010203c40414151617cd0fa0160603ccb464cca0c3a3737368c3",
+    ),
+    (m.Request(1, m.Reach(A)), "9305019270{a}"),
+    (m.Reply(1, m.Reached(True, 1800000000)), "9306019371c3ce6b49d200"),
     (
         m.Reply(1, m.Settings(A, 7, (("policy", b"text"),), b"signature")),
         "930601955f{a}079192a6706f6c696379c40474657874c4097369676e6174757265",
@@ -188,6 +201,11 @@ class RefusalTests(TestCase):
             m.Opened(1, -1, 0, 0),
             m.Opened(1, 0, 2**62 + 1, 0),
             m.Opened(1, 0, 0, -1),
+            m.Request(1, m.Relate(bytes(17), b"")),
+            m.Request(1, m.Relate(b"", b"", 256)),
+            m.Request(1, m.Relate(b"", b"", 6, 65536)),
+            m.Reply(1, m.Relation(0, 0, bytes(5), 0, 0, True, "", True, 0, 0)),
+            m.Request(1, m.Reach(A[:19])),
             m.Request(1, m.Lookup(K[:19], 1)),
             m.Request(1, m.Lookup(K, 65)),
             m.Request(1, m.Lookup(K, 1, A + b"x")),

@@ -6,8 +6,10 @@ import http.client
 import json
 import os
 import socket
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,26 @@ _PATH = click.Path(path_type=Path, readable=False)  # we say ourselves what is w
 class Daemon:
     """One daemon behind its control socket. Every call is one request; errors are `IpopError`s of the daemon or about reaching it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: Path | None = None) -> None:
         self.path = path
+        self.config = config
+        """The node.toml that was named, if any."""
+        self.reached = False
+        """Whether anybody has answered."""
 
     def get(self, route: str) -> Any:
         """Read something."""
         return self._ask("GET", route, None)
 
-    def post(self, route: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Have something done."""
-        return self._ask("POST", route, arguments or {})
+    def post(self, route: str, arguments: dict[str, Any] | None = None, doing: str = "") -> Any:
+        """Have something done; what takes its time names itself by `doing`, and then a terminal shows that it goes on."""
+        with working(doing):
+            return self._ask("POST", route, arguments or {})
+
+    @property
+    def network(self) -> str:
+        """The name of the network of the node that answers."""
+        return str(self.get("/version").get("network", ""))
 
     def _ask(self, method: str, route: str, arguments: dict[str, Any] | None) -> Any:
         connection = _UnixConnection(self.path)
@@ -40,6 +52,7 @@ class Daemon:
             connection.request(method, route, None if arguments is None else json.dumps(arguments))
             response = connection.getresponse()
             value = json.loads(response.read())
+            self.reached = True
         except (FileNotFoundError, ConnectionRefusedError):
             raise EnvironmentProblem(
                 f"no daemon answers on {self.path}",
@@ -74,6 +87,29 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+def complete_node(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of peers, for a shell that completes a word; none where no daemon answers."""
+    given, config = context.params.get("socket_path"), context.params.get("config")
+    try:
+        path = _socket_path(Path(given) if given else None, Path(config) if config else None)
+        names = [str(peer["name"]) for peer in Daemon(path).get("/status")["peers"]]
+    except (IpopError, KeyError, TypeError):
+        return []
+    return sorted(name for name in names if name.startswith(begun))
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """On a terminal, a sign on stderr that something goes on."""
+    if not what or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
 def _as_error(value: Any) -> IpopError:
     body = value if isinstance(value, dict) else {}
     family = Unreachable if body.get("kind") == "Unreachable" else IpopError
@@ -81,16 +117,43 @@ def _as_error(value: Any) -> IpopError:
 
 
 def daemon_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--socket` and `--config`, and as its first argument the `Daemon` they name."""
+    """Give a command `--socket`, `--config` and `--network`, and as its first argument the `Daemon` they name."""
     import functools
 
     @click.option("--socket", "socket_path", envvar="IPOP_SOCKET", type=_PATH, help="The daemon's control socket.")
     @click.option("--config", type=_PATH, help="A node.toml that names the control socket.")
+    @click.option("--network", help="The network that is meant, where this machine has nodes of several.")
     @functools.wraps(command)
-    def with_daemon(*arguments: Any, socket_path: Path | None, config: Path | None, **options: Any) -> Any:
-        return command(Daemon(_socket_path(socket_path, config)), *arguments, **options)
+    def with_daemon(*arguments: Any, socket_path: Path | None, config: Path | None, network: str | None, **options: Any) -> Any:
+        if network is not None:
+            socket_path, config = _of_network(network, socket_path, config)
+        return command(Daemon(_socket_path(socket_path, config), config), *arguments, **options)
 
     return with_daemon
+
+
+def _of_network(network: str, given: Path | None, config: Path | None) -> tuple[Path | None, Path | None]:
+    """The socket, and the configuration, of this machine's node of a network. What is named besides must be that node's.
+
+    Raises `EnvironmentProblem` naming the networks of which there are nodes.
+    """
+    named = given is not None or config is not None
+    places = [(given, config)] if named else [(None, file) for file in sorted(DEFAULT_PATH.parent.glob("*.toml"))]
+    found: list[str] = []
+    for socket_path, file in places:
+        try:
+            name = Daemon(_socket_path(socket_path, file)).network
+        except IpopError:
+            if named:
+                raise
+            continue
+        if name == network:
+            return socket_path, file
+        found.append(name)
+    mend = (
+        f"name one of {', '.join(found)}" if found else f"start it, or name its node.toml with --config (looked in {DEFAULT_PATH.parent})"
+    )
+    raise EnvironmentProblem(f"no node of the network {network} answers here", mend)
 
 
 def _socket_path(given: Path | None, config: Path | None) -> Path:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from ipop_tx.cli.daemon import Daemon, daemon_options
+from ipop_tx.cli.daemon import Daemon, complete_node, daemon_options
 from ipop_tx.config import DEFAULT_PATH, Config, load_config
 from ipop_tx.errors import EnvironmentProblem
 from ipop_tx.values import Network
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=complete_node)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @daemon_options
 def resolve(daemon: Daemon, target: str, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ipop_tx.cli.daemon import Daemon, daemon_options
+from ipop_tx.cli.daemon import Daemon, complete_node, daemon_options
 from ipop_tx.errors import Unreachable
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
@@ -57,14 +57,16 @@ def reload(daemon: Daemon, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="The same as one JSON object with a text.")
 @daemon_options
-def metrics(daemon: Daemon) -> None:
+def metrics(daemon: Daemon, as_json: bool) -> None:
     """Print what the daemon counts, in the text format of Prometheus."""
-    click.echo(daemon.get("/metrics")["text"], nl=False)
+    answer = daemon.get("/metrics")
+    click.echo(json.dumps(answer) if as_json else answer["text"], nl=as_json)
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", shell_complete=complete_node)
 @click.option("-c", "--count", type=click.IntRange(1), default=10, show_default=True, help="Probes at most.")
 @click.option("--until-direct/--all", default=True, show_default=True, help="Stop at the first answer by a direct path.")
 @click.option("--interval", type=click.FloatRange(0), default=1.0, show_default=True, help="Seconds between probes.")
@@ -123,10 +125,14 @@ def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool, addres
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @daemon_options
-def leave(daemon: Daemon) -> None:
+def leave(daemon: Daemon, as_json: bool) -> None:
     """Hand this node's part of the ring over, give its address back and stop the daemon."""
-    left = daemon.post("/leave")
+    left = daemon.post("/leave", doing="handing over what this node keeps")
+    if as_json:
+        click.echo(json.dumps(left))
+        return
     click.echo("left the network; the node's keys are kept, so it may come back")
     if left.get("kept"):
         what = f"{left['kept']} of {left['of']} parts of the DHT stay on this node's disk, since no other node could take them over"

@@ -88,14 +88,18 @@ def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, c
 
 @network.command()
 @click.option("--yes", is_flag=True, help="Do it, rather than only say what is lost.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @daemon_options
-def recover(daemon: Daemon, yes: bool) -> None:
+def recover(daemon: Daemon, yes: bool, as_json: bool) -> None:
     """Found the parts of the DHT anew whose members are lost for ever. Only where the authority's key is.
 
     Without --yes it changes nothing. What only the lost members had is gone: leases and names that were written last may be given to
     others, what was deleted may be back. Never do it while the missing members may still run: both sides would give addresses away.
     """
-    answer = daemon.post("/recover", {"confirm": yes})
+    answer = daemon.post("/recover", {"confirm": yes}, doing="looking at every part of the DHT")
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
     if not answer["lost"]:
         click.echo("every part of the DHT has its majority: there is nothing to recover")
         return

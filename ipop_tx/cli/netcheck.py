@@ -23,7 +23,7 @@ _ROWS = 8
 @daemon_options
 def netcheck(daemon: Daemon, as_json: bool) -> None:
     """Find out what the NAT before this node does, and what that means for direct paths. Takes some seconds."""
-    found = daemon.post("/netcheck")
+    found = daemon.post("/netcheck", doing="asking members about the NAT")
     if as_json:
         click.echo(json.dumps(found))
         return

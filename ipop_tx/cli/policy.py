@@ -19,8 +19,9 @@ def policy() -> None:
 
 @policy.command("set")
 @click.argument("file", type=click.File("rb"))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @daemon_options
-def set_(daemon: Daemon, file: BinaryIO) -> None:
+def set_(daemon: Daemon, file: BinaryIO, as_json: bool) -> None:
     """Give the network the policy in FILE ('-' is stdin). Only where the authority's key is."""
     try:
         text = file.read().decode()
@@ -28,14 +29,22 @@ def set_(daemon: Daemon, file: BinaryIO) -> None:
         raise LocalMisuse("the policy is not UTF-8", "write it as plain text") from None
     if not text.strip():
         raise LocalMisuse("the policy is empty", "to have none, run ipop policy remove")
-    click.echo(f"policy {daemon.post('/policy', {'text': text})['version']} counts from now on", err=True)
+    answer = daemon.post("/policy", {"text": text})
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        click.echo(f"policy {answer['version']} counts from now on", err=True)
 
 
 @policy.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @daemon_options
-def remove(daemon: Daemon) -> None:
+def remove(daemon: Daemon, as_json: bool) -> None:
     """Let the network have no policy: all traffic between members is allowed. Only where the authority's key is."""
-    daemon.post("/policy", {"text": ""})
+    answer = daemon.post("/policy", {"text": ""})
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
     click.echo("the network has no policy any more: all traffic is allowed", err=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,8 +20,7 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
     peers = status.get("peers", [])
     if peers:
         console.print()
-        console.print(_peers(peers, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
-        _print_reasons(console, peers)
+        print_peers(peers, console)
     else:
         console.print("no peers yet")
     guests = status.get("guests", [])
@@ -32,6 +31,28 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
         console.print(Text(policy_line(status["policy"])))
     for sentence in status.get("health", []):
         console.print(Text(f"warning: {sentence}", style="yellow"))
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """Rows under dim heads; the last column but those at the right takes what is left of the width."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Within the terminal's width, or 80 columns where it is none."""
+    Console(file=sys.stdout, highlight=False).print(table_of(columns, rows, right))
+
+
+def print_peers(peers: list[Mapping[str, Any]], console: Console | None = None) -> None:
+    """A row per peer, and why some are relayed."""
+    console = console or Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    console.print(_peers(peers, name_width=max(_NAME_WIDTH, console.width - 80 + _NAME_WIDTH)))
+    _print_reasons(console, peers)
 
 
 def policy_line(policy: Mapping[str, Any]) -> str:
@@ -106,6 +127,11 @@ def _print_reasons(console: Console, peers: list[Mapping[str, Any]]) -> None:
 def bare(path: str) -> str:
     """A path or endpoint without the scheme that nearly all have."""
     return path.replace("udp:", "", 1).replace("tls-in:", "tls from ", 1)
+
+
+def printable(text: object) -> str:
+    """What others have written, without anything that would drive a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in str(text))
 
 
 def size(count: float) -> str:

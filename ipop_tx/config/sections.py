@@ -141,6 +141,14 @@ class MetricsSection(msgspec.Struct, frozen=True):
     """Address and port of this machine at which `GET /metrics` is answered; None for none."""
 
 
+class FlowsSection(msgspec.Struct, frozen=True):
+    """`[flows]`: the log of what has passed between this node and others."""
+
+    log: bool = True
+    entries: int = 100000
+    """Rows that are kept on disk, the newest; about 100 bytes each."""
+
+
 class DaemonSection(msgspec.Struct, frozen=True):
     """`[daemon]`: what the daemon is to its machine."""
 
@@ -182,6 +190,7 @@ class Config(msgspec.Struct, frozen=True):
     tor: TorSection = TorSection()
     dns: DnsSection = DnsSection()
     metrics: MetricsSection = MetricsSection()
+    flows: FlowsSection = FlowsSection()
     daemon: DaemonSection = DaemonSection()
     control: ControlSection = ControlSection()
     log: LogSection = LogSection()
@@ -202,6 +211,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "tor": TorSection,
     "dns": DnsSection,
     "metrics": MetricsSection,
+    "flows": FlowsSection,
     "daemon": DaemonSection,
     "control": ControlSection,
     "log": LogSection,
@@ -249,6 +259,8 @@ READERS: dict[str, readers.Reader] = {
     "dns.search": readers.flag,
     "dns.resolv_conf": readers.path,
     "metrics.listen": readers.own_port,
+    "flows.log": readers.flag,
+    "flows.entries": readers.whole(1, 10**8),
     "daemon.user": readers.text,
     "control.socket": readers.socket_path,
     "control.group": readers.text,

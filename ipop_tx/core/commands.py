@@ -194,9 +194,20 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """One round trip to a member on whatever path its link uses. Future of seconds."""
+    """One round trip to a member on whatever path its link uses. Future of seconds.
+
+    With `size` by one datagram of so many bytes, at least 400; only a direct path that has answered before gets one.
+    """
 
     ident: Ident
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """What a majority says of a register, be it expired or not. Future of a `Certificate`."""
+
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,24 @@ class EnrolRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class RelationAsked:
+    """A member asks what it is to us: answer by settling `reply` (a core future) with a `Relation` or `Failed`."""
+
+    ident: Ident
+    request: Any
+    reply: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsAsked:
+    """A member asks for the flow log: answer by settling `reply` (a core future) with `FlowsTold` or `Failed`."""
+
+    ident: Ident
+    request: Any
+    reply: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """A bug in ourselves: the traceback, for the log."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ from ipop_tx.core.dht.recovery import Recovery
 from ipop_tx.core.dht.replica import Replicas
 from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.dht.views import Views
-from ipop_tx.core.events import EnrolRequested, Reported
+from ipop_tx.core.events import EnrolRequested, FlowsAsked, RelationAsked, Reported
 from ipop_tx.core.leases.handover import HandOver
 from ipop_tx.core.leases.lease import Leases
 from ipop_tx.core.leases.renewals import Renewals
@@ -43,13 +44,15 @@ from ipop_tx.core.ring.ring import Ring
 from ipop_tx.core.ring.tables import Tables
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, settled, spawn
-from ipop_tx.errors import LocalMisuse
+from ipop_tx.errors import LocalMisuse, Unreachable
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota
 from ipop_tx.wire import messages as m
 
 SLEPT = 6.0
 """Seconds by which the first timer is late after a sleep during which peers may have given this node up."""
+REACH_WAIT = 1.5
+"""Seconds that a member has to answer when another one asks whether it answers us."""
 MET_ANEW = 16
 """Links at most that get fresh sessions then; a machine that is late because it has too much to do shall not get more of it."""
 
@@ -143,6 +146,9 @@ class Node:
         self.rpc.serve(m.Hello, self._greeted)
         self.rpc.serve(m.Offer, self._offered)
         self.rpc.serve(m.Enrol, self._enrol, guests=True)
+        self.rpc.serve(m.Relate, partial(self._driver_answers, RelationAsked))
+        self.rpc.serve(m.AskFlows, partial(self._driver_answers, FlowsAsked))
+        self.rpc.serve(m.Reach, self._reaches)
         self._commands: dict[type, Callable[[Any], Future[Any]]] = {
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
             c.Remember: self._remember,
@@ -153,6 +159,7 @@ class Node:
             c.ClaimLease: lambda x: spawn(self.leases.own.claim(x.wish)),
             c.RenewLease: lambda x: spawn(self.leases.own.renew()),
             c.ReleaseLease: lambda x: spawn(self.leases.release()),
+            c.Inspect: lambda x: spawn(self.dht.certified(x.key)),
             c.Get: lambda x: spawn(self.dht.get(x.key)),
             c.Create: lambda x: spawn(self.dht.create(x.key, x.value, x.ttl)),
             c.CompareAndSet: lambda x: spawn(self.dht.compare_and_set(x.key, x.version, x.value, x.ttl)),
@@ -167,7 +174,7 @@ class Node:
             c.Owns: lambda x: spawn(self.rivalry.owns(x.ident, x.address)),
             c.Disown: self._disown,
             c.Connect: self._connect,
-            c.Ping: lambda x: spawn(self._ping(x.ident)),
+            c.Ping: lambda x: spawn(self._ping(x.ident, x.size)),
             c.Punch: lambda x: spawn(self._punch(x.ident)),
             c.CheckNat: lambda x: self.nat.check_now(),
             c.LearnLifetime: lambda x: self.nat.life.learn(),
@@ -325,6 +332,23 @@ class Node:
         self.runtime.emit(EnrolRequested(body, link.peer.guest, reply))
         return reply
 
+    async def _reaches(self, link: Link, body: m.Reach) -> m.Reached:
+        """A member asks whether another one, that we have a link to, answers us."""
+        about = self.links.by_ident.get(body.ident)
+        if about is None or about is link:
+            return m.Reached(False)
+        try:
+            await self.paths.challenge(about, about.active, REACH_WAIT)
+        except Unreachable:
+            return m.Reached(False, about.peer.not_after)
+        return m.Reached(True, about.peer.not_after)
+
+    def _driver_answers(self, kind: type[RelationAsked | FlowsAsked], link: Link, body: m.Relate | m.AskFlows) -> Future[m.Answer]:
+        """The driver knows the machine, and has a disk."""
+        reply: Future[m.Answer] = Future()
+        self.runtime.emit(kind(link.ident, body, reply))
+        return reply
+
     # --- commands ----------------------------------------------------------------------------
 
     def _is_first(self) -> bool:
@@ -405,9 +429,12 @@ class Node:
     async def _revoke(self, order: m.Revocation) -> int:
         return self.revocations.revoke(order)
 
-    async def _ping(self, ident: Ident) -> float:
+    async def _ping(self, ident: Ident, size: int) -> float:
         link = await self.links.connect(ident)
-        return await self.paths.challenge(link, link.active, 2.0)
+        known = link.direct.get(link.active) if isinstance(link.active, Endpoint) else None
+        if size and (known is None or not known.rtt):
+            raise LocalMisuse("only a direct path that has answered is challenged by large datagrams")
+        return await self.paths.challenge(link, link.active, 2.0, size)
 
     async def _punch(self, ident: Ident) -> None:
         await self.paths.punch(await self.links.connect(ident))

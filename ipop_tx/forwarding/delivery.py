@@ -6,8 +6,9 @@ import struct
 from collections.abc import Callable
 
 from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.counting import Counting
 from ipop_tx.forwarding.dhcp import PORTS, SERVER_PORT, is_dhcp
-from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency
+from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Tally
 from ipop_tx.forwarding.mtu import clamp_mss
 from ipop_tx.forwarding.neighbour import ETHERTYPE_IPV4, ETHERTYPE_IPV6, is_discovery
 from ipop_tx.forwarding.offload import PART, Joined, join_datagrams, payload_at
@@ -41,6 +42,12 @@ class Delivery:
         self._admitted = self._addressed
         """Gives the MACs, destination and source, with which a frame goes to the kernel; None for one that does not."""
         self._policing: Policing | None = None
+        self._counting: Counting | None = None
+        self._unchecked = self._addressed
+        self._head = b""
+        """The beginning of the frame that is looked at, from the ethertype on."""
+        self._tally: Tally | None = None
+        """That of the frame before, where frames are counted."""
         self._port = port
         self._ipv6 = ipv6
         self._drop = drop
@@ -77,6 +84,9 @@ class Delivery:
                     self._write(peer, macs, frame)
                 else:
                     taken = self._datagrams(macs, packed, at, length, joined)
+                    if self._tally is not None:
+                        self._tally.frames += taken - 1
+                        self._tally.bytes += (taken - 1) * length
             place += taken
             many -= taken
             at += taken * length
@@ -102,18 +112,52 @@ class Delivery:
     def police(self, policing: Policing | None) -> None:
         """From now on the kernel gets what `policing` admits; None: whatever is for us."""
         self._policing = policing
-        self._admitted = self._addressed if policing is None else self._allowed
+        self._choose()
+
+    def count(self, counting: Counting | None) -> None:
+        """From now on count what comes, or do not."""
+        self._counting = counting
+        self._choose()
+
+    def _choose(self) -> None:
+        admitted = self._addressed if self._policing is None else self._allowed
+        self._unchecked, self._admitted = admitted, admitted if self._counting is None else self._counted
+
+    def _counted(self, peer: Adjacency, packed: memoryview) -> bytes | None:
+        macs = self._unchecked(peer, packed)
+        if macs is None or self._counting is None:
+            return macs
+        head = self._head
+        if head[2] == _PLAIN:
+            tally = (peer.tallies.heard_tcp if head[11] == _TCP else peer.tallies.heard).get(head[14:26])
+        else:
+            tally = (peer.tallies.heard_tcp if packed[21] == _TCP else peer.tallies.heard).get(bytes(packed[18:56]))
+        if tally is None:
+            tally = self._counting.begin(peer, packed, True)
+        if packed[1]:
+            if not tally.segment:
+                tally.segment = packed[4] | packed[5] << 8
+            tally.supers += 1
+            tally.large += len(packed)
+        else:
+            tally.frames += 1
+            tally.bytes += len(packed)
+        self._tally = tally
+        return macs
 
     def _allowed(self, peer: Adjacency, packed: memoryview) -> bytes | None:
         macs = self._addressed(peer, packed)
         if macs is None or self._policing is None or self._policing.admits(peer, packed, True):
             return macs
+        if self._policing is not None and self._counting is not None:
+            self._counting.refuse(peer, packed)
         self._drop("in_policy")
         return None
 
     def _addressed(self, peer: Adjacency, packed: memoryview) -> bytes | None:
         """Check that a frame is its sender's and for us."""
-        head = bytes(packed[10:_PORTS_END])  # from the ethertype to the destination of IPv4, and the ports if no options are between
+        # From the ethertype to the destination of IPv4, and the ports if no options are between.
+        head = self._head = bytes(packed[10:_PORTS_END])
         ethertype = head[:2]
         if len(head) < _IPV4_LEAST - 10:
             self._drop("in_runt")

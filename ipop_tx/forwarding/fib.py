@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Network
 
 from ipop_tx.forwarding.flows import Flows
@@ -18,6 +18,83 @@ BASE_MTU = 1200
 """Bytes of a datagram that every path carries: what is assumed until more is known."""
 PACKED_HEAD = IP_AT
 """Bytes before the IP packet in a packed frame."""
+_TCP = 6
+_IPV4_KEY = 13
+"""Bytes of a flow key of IPv4."""
+
+
+class Tally:
+    """What one direction of a flow has carried. The planes add to it themselves: `frames` and their `bytes`, or `supers` and `large`."""
+
+    __slots__ = ("began", "bytes", "frames", "key", "large", "protocol", "rule", "seen", "seen_frames", "segment", "supers", "told")
+
+    def __init__(self, key: bytes, protocol: int, now: float, rule: str) -> None:
+        self.key = key
+        """See `inner`: of this direction."""
+        self.protocol = protocol
+        self.rule = rule
+        """Of the policy."""
+        self.frames = self.bytes = 0
+        """Packed frames of one packet each."""
+        self.supers = self.large = self.segment = 0
+        """Super-frames and their bytes, and of how many bytes the payloads are that they are cut into."""
+        self.told = 0, 0
+        """Packets and their bytes that the log has already."""
+        self.began = self.seen = now
+        self.seen_frames = 0
+
+    @property
+    def _header(self) -> int:
+        """Bytes of IP's and the protocol's header: with the usual options of TCP."""
+        return (20 if len(self.key) == _IPV4_KEY else 40) + (32 if self.protocol == _TCP else 8)
+
+    @property
+    def packets(self) -> int:
+        """So far; a super-frame counts as those that it will be cut into."""
+        payload = self.large - self.supers * (PACKED_HEAD + self._header)
+        return self.frames + max(self.supers, -(-payload // self.segment) if self.segment else 0)
+
+    @property
+    def packet_bytes(self) -> int:
+        """Of these packets, headers of each among them."""
+        cut = self.packets - self.frames
+        return self.bytes + self.large - PACKED_HEAD * (self.frames + self.supers) + (cut - self.supers) * self._header
+
+    def looked_at(self, now: float) -> bool:
+        """Note when frames were seen last, to within the time between two looks; False where there were none since the log was told."""
+        frames = self.frames + self.supers
+        if frames != self.seen_frames:
+            self.seen, self.seen_frames = now, frames
+        return self.packets > self.told[0]
+
+
+class Tallies:
+    """Those of one peer: by direction, TCP apart from the others; `others` by flow key, for what is looked up the slow way."""
+
+    __slots__ = ("heard", "heard_tcp", "others", "places", "sent", "sent_tcp")
+
+    def __init__(self) -> None:
+        self.sent: dict[bytes, Tally] = {}
+        self.sent_tcp: dict[bytes, Tally] = {}
+        self.heard: dict[bytes, Tally] = {}
+        self.heard_tcp: dict[bytes, Tally] = {}
+        self.others: dict[bytes, Tally] = {}
+        self.places = self.sent, self.sent_tcp, self.heard, self.heard_tcp, self.others
+
+    def place(self, byte: int, inward: bool) -> dict[bytes, Tally]:
+        """Where a frame is looked for, by its byte 21: that is the protocol of IPv4, and of IPv6 some byte of the source."""
+        if byte == _TCP:
+            return self.heard_tcp if inward else self.sent_tcp
+        return self.heard if inward else self.sent
+
+    def all(self) -> Iterator[tuple[bytes, Tally]]:
+        """Each, with what it is found by."""
+        for place in self.places:
+            yield from place.items()
+
+
+NO_TALLIES = Tallies()
+"""Of all peers of which nothing was counted yet; it stays empty."""
 
 
 class Adjacency:
@@ -29,7 +106,8 @@ class Adjacency:
     __slots__ = (
         "_each", "_less", "_most", "addresses", "asked", "carrier", "channel", "complain_at", "endpoint", "failed", "flows", "groups",
         "heard", "hop", "ident", "indexes", "inner_mtu", "ipv6", "mac", "macs", "name", "piece", "reachable", "refused", "relay_header",
-        "reports", "rx_bytes", "rx_frames", "session", "stray", "told_at", "tx_bytes", "tx_frames", "tx_pieces", "tx_records", "width",
+        "reports", "rx_bytes", "rx_frames", "session", "stray", "tallies", "told_at", "tx_bytes", "tx_frames", "tx_pieces", "tx_records",
+        "width",
     )  # fmt: skip
 
     def __init__(self, ident: Ident, ipv6: bytes, our_mac: bytes, widest: int = MAX_PIECES) -> None:
@@ -44,6 +122,8 @@ class Adjacency:
         """Which the policy knows; its certificate says them."""
         self.flows: Flows | None = None
         """What the policy has allowed with this peer; None until it is asked."""
+        self.tallies = NO_TALLIES
+        """What passes, where that is counted; `Counting` sets the ones that outlive the link."""
         self.session: ISession | None = None
         self.channel: ISealedChannel | None = None
         """That of `session`: what we seal with."""

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 from ipop_tx.errors import BadDatagram
+from ipop_tx.forwarding.counting import Counting
 from ipop_tx.forwarding.dhcp import PORTS, SERVER_PORT, is_dhcp
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
 from ipop_tx.forwarding.neighbour import is_discovery
@@ -49,7 +50,7 @@ class Outbound:
         exceptional: Callable[[bytes, memoryview], None],
         unreachable: Callable[[Adjacency, bytes], None],
         narrowed: Callable[[Adjacency, memoryview], None],
-        refused: Callable[[], None],
+        refused: Callable[[Adjacency, memoryview], None],
     ) -> None:
         self.held = False
         """Whether the port is paused because the transport is full."""
@@ -57,6 +58,8 @@ class Outbound:
         """Sends what has waited longer than the frames in the port; it is called before that is resumed."""
         self.policing: Policing | None = None
         """Says which frames may leave; None: all."""
+        self.counting: Counting | None = None
+        """Counts what leaves, where a flow log is wanted."""
         self._refused = refused
         self._fib = fib
         self._port = port
@@ -93,32 +96,55 @@ class Outbound:
 
     def _carry(self, peer: Adjacency | None, length: int) -> None:
         """The frame in the buffer, for a peer if the FIB knows one. Frames of one peer never overtake each other."""
-        frame, whole = self._frame[:length], self._frame
+        frame, whole, counting, tally = self._frame[:length], self._frame, self.counting, None
+        if counting is not None and peer is not None:
+            sent = peer.tallies.sent_tcp if whole[21] == _TCP else peer.tallies.sent
+            tally = sent.get(bytes(whole[24:36] if whole[12] == _PLAIN else whole[18:56]))
         # What is not UDP, or from and to other ports than DHCP's, is told here; behind IPv4 options, and for certain, by `_is_carried`.
+        # What has a tally has been looked at before.
         if peer is not None and (
-            (frame[10:12] == _IPV4 and (whole[21] != _UDP or (whole[35] not in PORTS and whole[33] != SERVER_PORT and whole[12] == _PLAIN)))
+            tally is not None
+            or (
+                frame[10:12] == _IPV4
+                and (whole[21] != _UDP or (whole[35] not in PORTS and whole[33] != SERVER_PORT and whole[12] == _PLAIN))
+            )
             or _is_carried(frame)
         ):
             if self.policing is not None and not self.policing.admits(peer, frame, False):
-                self._refused()
+                self._refused(peer, frame)
                 return
             peer.tx_frames += 1
             peer.tx_bytes += length
+            if counting is not None:
+                if tally is None:
+                    tally = counting.begin(peer, frame, False)
+                if whole[1]:
+                    if not tally.segment:
+                        tally.segment = whole[4] | whole[5] << 8
+                    tally.supers += 1
+                    tally.large += length
+                else:
+                    tally.frames += 1
+                    tally.bytes += length
             if 0 < peer.inner_mtu < self._port.mtu:
                 self._narrowed(peer, frame)
             if peer.reachable and not frame[1]:
                 self._add(peer, frame, length)
-                return
-            if self._lengths:
-                self._flush()
-            if peer.reachable:
-                self._super_frame(peer, length)
             else:
-                self._unreachable(peer, bytes(frame))
+                self._alone(peer, frame, length)
         else:
             if self._lengths:
                 self._flush()
             self._exceptional(bytes(self._target + self._origin), frame)
+
+    def _alone(self, peer: Adjacency, frame: memoryview, length: int) -> None:
+        """What is in no bundle: a super-frame, or a frame that has to wait."""
+        if self._lengths:
+            self._flush()
+        if peer.reachable:
+            self._super_frame(peer, length)
+        else:
+            self._unreachable(peer, bytes(frame))
 
     def _add(self, peer: Adjacency, frame: memoryview, length: int) -> None:
         """Put an ordinary frame into the bundle; what is in the way of that is sealed first."""
@@ -173,7 +199,7 @@ class Outbound:
     def send(self, peer: Adjacency, packed: bytes) -> None:
         """Carry one packed frame that waited, to a peer that is reachable. Not while a bundle is being filled."""
         if self.policing is not None and not self.policing.admits(peer, packed, False):
-            self._refused()
+            self._refused(peer, memoryview(packed))
             return
         length = len(packed)
         self._frame[:length] = packed

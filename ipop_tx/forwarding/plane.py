@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from ipop_tx.errors import BadDatagram, IpopError
 from ipop_tx.forwarding import dhcp, neighbour
+from ipop_tx.forwarding.counting import Counting
 from ipop_tx.forwarding.delivery import Delivery
 from ipop_tx.forwarding.fib import PACKED_HEAD, Adjacency, Fib
 from ipop_tx.forwarding.inbound import Inbound
@@ -120,9 +121,7 @@ class ForwardingPlane:
         self.delivery = Delivery(port, fib.mac, self._ipv6, self._drop, lambda *unverified: self._check.unknown(*unverified))
         sealing = Sealing(transport)
         fib.carry_by(transport.carrier if ITransports.providedBy(transport) else lambda endpoint: transport)
-        self.outbound = Outbound(
-            fib, port, sealing, self._exceptional, self._unreachable, self._narrowed, partial(self._drop, "out_policy")
-        )
+        self.outbound = Outbound(fib, port, sealing, self._exceptional, self._unreachable, self._narrowed, self._refuse)
         self.relaying = Relaying(ident, fib, control, sealing, clock, self._drop)
         self.inbound = Inbound(
             fib, self.delivery, partial(self._drop, "in_forged"), self.relaying.received, control, control_plane.datagram_received, clock
@@ -160,6 +159,21 @@ class ForwardingPlane:
         self.outbound.policing = policing
         self.delivery.police(policing)
 
+    @property
+    def counting(self) -> Counting | None:
+        """What counts flows; None: nothing does."""
+        return self.outbound.counting
+
+    def count(self, counting: Counting | None) -> None:
+        """Have flows counted, or not any more."""
+        self.outbound.counting = counting
+        self.delivery.count(counting)
+
+    def _refuse(self, peer: Adjacency, packed: memoryview) -> None:
+        self._drop("out_policy")
+        if self.outbound.counting is not None:
+            self.outbound.counting.refuse(peer, packed)
+
     def announce(self, address: IPv4Address, owner: Ident) -> None:
         """Have the kernel send what goes to an address to its new owner from now on, if it sends anything there."""
         self._port.writev((PLAIN, neighbour.announcement(address, mac_of(owner))))
@@ -167,6 +181,7 @@ class ForwardingPlane:
     def counters(self) -> dict[str, int]:
         """What was dropped, by reason, and what was relayed; without zeros."""
         found = {**self.dropped, "relayed_records": self.relaying.relayed, "in_incomplete": self.inbound.reassembly.lost}
+        found["flows_unlogged"] = self.counting.unlogged if self.counting is not None else 0
         return {name: count for name, count in found.items() if count}
 
     def fib_changed(self, adjacency: Adjacency) -> None:

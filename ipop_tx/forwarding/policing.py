@@ -81,6 +81,12 @@ class Policing:
                     return True
         return self._judge(flows, peer, packed, inward)
 
+    def rule_of(self, peer: Ident, key: bytes) -> str:
+        """The name of the rule that allows a flow (the key of either direction); `default` where none does, or it is not known."""
+        flows = self._flows.get(peer)
+        flow = flows.by_key.get(key) if flows is not None else None
+        return flow.rule.name if flow is not None and flow.rule is not None else "default"
+
     def sweep(self, linked: Container[Ident]) -> None:
         """Forget flows that are over; to be called now and then. Flows with peers that are not linked just now may go on later."""
         now = self._clock()

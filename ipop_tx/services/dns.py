@@ -16,7 +16,7 @@ from twisted.internet.task import LoopingCall
 from ipop_tx.config.sections import DnsSection
 from ipop_tx.errors import EnvironmentProblem, IpopError, PermissionProblem
 from ipop_tx.log import Logger
-from ipop_tx.services.hostdns import HostDns, host_dns
+from ipop_tx.services.hostdns import ByResolved, HostDns, host_dns
 from ipop_tx.services.ports import why_taken
 from ipop_tx.services.resolvconf import ResolvConf
 from ipop_tx.values import Network
@@ -108,6 +108,25 @@ class DNSService(Service):
     def port(self) -> int:
         """Where it listens, 0 for nowhere."""
         return int(self._ports[0].getHost().port) if self._ports else 0
+
+    @property
+    def host(self) -> str:
+        """The address at which it is to be asked."""
+        return self._section.listen[0] if self._section.listen is not None else ""
+
+    @property
+    def file(self) -> str:
+        """Where the C library looks for name servers."""
+        return str(self._file.path)
+
+    def is_asked(self) -> bool:
+        """Whether the system's resolver knows of us: systemd-resolved has been told, or resolv.conf names us."""
+        if isinstance(self._host, ByResolved):
+            return True
+        try:
+            return self._file.names(self.host)
+        except EnvironmentProblem:
+            return False
 
     def _put(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._tell())

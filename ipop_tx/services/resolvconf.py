@@ -91,6 +91,10 @@ class ResolvConf:
         """The name servers that were there before us."""
         return servers_of(self.read())
 
+    def names(self, server: str) -> bool:
+        """Whether a name server stands in the file, whoever has put it there."""
+        return server in re.findall(r"(?m)^nameserver[ \t]+(\S+)", self.read())
+
     def put(self, server: str, domain: str) -> None:
         """Put our lines in, if they are not there. Raises `EnvironmentProblem`."""
         text = self.read()

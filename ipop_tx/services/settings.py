@@ -96,6 +96,11 @@ class PolicyService(Service):
             peer = self._protocol.node.peer
             self._plane.police(Policing(Party(peer.name, peer.groups), policy, self._protocol.clock))
 
+    @property
+    def policy(self) -> Policy | None:
+        """What counts here; None: everything is allowed."""
+        return self._plane.policing.policy if self._plane.policing is not None else None
+
     def health(self) -> list[str]:
         """What does not work, a sentence each."""
         return [sentence for sentence in (self._problem, self._unread) if sentence]
@@ -141,6 +146,10 @@ class PolicyService(Service):
         source, target, service = (arguments.get(key) for key in ("source", "target", "service"))
         if not (isinstance(source, str) and isinstance(target, str) and isinstance(service, str)):
             raise LocalMisuse("source, target and service are texts", "ask for instance for laptop, server, tcp/22")
+        return await self.judge(source, target, service)
+
+    async def judge(self, source: str, target: str, service: str) -> dict[str, Any]:
+        """Whether one node may begin something with another, and why. Raises `LocalMisuse` where there is no such node or service."""
         protocol, port, kind = parse_service(service)
         (one, one_address, one_ident), (other, other_address, other_ident) = await self._whom(source), await self._whom(target)
         policing = self._plane.policing

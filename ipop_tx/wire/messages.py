@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from ipop_tx.errors import BadMessage
+from ipop_tx.wire.addresses import HandOver as HandOver, NotMine as NotMine, NotYours as NotYours
 from ipop_tx.wire.fields import (
     MAX_PADDING as MAX_PADDING,
     MAX_VALUE as MAX_VALUE,
@@ -26,6 +27,7 @@ from ipop_tx.wire.fields import (
     Ports,
     PublicKey,
 )
+from ipop_tx.wire.flows import AskFlows as AskFlows, FlowsTold as FlowsTold
 from ipop_tx.wire.registers import (
     NO_BALLOT as NO_BALLOT,
     NO_FLOOR as NO_FLOOR,
@@ -64,8 +66,8 @@ from ipop_tx.wire.registers import (
     WhoKeeps as WhoKeeps,
     Write as Write,
 )
-from ipop_tx.wire.settings import Newest as Newest
-from ipop_tx.wire.settings import Settings as Settings
+from ipop_tx.wire.relation import Reach as Reach, Reached as Reached, Relate as Relate, Relation as Relation
+from ipop_tx.wire.settings import Newest as Newest, Settings as Settings
 from ipop_tx.wire.trust import (
     PAGE as PAGE,
     Enrol as Enrol,
@@ -352,32 +354,6 @@ class Needed(Body, frozen=True, tag=35):
     """I need this link."""
 
 
-# --- addresses -----------------------------------------------------------------------------------
-
-
-class NotYours(Body, frozen=True, tag=36):
-    """You use this IPv4 address, and its register says that it is another's: look there. Answered by `Done`."""
-
-    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
-
-
-class NotMine(Body, frozen=True, tag=37):
-    """This IPv4 address is not mine any more. `contested`: I used it until now, though it is yours. Answered by `Done`."""
-
-    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
-    contested: bool = False
-
-
-class HandOver(Body, frozen=True, tag=38):
-    """The guest to whom you have leased this IPv4 address is behind me now.
-
-    Answered by `Done` once the address is free; by `Failed` when that guest is still with you, or was never.
-    """
-
-    address: Annotated[bytes, Meta(min_length=4, max_length=4)]
-    holder: Annotated[bytes, Meta(min_length=1, max_length=64)]
-
-
 # --- answers to anything --------------------------------------------------------------------------
 
 
@@ -435,6 +411,9 @@ Ask = (
     | Salvage
     | Enrol
     | Newest
+    | Relate
+    | Reach
+    | AskFlows
 )
 Answer = (
     Hello
@@ -464,6 +443,9 @@ Answer = (
     | Working
     | Newest
     | Settings
+    | Relation
+    | Reached
+    | FlowsTold
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -33,7 +32,7 @@ def package_row(lab: Lab) -> str:
     check("the daemon is ipop", two.run("id -u ipop").strip() in rights.splitlines()[0].split())
     check(f"health: {status(two)['health']}", not status(two)["health"])
     before = identity(two)
-    later = two.copy(newer(deb))
+    later = two.copy(newer(deb, lab.scratch))
     begun = time.monotonic()
     two.run(f"dpkg -i {later}")
     up(two)
@@ -57,15 +56,14 @@ def package_row(lab: Lab) -> str:
     return f"{deb.stat().st_size / 1e6:.1f} MB; two machines booted, installed and joined in {took:.0f} s; upgrade {upgraded:.1f} s"
 
 
-def newer(deb: Path) -> Path:
-    """The same package as a later version."""
-    tree = deb.with_suffix("")
+def newer(deb: Path, place: Path) -> Path:
+    """The same package as a later version, in the directory `place`."""
+    tree = place / "tree"
     subprocess.run(["dpkg-deb", "-R", deb, tree], check=True)
     control = tree / "DEBIAN/control"
     control.write_text(control.read_text().replace("-1\nArch", "-2\nArch"))
-    later = deb.with_name(deb.name.replace("-1_", "-2_"))
+    later = place / deb.name.replace("-1_", "-2_")
     subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, later], check=True, capture_output=True)
-    shutil.rmtree(tree)
     return later
 
 

@@ -11,7 +11,7 @@ from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
 
-AuthorityOrder = m.Order | m.Revocation | m.Settings
+AuthorityOrder = m.Order | m.Revocation | m.Settings | m.AskFlows
 """What the authority alone may say, under its signature."""
 
 
@@ -90,4 +90,9 @@ def order_text(order: AuthorityOrder) -> bytes:
     return _CONTEXTS[type(order)] + m.encode(msgspec.structs.replace(order, signature=b""))
 
 
-_CONTEXTS: dict[type, bytes] = {m.Order: b"ipop-order-1", m.Revocation: b"ipop-revocation-1", m.Settings: b"ipop-settings-1"}
+_CONTEXTS: dict[type, bytes] = {
+    m.Order: b"ipop-order-1",
+    m.Revocation: b"ipop-revocation-1",
+    m.Settings: b"ipop-settings-1",
+    m.AskFlows: b"ipop-flows-1",
+}

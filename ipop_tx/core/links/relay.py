@@ -3,8 +3,8 @@
 Each hop is greedy: the neighbour nearest to the destination, the shorter way round. A neighbour that is itself reached only
 through a relay is put in front of the route, and the datagram goes to that relay. Where greed finds nothing nearer (the target
 has no settled place yet, or cannot be reached from here) it goes to our neighbour on the target's other side, else one step back;
-the ttl bounds it. Who has passed a datagram on already does not get it again while there is anybody else: each of three members may believe
-that another one of them has a direct path.
+the ttl bounds it. Who is noted as having passed a datagram on does not get it again while there is anybody else: each of
+three members may believe that another one of them has a direct path.
 """
 
 from __future__ import annotations
