@@ -26,6 +26,7 @@ from ipop_tx.identity.store import SqliteReplicaStore
 from ipop_tx.interfaces import IStatus
 from ipop_tx.log import Logger, set_level
 from ipop_tx.services.admission import AdmissionService
+from ipop_tx.services.admission_routes import AdmissionRoutes
 from ipop_tx.services.chord import ChordProtocol, ChordService, boot_seconds
 from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
@@ -42,6 +43,7 @@ from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping, resolve
 from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
+from ipop_tx.services.readmission import ReadmissionService
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.revocation import Revoking
@@ -62,8 +64,6 @@ from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.address import ipv6_of
 from ipop_tx.wire.portmap import NONCE_BYTES
-
-INVITATION_SECONDS = 3600.0
 
 
 @implementer(IStatus)
@@ -93,12 +93,13 @@ class Node(MultiService):
         check_against(config, network, overlapping(network.pool, [config.tap.name], config.tap.bridge) if config.tap.enabled else None)
         # Build everything ...
         self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
+        sessions, signer = DtlsSessionFactory(credentials), credentials.signer()
         core = CoreNode(
             credentials.peer,
             network,
             secrets.SystemRandom(),
-            DtlsSessionFactory(credentials),
-            credentials.signer(),
+            sessions,
+            signer,
             self.store,
             flags_of(admitter),
             now=boot_seconds(),
@@ -111,7 +112,9 @@ class Node(MultiService):
         udp = UdpTransport(pump, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
         tls = TlsTransport(pump, credentials, tls_settings(config.listen.tls), [config.tap.name])
         hidden = config.tor.policy == "tor-only"
+        credentials.on_change += [sessions.refresh, tls.contexts.refresh, lambda: signer.show(credentials.member_chain)]
         onion = [TorTransport(reactor, credentials, tor_settings(config), OnionKey(self.state))] if config.tor.policy != "no-tor" else []
+        credentials.on_change += [tor.contexts.refresh for tor in onion]
         open_ways = [] if hidden else [udp, tls, *foreign_transports(reactor, config.transports)]
         transport = Transports(*open_ways, *onion)
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
@@ -136,13 +139,15 @@ class Node(MultiService):
         pen = admitter.authority_key if admitter is not None else None
         self.revoking = Revoking(self.protocol, self.state, pen, [tls, *onion])
         credentials.is_revoked = core.revocations.is_revoked
-        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
+        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates, self.state)
+        may_admit = self.admission.readmit if admitter is not None else None
+        self.readmission = ReadmissionService(reactor, self.protocol, credentials, self.state, self.peers.endpoints, may_admit)
         plane = self.forwarding.plane
         self.policy = PolicyService(self.protocol, plane, self.state, pen)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
-        others = self.dns, self.metrics, self.revoking, self.policy
+        others = self.dns, self.metrics, self.revoking, self.readmission, self.admission, self.policy
         self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, others, self.policy.summary)
         self._recovery = Recovery(self.protocol, pen, self._status.name_of)
         # ... then wire everything. Services start in this order and stop in the reverse one.
@@ -153,7 +158,7 @@ class Node(MultiService):
             self.tap.receiver = plane
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.sides, self.puncher, self.natcheck, self.portmap
-        rest = self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.policy, self.metrics, trim
+        rest = self.dht, self.pool, self.guests, self.admission, self.readmission, self.peers, self.dns, self.policy, self.metrics, trim
         for service in (*carrying, *rest):
             if service is not None:
                 service.setServiceParent(self)
@@ -219,11 +224,11 @@ class Node(MultiService):
             "POST /ping": lambda arguments: Deferred.fromCoroutine(ping(self.protocol, self._status, _text(arguments, "target"))),
             "POST /resolve": lambda arguments: Deferred.fromCoroutine(resolve(self.protocol, _text(arguments, "target"))),
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(self._netcheck()),
-            "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "GET /revocations": lambda arguments: self.revoking.told(),
             "POST /revoke": lambda arguments: Deferred.fromCoroutine(self._revoke(arguments)),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
+            **AdmissionRoutes(self.admission, self.policy.change).routes(),
             **self.policy.routes(),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }
@@ -238,23 +243,6 @@ class Node(MultiService):
         if self.natcheck is None:
             raise LocalMisuse("this node speaks by Tor only, so its NAT does not matter", "ipop status says how Tor is")
         return await netcheck(self.protocol, self.natcheck, self.portmap)
-
-    async def _invite(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        seconds = arguments.get("expires_s") or INVITATION_SECONDS
-        if not isinstance(seconds, (int, float)) or not 0 < seconds <= 366 * 86400:
-            raise LocalMisuse("expires_s is not a number of seconds up to a year", "give for instance 3600")
-        name = arguments.get("name") or ""
-        if not isinstance(name, str):
-            raise LocalMisuse("name is not a text")
-        address = arguments.get("address") or ""
-        if not isinstance(address, str):
-            raise LocalMisuse("address is not a text")
-        groups = arguments.get("groups") or []
-        if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
-            raise LocalMisuse("groups is not a list of texts")
-        appoints = bool(arguments.get("appoints"))
-        invitation, expires = await self.admission.invite(float(seconds), name, appoints, address, tuple(groups))
-        return {"token": str(invitation), "expires": expires}
 
     async def _leave_and_exit(self) -> dict[str, Any]:
         """Leave, answer, and end the daemon once the answer is out. Under another application only this node stops."""

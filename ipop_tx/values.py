@@ -148,6 +148,8 @@ class Peer:
     """Groups to which the network's policy gives rights; the certificate says them."""
     admitted_by: bytes = b""
     """The digest of the key that has signed the certificate; empty for a guest."""
+    routes: tuple[str, ...] = ()
+    """IP networks beyond the overlay to which it may lead; the certificate says them."""
 
     @property
     def key(self) -> bytes:

@@ -11,7 +11,7 @@ from ipop_tx.forwarding.neighbour import answer, parse
 from ipop_tx.identity.authority import create_network, read_certificates
 from ipop_tx.identity.certificates import to_der
 from ipop_tx.identity.credentials import GuestCredentials
-from ipop_tx.identity.invitation import _CHECKSUM_BYTES, PREFIX, Invitation, InvitationRecord
+from ipop_tx.identity.invitation import _CHECKSUM_BYTES, PREFIX, Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import generate_key, read_key
 from ipop_tx.identity.state import ADMISSION_CERTIFICATE, ADMISSION_KEY, NODE_CHAIN, StateDirectory
 from ipop_tx.session.dtls import DtlsSessionFactory
@@ -50,7 +50,7 @@ def _identity() -> tuple[list[bytes], bytes, bytes]:
         chain = read_certificates(state, NODE_CHAIN)
         invitation = Invitation.make(chain[-1], 2**31, (Endpoint("udp", "203.0.113.1", 4500),))
         key, above = read_key(state, ADMISSION_KEY), read_certificates(state, ADMISSION_CERTIFICATE)
-        record = InvitationRecord.make(invitation, "node", False, key, above[0], "")
+        record = InvitationRecord.make(invitation, Wish("node"), key, above[0])
     return [to_der(one) for one in chain], str(invitation).encode(), record.encode()
 
 

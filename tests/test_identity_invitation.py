@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from cryptography import x509
@@ -17,7 +18,7 @@ from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter, create_network, install_enrolled, request
 from ipop_tx.identity.credentials import Credentials, GuestCredentials
 from ipop_tx.identity.enrolment import Enrolment, build_enrol, check_enrol, grant
-from ipop_tx.identity.invitation import PREFIX, Invitation, InvitationRecord
+from ipop_tx.identity.invitation import PREFIX, Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import ensure_key, generate_key, sign
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.values import Endpoint
@@ -101,6 +102,14 @@ class TokenTests(SynchronousTestCase):
             self.assertEqual(str(error), f"this invitation expired {words} ago: ask for a new one")
 
 
+RIGHTS: tuple[dict[str, Any], ...] = (
+    {"address": "10.128.0.9"},
+    {"groups": ("admins",)},
+    {"routes": ("192.168.0.0/24",)},
+    {"life": 3600},
+)
+
+
 class InvitedCase(FoundedCase):
     """An invitation to `lab` and its record."""
 
@@ -110,8 +119,8 @@ class InvitedCase(FoundedCase):
         self.record = self.make_record()
         self.guest = GuestCredentials(self.invitation.key, self.invitation.fingerprint, clock)
 
-    def make_record(self, name: str = "", appoints: bool = False, address: str = "", groups: tuple[str, ...] = ()) -> InvitationRecord:
-        return InvitationRecord.make(self.invitation, name, appoints, self.admitter.key, self.admission, address, groups)
+    def make_record(self, name: str = "", appoints: bool = False, **rights: Any) -> InvitationRecord:
+        return InvitationRecord.make(self.invitation, Wish(name, appoints, certs.Rights(**rights)), self.admitter.key, self.admission)
 
     def assertRefused(self, call: Callable[[], object], *words: str, kind: type[Exception] = InvitationRefused) -> None:
         super().assertRefused(call, *words, kind=kind)
@@ -121,12 +130,12 @@ class RecordTests(InvitedCase):
     """What the DHT holds of an invitation."""
 
     def test_good(self) -> None:
-        value = self.make_record("x" * 40, True, "10.128.123.234").encode()
+        value = self.make_record("x" * 40, True, address="10.128.123.234").encode()
         self.assertLessEqual(len(value), 1024)
         record = InvitationRecord.decode(value)
         record.verify(self.root, WALL)
         self.assertEqual((record.public, record.name, record.expires, record.appoints), (self.invitation.public, "x" * 40, SOON, True))
-        self.assertEqual(record.address, "10.128.123.234")
+        self.assertEqual(record.rights.address, "10.128.123.234")
 
     def test_at_most_four_endpoints(self) -> None:
         self.assertEqual(self.invitation.endpoints, (V4, V6, V4, V6))
@@ -142,20 +151,21 @@ class RecordTests(InvitedCase):
             {"appoints": True},
             {"public": other},
             {"signature": b""},
-            {"address": "10.128.0.9"},
-            {"groups": ("admins",)},
+            {"uses": 2},
+            {"approval": True},
+            *({"rights": certs.Rights(**right)} for right in RIGHTS),
         ):
             for record in (self.record, self.make_record(address="10.128.0.8")):
                 altered = msgspec.structs.replace(record, **change)
                 self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
-        taken = msgspec.structs.replace(self.make_record(address="10.128.0.8"), address="")
+        taken = msgspec.structs.replace(self.make_record(address="10.128.0.8"), rights=certs.Rights())
         self.assertRefused(lambda: taken.verify(self.root, WALL), "not signed by a member that may admit")
 
     def test_signed_by_others(self) -> None:
         other, _ = self.other_network()
-        foreign = InvitationRecord.make(self.invitation, "", False, other.key, other.certificate)
+        foreign = InvitationRecord.make(self.invitation, Wish(), other.key, other.certificate)
         self.assertRefused(lambda: foreign.verify(self.root, WALL), "not signed by a member that may admit")
-        member = InvitationRecord.make(self.invitation, "", False, self.key, self.leaf)
+        member = InvitationRecord.make(self.invitation, Wish(), self.key, self.leaf)
         self.assertRefused(lambda: member.verify(self.root, WALL), "this invitation is not valid: the inviter's certificate")
         junk = msgspec.structs.replace(self.record, admission=b"junk")
         self.assertRefused(lambda: junk.verify(self.root, WALL), "not signed by a member that may admit")
@@ -222,7 +232,7 @@ class EnrolmentTests(InvitedCase):
         appointed = build_enrol(self.invitation, self.node_key, generate_key(), "carol")
         self.assertRefused(lambda: self.check(appointed), "asks for other rights")
         self.assertRefused(lambda: self.check(self.enrolment, self.make_record(appoints=True)), "asks for other rights")
-        record = InvitationRecord.make(Invitation.make(self.root, SOON, ()), "", False, self.admitter.key, self.admission)
+        record = InvitationRecord.make(Invitation.make(self.root, SOON, ()), Wish(), self.admitter.key, self.admission)
         self.assertRefused(lambda: self.check(self.enrolment, record), "another invitation's")
 
     def test_assigned_address(self) -> None:
@@ -237,7 +247,7 @@ class EnrolmentTests(InvitedCase):
         chain = [x509.load_der_x509_certificate(der) for der in granted]
         self.assertEqual(certs.verify_member(chain, self.root, WALL).groups, ("admins", "web"))
         for groups in (("admins",), ()):
-            altered = msgspec.structs.replace(record, groups=groups)
+            altered = msgspec.structs.replace(record, rights=certs.Rights(groups=groups))
             self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
 
     def test_one_key_for_both_is_refused(self) -> None:

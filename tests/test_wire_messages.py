@@ -122,6 +122,8 @@ VECTORS: list[tuple[m.Message, str]] = [
         "9305019746c40a696e7669746174696f6ec403637372c400c4097369676e6174757265a5616c696365{a}",
     ),
     (m.Reply(1, m.Enrolled((b"leaf", b"ca"), (ENDPOINT,))), "930601934792c4046c656166c402636191{endpoint}"),
+    (m.Request(1, m.Readmit((b"leaf", b"ca"), b"signature")), "930501934a92c4046c656166c4026361c4097369676e6174757265"),
+    (m.Reply(1, m.Readmitted((b"leaf", b"ca", b"root"))), "930601924b93c4046c656166c4026361c404726f6f74"),
     (
         m.Reply(1, m.Failed("Conflict", "the register is taken", "choose another")),
         "9306019448a8436f6e666c696374b57468652072656769737465722069732074616b656eae63686f6f736520616e6f74686572",

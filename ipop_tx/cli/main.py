@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipop_tx.cli import dht, dns, live, membership, netcheck, policy, simulate, trust
+from ipop_tx.cli import admission, dht, dns, live, membership, netcheck, policy, simulate, trust
 from ipop_tx.errors import IpopError
 
 
@@ -25,7 +25,7 @@ def version() -> None:
     click.echo(f"ipop_tx {__version__}")
 
 
-for command in (live.status, live.metrics, live.ping, dns.resolve, netcheck.netcheck, live.invite, live.leave):
+for command in (live.status, live.metrics, live.ping, dns.resolve, netcheck.netcheck, live.leave):
     ipop.add_command(command)
 for command in (
     membership.network,
@@ -33,6 +33,11 @@ for command in (
     membership.request,
     membership.sign,
     membership.install,
+    admission.invite,
+    admission.requests,
+    admission.admit,
+    admission.deny,
+    admission.admission,
     trust.revoke,
     trust.revocations,
 ):

@@ -254,6 +254,21 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """Look for the ring no more, until told otherwise: nobody would let us in. Future of None, at once."""
+
+    resting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Petition:
+    """Ask, as somebody who is no member, whoever answers at these endpoints, one after another. Future of the first good answer."""
+
+    endpoints: tuple[Endpoint, ...]
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Tell the neighbours, hand over what we keep, close all links. Future of the number of shards that could not be handed over."""
 

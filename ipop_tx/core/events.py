@@ -201,6 +201,19 @@ class EnrolRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadmitRequested:
+    """A member's certificate is to be renewed: answer by settling `reply` (a core future) with `Readmitted` or `Failed`.
+
+    `key` is the digest of the key that the asker has proven; `guest` whether it has proven nothing else.
+    """
+
+    request: Any
+    key: bytes
+    guest: bool
+    reply: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """A bug in ourselves: the traceback, for the log."""
 

@@ -18,7 +18,7 @@ from ipop_tx.core.dht.recovery import Recovery
 from ipop_tx.core.dht.replica import Replicas
 from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.dht.views import Views
-from ipop_tx.core.events import EnrolRequested, Reported
+from ipop_tx.core.events import EnrolRequested, ReadmitRequested, Reported
 from ipop_tx.core.leases.handover import HandOver
 from ipop_tx.core.leases.lease import Leases
 from ipop_tx.core.leases.renewals import Renewals
@@ -143,6 +143,7 @@ class Node:
         self.rpc.serve(m.Hello, self._greeted)
         self.rpc.serve(m.Offer, self._offered)
         self.rpc.serve(m.Enrol, self._enrol, guests=True)
+        self.rpc.serve(m.Readmit, self._readmit, guests=True)
         self._commands: dict[type, Callable[[Any], Future[Any]]] = {
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
             c.Reachable: self._reachable,
@@ -177,6 +178,8 @@ class Node:
             c.PathSeen: self._path_seen,
             c.Report: self._report,
             c.Ask: lambda x: self.rpc.call(x.ident, x.body),
+            c.Rest: self._rest,
+            c.Petition: lambda x: spawn(self.bootstrap.petition(x.endpoints, lambda link: self.rpc.on_link(link, x.body))),
             c.Leave: lambda x: spawn(self._leave()),
         }
 
@@ -323,6 +326,11 @@ class Node:
         self.runtime.emit(EnrolRequested(body, link.peer.guest, reply))
         return reply
 
+    def _readmit(self, link: Link, body: m.Readmit) -> Future[m.Answer]:
+        reply: Future[m.Answer] = Future()
+        self.runtime.emit(ReadmitRequested(body, link.peer.key, link.peer.guest, reply))
+        return reply
+
     # --- commands ----------------------------------------------------------------------------
 
     def _is_first(self) -> bool:
@@ -346,6 +354,10 @@ class Node:
 
     def _hold_lease(self, command: c.HoldLease) -> Future[None]:
         self.leases.hold(command.holder, command.name, command.wish, command.ttl, command.held, command.avoid)
+        return settled(None)
+
+    def _rest(self, command: c.Rest) -> Future[None]:
+        self.bootstrap.resting = command.resting
         return settled(None)
 
     def _disown(self, command: c.Disown) -> Future[None]:

@@ -96,8 +96,7 @@ class Assignments:
             return NONE
         try:
             certs.verify_member([*chain, self._root], self._root, self.wall())
-            address = certs.facts_of(chain[0]).address
-            issued = int(chain[0].not_valid_before_utc.timestamp())
-            return (ipaddress.IPv4Address(address).packed, issued) if address else NONE
+            facts = certs.facts_of(chain[0])
+            return (ipaddress.IPv4Address(facts.address).packed, facts.assigned_at) if facts.address else NONE
         except (PeerRefused, *certs.MALFORMED):
             return NONE

@@ -21,6 +21,10 @@ from ipop_tx.identity.keys import SALT_BYTES, PrivateKey, PublicKey, ensure_key,
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.values import Network
 
+LONGEST_PATTERN = 31
+LEAST_LIFE = 10
+"""Seconds for which a certificate must count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Admitter:
@@ -47,22 +51,33 @@ class Admitter:
         csr: x509.CertificateSigningRequest,
         name: str,
         wall: float,
+        rights: certs.Rights = certs.ORDINARY,
         *,
         admits: bool = False,
-        address: str = "",
-        groups: tuple[str, ...] = (),
-        routes: tuple[str, ...] = (),
     ) -> x509.Certificate:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
-        if address:
-            self.check_address(address)
-        checked_groups(groups)
+        self.check(rights)
         network = certs.network_ident(_p256(self.root))
-        facts = certs.MemberFacts(network, os.urandom(SALT_BYTES), checked_name(name), admits, address, groups, routes)
-        return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall)
+        assigned_at = int(wall) if rights.address else 0
+        salt, about = os.urandom(SALT_BYTES), (rights.address, rights.groups, rights.routes, assigned_at, rights.life)
+        facts = certs.MemberFacts(network, salt, checked_name(name), admits, *about)
+        return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall, rights.life)
 
-    def check_address(self, address: str) -> None:
-        """Raise `LocalMisuse` unless `address` is one that a member of the network can have."""
+    def readmit(self, leaf: x509.Certificate, wall: float) -> x509.Certificate:
+        """A certificate that says the same as `leaf`, of the same member, and counts from now."""
+        facts = certs.facts_of(leaf)
+        return certs.make_member(self.key, self.certificate, _p256(leaf), facts, wall, facts.life)
+
+    def check(self, rights: certs.Rights) -> None:
+        """Raise `LocalMisuse` unless these are rights that a member can have."""
+        if rights.address:
+            self._check_address(rights.address)
+        checked_groups(rights.groups)
+        checked_routes(rights.routes)
+        if not LEAST_LIFE <= rights.life <= certs.ADMISSION_LIFETIME:
+            raise LocalMisuse(f"a certificate cannot count for {rights.life} seconds", f"give {LEAST_LIFE} seconds to two years")
+
+    def _check_address(self, address: str) -> None:
         pool = certs.network_of(self.root).pool
         try:
             good = ipaddress.IPv4Address(address) in pool and ipaddress.IPv4Address(address) not in (pool[0], pool[-1])
@@ -130,19 +145,16 @@ def make_request(state: StateDirectory, name: str) -> bytes:
 
 
 def sign_request(
-    state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, address: str = "", groups: tuple[str, ...] = ()
+    state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, rights: certs.Rights = certs.ORDINARY
 ) -> bytes:
-    """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM).
-
-    `address` is an IPv4 address to assign to it, `groups` are those that it is to be in.
-    """
+    """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM)."""
     admitter = Admitter.load(state)
     try:
         parsed = x509.load_pem_x509_csr(csr)
         wish = str(parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     except (ValueError, IndexError):
         raise LocalMisuse("this is no certificate request", "give the file that `ipop request` wrote") from None
-    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, address=address, groups=groups)
+    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, rights)
     return certs.to_pem([leaf, admitter.certificate, admitter.root])
 
 
@@ -213,6 +225,14 @@ def checked_name(name: str) -> str:
     return name
 
 
+def checked_pattern(name: str) -> str:
+    """`name`, if it may be one of a node, or a pattern of such names: with one `*` for any part. Raises `LocalMisuse`."""
+    before, star, after = name.partition("*")
+    if star and (len(name) > LONGEST_PATTERN or "*" in after):
+        raise LocalMisuse(f"{name!r} cannot be a pattern of names", "use one * and up to 30 other letters, as in lab-*")
+    return name if checked_name(f"{before}x{after}" if star else name) else ""
+
+
 def checked_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
     """`groups`, if a member may be in them. Raises `LocalMisuse`."""
     if len(groups) > certs.MOST_GROUPS:
@@ -220,6 +240,18 @@ def checked_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
     for group in groups:
         checked_name(group)
     return groups
+
+
+def checked_routes(routes: tuple[str, ...]) -> tuple[str, ...]:
+    """`routes`, if a member may lead there. Raises `LocalMisuse`."""
+    if len(routes) > certs.MOST_ROUTES:
+        raise LocalMisuse(f"{len(routes)} routes are too many for one member", f"give at most {certs.MOST_ROUTES}")
+    for route in routes:
+        try:
+            ipaddress.ip_network(route)
+        except ValueError:
+            raise LocalMisuse(f"{route!r} is no IP network", "write a route as 192.168.7.0/24 or 2001:db8:7::/48") from None
+    return routes
 
 
 def _check_authority(root: x509.Certificate, fingerprint: bytes | None) -> None:

@@ -32,6 +32,9 @@ FINGERPRINT_BYTES = 16
 MOST_GROUPS = 16
 """Groups that one member may be in: its certificate goes with every handshake."""
 
+MOST_ROUTES = 16
+"""Networks to which one member may lead."""
+
 NAME = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
 """Names of networks and nodes: what also serves as a DNS label (RFC 1123), at most 40 characters."""
 
@@ -74,7 +77,26 @@ class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
     address: str = ""
     """An IPv4 address that the authority has assigned, or nothing: then the node takes a lease."""
     groups: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MOST_GROUPS)] = ()
+    routes: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_ROUTES)] = ()
+    """IP networks beyond this one to which the member may lead."""
+    assigned_at: int = 0
+    """When the address was assigned, in seconds since the Unix epoch: a later certificate for the same member does not make it later."""
+    life: int = int(MEMBER_LIFETIME)
+    """Seconds for which its certificates are to count, each."""
+
+
+class Rights(msgspec.Struct, frozen=True, array_like=True):
+    """What a newcomer is given beside its name."""
+
+    address: str = ""
+    """An IPv4 address to assign, or nothing: then it takes a lease."""
+    groups: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
+    life: int = int(MEMBER_LIFETIME)
+    """Seconds for which its certificate counts."""
+
+
+ORDINARY = Rights()
 
 
 def network_ident(key: PublicKey) -> bytes:
@@ -124,7 +146,7 @@ def make_admission(
 ) -> x509.Certificate:
     """The certificate by which the authority appoints the holder of `public` to admit members."""
     subject = _name(f"{network_of(root).name} admission {network_ident(public)[:4].hex()}")
-    builder = _builder(subject, root.subject, public, wall, min(wall + lifetime, _ends(root)))
+    builder = _builder(subject, root.subject, public, wall, min(wall + lifetime, ends_of(root)))
     builder = _as_authority(builder, public, path_length=0)
     return builder.add_extension(_issued_by(root_key.public_key()), False).sign(root_key, SHA256())
 
@@ -139,7 +161,7 @@ def make_member(
 ) -> x509.Certificate:
     """A member's certificate over its key."""
     ident = ident_of(point_of(public), facts.salt)
-    builder = _builder(_name(facts.name), admission.subject, public, wall, min(wall + lifetime, _ends(admission)))
+    builder = _builder(_name(facts.name), admission.subject, public, wall, min(wall + lifetime, ends_of(admission)))
     builder = builder.add_extension(x509.BasicConstraints(False, None), True)
     builder = builder.add_extension(_usage(digital_signature=True), True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), False)
@@ -175,8 +197,18 @@ def check_dates(certificate: x509.Certificate, wall: float, what: str) -> None:
     """Raise `PeerRefused` unless `certificate` is valid at `wall`."""
     if wall < certificate.not_valid_before_utc.timestamp():
         raise PeerRefused(f"{what} certificate begins only at {_date(certificate.not_valid_before_utc)}", "compare the machines' clocks")
-    if wall > _ends(certificate):
+    if wall > ends_of(certificate):
         raise PeerRefused(f"{what} certificate ended at {_date(certificate.not_valid_after_utc)}", "it has to be admitted anew")
+
+
+def ends_of(certificate: x509.Certificate) -> float:
+    """When a certificate ends, in seconds since the Unix epoch."""
+    return certificate.not_valid_after_utc.timestamp()
+
+
+def issued_at(certificate: x509.Certificate) -> float:
+    """When a certificate was made, in seconds since the Unix epoch."""
+    return certificate.not_valid_before_utc.timestamp() + BACKDATED
 
 
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -186,6 +218,14 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
     except (InvalidSignature, *MALFORMED):
         return False
     return True
+
+
+def verify_admission(admission: x509.Certificate, root: x509.Certificate, wall: float, whose: str) -> None:
+    """Raise `PeerRefused` unless the authority has appointed the key of `admission`, for a time that includes `wall`."""
+    if not is_issued_by(admission, root):
+        raise PeerRefused(f"{whose} key is not one that the network's authority has appointed")
+    verify_admission_usage(admission, whose)
+    check_dates(admission, wall, whose)
 
 
 def verify_admission_usage(admission: x509.Certificate, whose: str) -> None:
@@ -238,8 +278,8 @@ def _peer(leaf: x509.Certificate, admission: x509.Certificate, root: x509.Certif
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if list(names) != [x509.UniformResourceIdentifier(ident_uri(ident))]:
         raise PeerRefused(f"{whose} certificate names another ident than its key and salt give")
-    admitted_by, ends = key_digest(point_of(_public(admission))), int(_ends(leaf))
-    return Peer(ident, facts.name, admits=facts.admits, public_key=point, not_after=ends, groups=facts.groups, admitted_by=admitted_by)
+    admitted_by, ends = key_digest(point_of(_public(admission))), int(ends_of(leaf))
+    return Peer(ident, facts.name, False, facts.admits, point, ends, facts.groups, admitted_by, facts.routes)
 
 
 def _public(certificate: x509.Certificate) -> EllipticCurvePublicKey:
@@ -280,10 +320,6 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False) -> x509
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _ends(certificate: x509.Certificate) -> float:
-    return certificate.not_valid_after_utc.timestamp()
 
 
 def _date(moment: dt.datetime) -> str:

@@ -64,8 +64,8 @@ def grant(enrolment: Enrolment, record: InvitationRecord, admitter: Admitter, wa
 
     Raises `BadMessage` for a bad request, `LocalMisuse` when this machine cannot appoint.
     """
-    name = record.name or enrolment.name
-    leaf = admitter.admit(_request(enrolment.csr), name, wall, admits=record.appoints, address=record.address, groups=record.groups)
+    name = record.named(enrolment.name)
+    leaf = admitter.admit(_request(enrolment.csr), name, wall, record.rights, admits=record.appoints)
     chain = (to_der(leaf), to_der(admitter.certificate), to_der(admitter.root))
     if not record.appoints:
         return chain

@@ -9,7 +9,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 import msgspec
 from cryptography import x509
@@ -25,6 +25,9 @@ from ipop_tx.values import Endpoint, key_digest
 PREFIX = "ipop1-"
 SECRET_BYTES = 16
 MOST_ENDPOINTS = 4
+MOST_USES = 1000
+"""Machines that one invitation may admit."""
+LONGEST_NAME = 40
 RECORD_BYTES = 1024
 
 _CHECKSUM_BYTES = 3
@@ -36,9 +39,9 @@ _RECORD_CONTEXT = b"ipop-tx invitation record 1\0"
 
 @dataclass(frozen=True)
 class Invitation:
-    """One use of the right to join a network. Written as one line that begins with `ipop1-`.
+    """The right to join a network, once or as often as its record says. Written as one line that begins with `ipop1-`.
 
-    `secret` is all that gives the right: whoever has the line can join, until it is used or `expires` (seconds since the epoch).
+    `secret` is all that gives the right: whoever has the line can join, until it is used up or `expires` (seconds since the epoch).
     """
 
     network: str
@@ -94,37 +97,41 @@ class Invitation:
         check_expiry(self.expires, wall)
 
 
+class Wish(NamedTuple):
+    """What an invitation is to admit; see `InvitationRecord`."""
+
+    name: str = ""
+    appoints: bool = False
+    rights: certs.Rights = certs.ORDINARY
+    uses: int = 1
+    approval: bool = False
+
+
 class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
     """What the register of an invitation's public key holds: what it admits, signed by an admission key."""
 
     public: bytes
     """The invitation's key, compressed point."""
     name: str
-    """The name that the newcomer gets, or nothing: then it chooses."""
+    """The name that the newcomer gets, a pattern with one `*` in it (`named`), or nothing: then it chooses."""
     expires: int
     appoints: bool
     """Whether the newcomer is to admit others."""
     admission: bytes
     """The inviter's admission certificate, DER."""
     signature: bytes = b""
-    address: str = ""
-    """The IPv4 address that the newcomer is assigned, or nothing: then it takes a lease."""
-    groups: tuple[str, ...] = ()
-    """The groups that the newcomer is to be in."""
+    rights: certs.Rights = certs.ORDINARY
+    """What the newcomer is given."""
+    uses: Annotated[int, msgspec.Meta(ge=1, le=MOST_USES)] = 1
+    """How many machines may join by it."""
+    approval: bool = False
+    """Whether each must be let in by hand, too."""
 
     @classmethod
-    def make(
-        cls,
-        invitation: Invitation,
-        name: str,
-        appoints: bool,
-        admission_key: PrivateKey,
-        admission: x509.Certificate,
-        address: str = "",
-        groups: tuple[str, ...] = (),
-    ) -> InvitationRecord:
+    def make(cls, invitation: Invitation, wish: Wish, admission_key: PrivateKey, admission: x509.Certificate) -> InvitationRecord:
         """The signed record of `invitation`."""
-        unsigned = cls(invitation.public, name, invitation.expires, appoints, certs.to_der(admission), b"", address, groups)
+        whom = (wish.name, invitation.expires, wish.appoints, certs.to_der(admission))
+        unsigned = cls(invitation.public, *whom, b"", wish.rights, wish.uses, wish.approval)
         return msgspec.structs.replace(unsigned, signature=sign(admission_key, unsigned._signed()))
 
     @classmethod
@@ -160,6 +167,14 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
             _refuse_signature()
         check_expiry(self.expires, wall)
 
+    def named(self, wish: str) -> str:
+        """The name of a newcomer that wishes to be called so: its wish, if that fits the pattern; else its wish in place of the `*`."""
+        before, star, after = self.name.partition("*")
+        if not star:
+            return self.name or wish
+        fits = wish.startswith(before) and wish.endswith(after) and len(wish) > len(before) + len(after)
+        return wish if fits else f"{before}{wish[: LONGEST_NAME - len(self.name) + 1].strip('-')}{after}"
+
     @property
     def inviter(self) -> bytes:
         """The digest of the admission key that has signed this, once `verify` has passed."""
@@ -168,8 +183,7 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         return key_digest(compressed_point_of(key))
 
     def _signed(self) -> bytes:
-        more = (self.address, self.groups) if self.groups else (self.address,) if self.address else ()
-        return _RECORD_CONTEXT + msgspec.msgpack.encode((self.public, self.name, self.expires, self.appoints, *more))
+        return _RECORD_CONTEXT + msgspec.msgpack.encode(msgspec.structs.replace(self, admission=b"", signature=b""))
 
 
 def check_expiry(expires: int, wall: float) -> None:

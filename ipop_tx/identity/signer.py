@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
+from cryptography import x509
 from zope.interface import implementer
 
-from ipop_tx.identity.assignment import NONE, Assignments, key_and_salt
+from ipop_tx.identity.assignment import NONE, Assignments, credential, key_and_salt
 from ipop_tx.identity.keys import (
     COMPRESSED_BYTES,
     SALT_BYTES,
@@ -34,16 +35,20 @@ REMEMBERED = 1024
 class RecordSigner:
     """Signs for one node. `signer` is its compressed public point (33 bytes) and its salt (16 bytes)."""
 
-    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, credential: bytes = b"") -> None:
-        """`assignments` judges credentials, and `credential` is this node's own; without them it is nobody's member."""
+    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, shown: bytes = b"") -> None:
+        """`assignments` judges credentials, and `shown` is this node's own credential; without them it is nobody's member."""
         self._key = private_key
         self._assignments = assignments
         public = private_key.public_key()
         self.signer = compressed_point_of(public) + salt
         self.ident = ident_of(point_of(public), salt)
         self._good: OrderedDict[tuple[bytes, bytes, bytes], Ident] = OrderedDict()
-        self.credential = credential
-        self.assigned = self.assignment(credential)[0]
+        self.credential = shown
+        self.assigned = self.assignment(shown)[0]
+
+    def show(self, chain: list[x509.Certificate]) -> None:
+        """This node's certificate is another one now."""
+        self.credential = credential(chain)
 
     def sign(self, data: bytes) -> bytes:
         """A signature by this node's key, in DER."""

@@ -126,12 +126,19 @@ class PolicyService(Service):
         """Give the network another policy; an empty text: none. Raises `LocalMisuse`."""
         if not isinstance(text, str):
             raise LocalMisuse("text is missing", "give the policy as TOML")
-        key = authority_key(self._authority_key, "change the policy", "ipop policy set")
         if text:
             parse(text)
+        return await self.change(POLICY, text.encode(), "change the policy", "ipop policy set")
+
+    async def change(self, name: str, content: bytes, act: str, command: str) -> dict[str, Any]:
+        """Give the network another section of settings; empty: none. `act` and `command` are for the error.
+
+        Raises `LocalMisuse` where the authority's key is not.
+        """
+        key = authority_key(self._authority_key, act, command)
         current = self._exchange.current
-        others = tuple(section for section in (current.sections if current else ()) if section[0] != POLICY)
-        sections = (*others, (POLICY, text.encode())) if text else others
+        others = tuple(section for section in (current.sections if current else ()) if section[0] != name)
+        sections = (*others, (name, content)) if content else others
         version = max(int(self._wall()), self._exchange.newest.version + 1)
         settings = signed(key, m.Settings(self._protocol.node.network.ident, version, sections))
         await self._protocol.submit(c.AdoptSettings(settings))

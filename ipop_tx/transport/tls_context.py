@@ -50,6 +50,10 @@ class TlsCredentials(Protocol):
         """Leaf first, then the certificates that lead to the root."""
 
     @property
+    def lapsed(self) -> bool:
+        """Whether this node is a member no more, and so takes everybody for a guest."""
+
+    @property
     def fingerprint(self) -> bytes:
         """Of the network's root."""
 
@@ -62,6 +66,11 @@ class TlsContexts:
 
     def __init__(self, credentials: TlsCredentials) -> None:
         self._credentials = credentials
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The credentials show another chain now: so do all connections that begin from now on."""
+        credentials = self._credentials
         self._context = SSL.Context(SSL.TLS_METHOD)
         self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
         self._context.set_options(SSL.OP_NO_TICKET)
@@ -104,7 +113,7 @@ class TlsContexts:
             shown.chain[depth] = certificate.to_cryptography()
             if good and depth == 0:
                 shown.peer = self._credentials.verify([shown.chain[level] for level in sorted(shown.chain)])
-                if shown.peer.guest and not shown.inward:
+                if shown.peer.guest and not shown.inward and not self._credentials.lapsed:
                     raise PeerRefused("whoever answers there is no member")
         except PeerRefused as refusal:
             shown.refusal = refusal

@@ -70,6 +70,8 @@ from ipop_tx.wire.trust import (
     PAGE as PAGE,
     Enrol as Enrol,
     Enrolled as Enrolled,
+    Readmit as Readmit,
+    Readmitted as Readmitted,
     Revocation as Revocation,
     Revoked as Revoked,
     WhichRevoked as WhichRevoked,
@@ -425,6 +427,7 @@ Ask = (
     | WhichRevoked
     | Salvage
     | Enrol
+    | Readmit
     | Newest
 )
 Answer = (
@@ -451,6 +454,7 @@ Answer = (
     | Salvaged
     | Revoked
     | Enrolled
+    | Readmitted
     | Failed
     | Working
     | Newest

@@ -1,4 +1,4 @@
-"""Messages about who is trusted no more, and who is to be a member."""
+"""Messages about who is trusted no more, and who is to be a member, or to stay one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from msgspec import Meta
 from ipop_tx.wire.fields import Body, Count, Endpoints, Ident, Name, Small
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+Certificate = Annotated[bytes, Meta(max_length=2048)]
+"""DER."""
 
 PAGE = 16
 """Revocations in one answer."""
@@ -64,3 +67,19 @@ class Enrolled(Body, frozen=True, tag=71):
 
     certificates: Annotated[tuple[bytes, ...], Meta(max_length=8)]
     endpoints: Endpoints
+
+
+class Readmit(Body, frozen=True, tag=74):
+    """Renew a member's certificate (DER, with those above it but the root), which may have ended lately. Answered by `Readmitted`.
+
+    Signed by the certificate's key. Asked by the member itself, over a link or as a guest who shows its own key; or passed on for it.
+    """
+
+    certificates: Annotated[tuple[Certificate, ...], Meta(min_length=2, max_length=3)]
+    signature: Small
+
+
+class Readmitted(Body, frozen=True, tag=75):
+    """The new chain (DER)."""
+
+    certificates: Annotated[tuple[Certificate, ...], Meta(max_length=8)]

@@ -183,7 +183,7 @@ def control_checks() -> None:
 def single_use() -> None:
     """An invitation is good for ever."""
 
-    async def use(service: AdmissionService, request: Any) -> None:
+    async def use(service: AdmissionService, record: Any, public: bytes) -> None:
         return None
 
     AdmissionService._use_once = use  # type: ignore[method-assign]
