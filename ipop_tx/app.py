@@ -138,7 +138,7 @@ class Node(MultiService):
             self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap)
         pen = admitter.authority_key if admitter is not None else None
         self.revoking = Revoking(self.protocol, self.state, pen, [tls, *onion])
-        credentials.is_revoked = core.revocations.is_revoked
+        credentials.is_out, credentials.may_admit = core.revocations.is_out, core.revocations.may_admit
         self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates, self.state)
         may_admit = self.admission.readmit if admitter is not None else None
         self.readmission = ReadmissionService(reactor, self.protocol, credentials, self.state, self.peers.endpoints, may_admit)
@@ -227,6 +227,9 @@ class Node(MultiService):
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "GET /revocations": lambda arguments: self.revoking.told(),
             "POST /revoke": lambda arguments: Deferred.fromCoroutine(self._revoke(arguments)),
+            "POST /withdraw": lambda arguments: Deferred.fromCoroutine(
+                self.revoking.withdraw(_text(arguments, "target"), arguments.get("confirm") is True)
+            ),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **AdmissionRoutes(self.admission, self.policy.change).routes(),
             **self.policy.routes(),

@@ -224,8 +224,8 @@ class IRecordSigner(Interface):
     def assignment(signer: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned by a credential, and when (Unix seconds); else (b"", 0)."""
 
-    def admitted(credential: bytes) -> tuple[bytes, ...]:
-        """The digests of the keys on which a credential rests, the member's own and its admitter's; none if it is not a member's now."""
+    def admitted(credential: bytes) -> Peer | None:
+        """The member whose credential this is; None if it is not a member's now."""
 
     def wall() -> float:
         """Seconds since the Unix epoch, by this node's clock."""

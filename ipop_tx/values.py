@@ -150,6 +150,8 @@ class Peer:
     """The digest of the key that has signed the certificate; empty for a guest."""
     routes: tuple[str, ...] = ()
     """IP networks beyond the overlay to which it may lead; the certificate says them."""
+    begun: int = 0
+    """When the certificate was made, in seconds since the Unix epoch."""
 
     @property
     def key(self) -> bytes:

@@ -284,6 +284,7 @@ WISH: dict[str, Any] = {
     "groups": [],
     "routes": [],
     "life_s": 365 * 86400,
+    "limits": {},
 }
 
 

@@ -112,7 +112,7 @@ class VerifyMemberTests(FoundedCase):
         point = point_of(self.key.public_key())
         ident = ident_of(point, certs.facts_of(self.leaf).salt)
         ends, admitted_by = int(WALL + certs.MEMBER_LIFETIME), key_digest(point_of(self.admitter.key.public_key()))
-        self.assertEqual(peer, Peer(ident, "bob", public_key=point, not_after=ends, admitted_by=admitted_by))
+        self.assertEqual(peer, Peer(ident, "bob", public_key=point, not_after=ends, admitted_by=admitted_by, begun=int(WALL)))
         self.assertEqual(self.verify(Credentials.load(self.state, clock).chain).admits, True)
 
     def test_revoked(self) -> None:
@@ -120,10 +120,10 @@ class VerifyMemberTests(FoundedCase):
         credentials = Credentials.load(self.state, clock)
         peer = credentials.verify(self.chain)
         for revoked in (peer.key, peer.admitted_by):
-            credentials.is_revoked = lambda key, revoked=revoked: key == revoked  # type: ignore[misc]
+            credentials.is_out = lambda peer, revoked=revoked: revoked in (peer.key, peer.admitted_by)  # type: ignore[misc]
             for chain in (self.chain, self.rebuilt()):
                 self.assertRefused(lambda chain=chain: credentials.verify(chain), "thrown out", "revoked by the authority")
-        credentials.is_revoked = lambda key: key == bytes(32)
+        credentials.is_out = lambda peer: peer.key == bytes(32)
         self.assertEqual(credentials.verify(self.chain), peer)
 
     def test_rebuilt_chain_is_good(self) -> None:
@@ -360,12 +360,11 @@ class AssignmentTests(FoundedCase):
         """A credential is a member's under its own root, until it ends; then one that was good is checked again within the hour."""
         signer = self.credentials(self.admitter).signer()
         judge = Assignments(self.root, lambda: self.wall)
-        rests_on = judge.admitted(signer.credential)
-        self.assertEqual((len(rests_on), rests_on[0]), (2, signer.key(signer.signer)))
-        self.assertEqual(judge.admitted(signer.credential), rests_on)
-        self.assertEqual([judge.admitted(junk) for junk in (b"", signer.signer, signer.credential[:-1])], [(), (), ()])
+        member = judge.admitted(signer.credential)
+        self.assertEqual(member and member.key, signer.key(signer.signer))
+        self.assertEqual([judge.admitted(junk) for junk in (b"", signer.signer, signer.credential[:-1])], [None] * 3)
         self.wall += certs.MEMBER_LIFETIME + 1
-        self.assertEqual(judge.admitted(signer.credential), ())
+        self.assertIsNone(judge.admitted(signer.credential))
 
     def test_record(self) -> None:
         """Only the lease of that very address shows the proof, and only that is overridden."""

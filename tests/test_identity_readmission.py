@@ -34,7 +34,9 @@ class ReadmittedCase(FoundedCase):
         self.asked = readmission.build(self.key, self.chain)
 
     def check(self, asked: Readmission | None = None, revoked: bytes = b"") -> x509.Certificate:
-        leaf, peer = readmission.check(asked or self.asked, self.root, self.wall, GRACE, lambda key: key == revoked)
+        leaf, peer = readmission.check(
+            asked or self.asked, self.root, self.wall, GRACE, lambda peer: revoked in (peer.key, peer.admitted_by)
+        )
         self.assertEqual(peer.name, "bob")
         return leaf
 

@@ -115,7 +115,7 @@ class ApprovalTests(AdmissionCase):
     def node(self, at: int) -> Approvals:
         """A daemon that has just started."""
         protocol = self.registers.protocol(f"member{at}")
-        return Approvals(protocol, self.places[at], self.root, lambda key: key == self.revoked, lambda: self.wall)
+        return Approvals(protocol, self.places[at], self.root, lambda key: key != self.revoked, lambda: self.wall)
 
     def ask(self, at: int, key: bytes | None = None, name: str = "bob") -> str:
         """What a machine is told: nothing, when it may come in."""

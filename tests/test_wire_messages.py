@@ -113,7 +113,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Salvage(31, 9, b"")), "93050194421f09c400"),
     (
         m.Request(1, m.Revoked((m.Revocation(A, bytes(range(32)), "gone", 1800000000, b"signature"),), True)),
-        "930501935b91965a{a}{public}a4676f6e65ce6b49d200c4097369676e6174757265c3",
+        "930501935b91975a{a}{public}a4676f6e65ce6b49d200c4097369676e617475726500c3",
     ),
     (m.Request(1, m.WhichRevoked(bytes(range(32)))), "930501925c{public}"),
     (m.Reply(1, m.Salvaged(4, (CELL,), False, FLOOR)), "93060195430491963c{k}{ballot}{ballot}{record}cd05dcc2{floor}"),

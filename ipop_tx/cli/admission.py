@@ -24,11 +24,17 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value.")
 @click.option("--group", "groups", multiple=True, help="A group that the node is to be in, for the network's policy; may be repeated.")
 @click.option("--route", "routes", multiple=True, metavar="NETWORK", help="An IP network to which the node may lead; may be repeated.")
 @click.option("--life", type=duration, default="365d", show_default=True, help="For how long its certificate counts, until it is renewed.")
+@click.option("--only-names", metavar="PATTERN", help="With --appoint: it may give only such names.")
+@click.option("--only-group", "only_groups", multiple=True, help="With --appoint: a group that it may give; may be repeated.")
+@click.option("--only-route", "only_routes", multiple=True, metavar="NETWORK", help="With --appoint: it may give routes into it.")
+@click.option("--only-life", type=duration, help="With --appoint: for how long its certificates count at most.")
+@click.option("--no-addresses", is_flag=True, help="With --appoint: it may not assign addresses.")
 @_JSON
 @daemon_options
 def invite(daemon: Daemon, expires: int, appoint: bool, life: int, as_json: bool, **wish: Any) -> None:
     """Print an invitation: one line that admits one machine, or as many as --uses says. Any member that admits will take it."""
-    answer = daemon.post("/invite", {**wish, "expires_s": expires, "appoints": appoint, "life_s": life})
+    limits = _limits(wish)
+    answer = daemon.post("/invite", {**wish, "limits": limits, "expires_s": expires, "appoints": appoint, "life_s": life})
     if as_json:
         click.echo(json.dumps(answer))
         return
@@ -38,6 +44,13 @@ def invite(daemon: Daemon, expires: int, appoint: bool, life: int, as_json: bool
     whom = "one machine, once," if wish["uses"] == 1 else f"{wish['uses']} machines"
     click.echo(f"Admits {whom} until {until}. Keep it secret. There:  ipop join TOKEN", err=True)
     click.echo(answer["token"])
+
+
+def _limits(wish: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that limit whoever is appointed out of `wish`."""
+    names, groups, routes, life = (wish.pop(key) for key in ("only_names", "only_groups", "only_routes", "only_life"))
+    limits = {"names": names, "groups": list(groups), "routes": list(routes), "life": life}
+    return {key: value for key, value in limits.items() if value} | ({"addresses": False} if wish.pop("no_addresses") else {})
 
 
 @click.command()
@@ -89,6 +102,22 @@ def admission() -> None:
 def show(daemon: Daemon, as_json: bool) -> None:
     """Print the rules."""
     _print_rules(daemon.get("/admission"), as_json)
+
+
+@admission.command()
+@_JSON
+@daemon_options
+def limits(daemon: Daemon, as_json: bool) -> None:
+    """Print within what limits this node may admit."""
+    found = daemon.get("/admission/limits")
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"names: {found['names'] or 'any'}")
+    for what in ("groups", "routes"):
+        click.echo(f"{what}: {'any' if found[what] is None else ', '.join(found[what]) or 'none'}")
+    click.echo(f"assigned addresses: {'yes' if found['addresses'] else 'no'}")
+    click.echo(f"life of certificates: {str(found['life']) + ' s at most' if found['life'] else 'any'}")
 
 
 @admission.command("set")

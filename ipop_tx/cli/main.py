@@ -39,6 +39,7 @@ for command in (
     admission.deny,
     admission.admission,
     trust.revoke,
+    trust.withdraw,
     trust.revocations,
 ):
     ipop.add_command(command)

@@ -1,4 +1,4 @@
-"""The commands about who is trusted no more: revoke, revocations."""
+"""The commands about who is trusted no more: revoke, withdraw, revocations."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ def revoke(daemon: Daemon, target: str, key: str, yes: bool, as_json: bool) -> N
 
 
 @click.command()
+@click.argument("target")
+@click.option("--yes", is_flag=True, help="Do it, rather than only say whose right it would be.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@daemon_options
+def withdraw(daemon: Daemon, target: str, yes: bool, as_json: bool) -> None:
+    """Let the node TARGET admit nobody any more; those that it has admitted stay. Only where the authority's key is.
+
+    TARGET is the name under which it was appointed, or the digest of its admission key. If that key may be in wrong hands, throw it
+    out instead (ipop revoke --key): who has it could date certificates back.
+    """
+    answer = daemon.post("/withdraw", {"target": target, "confirm": yes})
+    if as_json:
+        click.echo(json.dumps(answer))
+    elif answer["known"]:
+        click.echo(f"{answer['name']} may admit nobody already")
+    elif yes:
+        click.echo(f"{answer['name']} may admit nobody any more; the other nodes are being told")
+    else:
+        click.echo(f"this would take the right to admit from {answer['name']}; if that is the one:  ipop withdraw {target} --yes", err=True)
+
+
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @daemon_options
 def revocations(daemon: Daemon, as_json: bool) -> None:
@@ -47,6 +69,7 @@ def revocations(daemon: Daemon, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     for one in found:
-        click.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(one['time']))}  {one['name'] or '-':<20}  {one['key']}")
+        what = "  (may admit nobody)" if one["since"] else ""
+        click.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(one['time']))}  {one['name'] or '-':<20}  {one['key']}{what}")
     if not found:
         click.echo("nobody was thrown out", err=True)

@@ -97,7 +97,7 @@ class Node:
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
         self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_ordered)
-        register_signer.is_revoked = self.revocations.is_revoked
+        register_signer.is_revoked, register_signer.is_out = self.revocations.is_revoked, self.revocations.is_out
         self.settings = SettingsExchange(self.links, self.rpc, self.runtime, register_signer.is_ordered)
         self.renewals = Renewals(self.links, self.rpc, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)

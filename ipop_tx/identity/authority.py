@@ -9,17 +9,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
+from ipop_tx.identity import appointed
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity import state as files
 from ipop_tx.identity.keys import SALT_BYTES, PrivateKey, PublicKey, ensure_key, generate_key, is_p256, point_of, read_key, write_key
 from ipop_tx.identity.state import StateDirectory
-from ipop_tx.values import Network
+from ipop_tx.values import Network, key_digest
 
 LONGEST_PATTERN = 31
 LEAST_LIFE = 10
@@ -46,6 +48,11 @@ class Admitter:
         authority_key = read_key(state, files.AUTHORITY_KEY) if state.exists(files.AUTHORITY_KEY) else None
         return cls(key, chain[0], chain[1], authority_key)
 
+    @property
+    def digest(self) -> bytes:
+        """Of the admission key."""
+        return key_digest(point_of(self.key.public_key()))
+
     def admit(
         self,
         csr: x509.CertificateSigningRequest,
@@ -56,7 +63,7 @@ class Admitter:
         admits: bool = False,
     ) -> x509.Certificate:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
-        self.check(rights)
+        self.check(rights, name)
         network = certs.network_ident(_p256(self.root))
         assigned_at = int(wall) if rights.address else 0
         salt, about = os.urandom(SALT_BYTES), (rights.address, rights.groups, rights.routes, assigned_at, rights.life)
@@ -68,8 +75,11 @@ class Admitter:
         facts = certs.facts_of(leaf)
         return certs.make_member(self.key, self.certificate, _p256(leaf), facts, wall, facts.life)
 
-    def check(self, rights: certs.Rights) -> None:
-        """Raise `LocalMisuse` unless these are rights that a member can have."""
+    def check(self, rights: certs.Rights, name: str = "") -> None:
+        """Raise `LocalMisuse` unless these are rights that a member can have, of this name if there is one, and by this machine's key."""
+        limits = certs.limits_of(self.certificate)
+        if excess := (limits if name else msgspec.structs.replace(limits, names="")).excess(name, rights):
+            raise LocalMisuse(f"this machine may not grant {excess}", "ipop admission limits shows what it may; ask another that admits")
         if rights.address:
             self._check_address(rights.address)
         checked_groups(rights.groups)
@@ -86,11 +96,12 @@ class Admitter:
         if not good:
             raise LocalMisuse(f"{address!r} is no address of the network's pool", f"assign one of {pool}")
 
-    def appoint(self, public: PublicKey, wall: float) -> x509.Certificate:
-        """An admission certificate for `public`. Raises `LocalMisuse` unless this machine keeps the authority's key."""
+    def appoint(self, public: PublicKey, wall: float, limits: certs.Limits = certs.UNLIMITED) -> x509.Certificate:
+        """An admission certificate for `public`, to admit within `limits`. Raises `LocalMisuse` where the authority's key is not."""
         if self.authority_key is None:
             raise LocalMisuse("only the machine that keeps the authority's key can appoint others to admit", "make the invitation there")
-        return certs.make_admission(self.authority_key, self.root, public, wall)
+        checked_limits(limits)
+        return certs.make_admission(self.authority_key, self.root, public, wall, limits=limits)
 
 
 def create_network(
@@ -115,6 +126,7 @@ def create_network(
     state.write(files.AUTHORITY_CERTIFICATE, certs.to_pem([root]))
     write_key(state, files.ADMISSION_KEY, admission_key)
     state.write(files.ADMISSION_CERTIFICATE, certs.to_pem([admission, root]))
+    appointed.note(state, node_name, admission)
     csr = request(ensure_key(state, files.NODE_KEY), node_name)
     leaf = Admitter(admission_key, admission, root).admit(csr, node_name, wall, admits=True)
     state.write(files.NODE_CHAIN, certs.to_pem([leaf, admission, root]))
@@ -231,6 +243,17 @@ def checked_pattern(name: str) -> str:
     if star and (len(name) > LONGEST_PATTERN or "*" in after):
         raise LocalMisuse(f"{name!r} cannot be a pattern of names", "use one * and up to 30 other letters, as in lab-*")
     return name if checked_name(f"{before}x{after}" if star else name) else ""
+
+
+def checked_limits(limits: certs.Limits) -> certs.Limits:
+    """`limits`, if an admission key may be bound to them. Raises `LocalMisuse`."""
+    if limits.names:
+        checked_pattern(limits.names)
+    checked_groups(limits.groups or ())
+    checked_routes(limits.routes or ())
+    if limits.life and limits.life < LEAST_LIFE:
+        raise LocalMisuse(f"a certificate cannot count for {limits.life} seconds", f"give {LEAST_LIFE} seconds or more")
+    return limits
 
 
 def checked_groups(groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME}\Z")]
 
 # Under 2.25 anybody may use a UUID of their own (ITU-T X.667).
 NETWORK_FACTS = x509.ObjectIdentifier("2.25.139662140762106287524435516930007065004")
+LIMITS = x509.ObjectIdentifier("2.25.119480664842509830105924858926076362002")
 MEMBER_FACTS = x509.ObjectIdentifier("2.25.327477033070718787990073215180939234507")
 
 
@@ -99,6 +100,47 @@ class Rights(msgspec.Struct, frozen=True, array_like=True):
 ORDINARY = Rights()
 
 
+class Limits(msgspec.Struct, frozen=True, array_like=True):
+    """What an admission key may admit; every verifier holds it to that. It never appoints others."""
+
+    names: str = ""
+    """The one name that members may have, or a pattern with one `*`; empty: any."""
+    groups: tuple[str, ...] | None = None
+    """The groups that it may put members into; None: any."""
+    routes: tuple[str, ...] | None = None
+    """Members may lead into these IP networks; None: anywhere."""
+    addresses: bool = True
+    """Whether it may assign addresses."""
+    life: int = 0
+    """Seconds that its certificates may count at most; 0: no bound but its own end."""
+
+    def excess(self, name: str, rights: Rights) -> str:
+        """What of a member's name and rights is beyond these limits, in words; empty if nothing is."""
+        if self.names and not fits(self.names, name):
+            return f"the name {name}"
+        if self.groups is not None and not set(rights.groups) <= set(self.groups):
+            return "a group"
+        if self.routes is not None and not all(_leads_into(route, self.routes) for route in rights.routes):
+            return "a route"
+        if rights.address and not self.addresses:
+            return "an assigned address"
+        return "the length of its life" if self.life and rights.life > self.life else ""
+
+
+UNLIMITED = Limits()
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a name is of a pattern with one `*`, or the very name."""
+    before, star, after = pattern.partition("*")
+    return name == pattern if not star else name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)
+
+
+def _leads_into(route: str, networks: tuple[str, ...]) -> bool:
+    one = ipaddress.ip_network(route)
+    return any(one.version == (other := ipaddress.ip_network(text)).version and one.subnet_of(other) for text in networks)  # type: ignore[arg-type]
+
+
 def network_ident(key: PublicKey) -> bytes:
     """SHA-256 of the authority's public point, cut to 20 bytes."""
     return hashlib.sha256(point_of(key)).digest()[:IDENT_BYTES]
@@ -124,6 +166,13 @@ def facts_of(leaf: x509.Certificate) -> MemberFacts:
     return msgspec.msgpack.decode(_extension(leaf, MEMBER_FACTS), type=MemberFacts)
 
 
+def limits_of(admission: x509.Certificate) -> Limits:
+    """To what an admission key is limited. Raises ValueError when that cannot be read: then nothing is within it."""
+    if not any(extension.oid == LIMITS for extension in admission.extensions):
+        return UNLIMITED
+    return msgspec.msgpack.decode(_extension(admission, LIMITS), type=Limits)
+
+
 def to_pem(chain: Sequence[x509.Certificate]) -> bytes:
     """Certificates one after the other."""
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
@@ -142,12 +191,19 @@ def make_root(key: PrivateKey, facts: NetworkFacts, wall: float, lifetime: float
 
 
 def make_admission(
-    root_key: PrivateKey, root: x509.Certificate, public: PublicKey, wall: float, lifetime: float = ADMISSION_LIFETIME
+    root_key: PrivateKey,
+    root: x509.Certificate,
+    public: PublicKey,
+    wall: float,
+    lifetime: float = ADMISSION_LIFETIME,
+    limits: Limits = UNLIMITED,
 ) -> x509.Certificate:
-    """The certificate by which the authority appoints the holder of `public` to admit members."""
+    """The certificate by which the authority appoints the holder of `public` to admit members, within `limits`."""
     subject = _name(f"{network_of(root).name} admission {network_ident(public)[:4].hex()}")
     builder = _builder(subject, root.subject, public, wall, min(wall + lifetime, ends_of(root)))
     builder = _as_authority(builder, public, path_length=0)
+    if limits != UNLIMITED:
+        builder = builder.add_extension(x509.UnrecognizedExtension(LIMITS, msgspec.msgpack.encode(limits)), False)
     return builder.add_extension(_issued_by(root_key.public_key()), False).sign(root_key, SHA256())
 
 
@@ -278,8 +334,11 @@ def _peer(leaf: x509.Certificate, admission: x509.Certificate, root: x509.Certif
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if list(names) != [x509.UniformResourceIdentifier(ident_uri(ident))]:
         raise PeerRefused(f"{whose} certificate names another ident than its key and salt give")
-    admitted_by, ends = key_digest(point_of(_public(admission))), int(ends_of(leaf))
-    return Peer(ident, facts.name, False, facts.admits, point, ends, facts.groups, admitted_by, facts.routes)
+    rights = Rights(facts.address, facts.groups, facts.routes, int(ends_of(leaf) - issued_at(leaf)))
+    if excess := limits_of(admission).excess(facts.name, rights):
+        raise PeerRefused(f"{whose} certificate says more than whoever signed it may grant: {excess}")
+    admitted_by, ends, begun = key_digest(point_of(_public(admission))), int(ends_of(leaf)), int(issued_at(leaf))
+    return Peer(ident, facts.name, False, facts.admits, point, ends, facts.groups, admitted_by, facts.routes, begun)
 
 
 def _public(certificate: x509.Certificate) -> EllipticCurvePublicKey:

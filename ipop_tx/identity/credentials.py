@@ -41,8 +41,10 @@ class Credentials:
         self._wall = wall
         self.on_change: list[Callable[[], object]] = []
         """Called when this node shows another chain than before."""
-        self.is_revoked: Callable[[bytes], bool] = lambda key: False
-        """Whether a key is trusted no more, by its digest; set once there is somebody to know."""
+        self.is_out: Callable[[Peer], bool] = lambda peer: False
+        """Whether a member was thrown out; set once there is somebody to know."""
+        self.may_admit: Callable[[bytes], bool] = lambda key: True
+        """Whether an admission key, by its digest, has still the right to admit."""
         self.private_key = private_key
         self.member_chain = chain
         self.root = chain[-1]
@@ -112,7 +114,7 @@ class Credentials:
         if len(chain) == 1 and _is_guest(chain[0]):
             return verify_guest(chain[0], self._wall())
         peer = certs.verify_member(chain, self.root, self._wall())
-        if self.is_revoked(peer.key) or self.is_revoked(peer.admitted_by):
+        if self.is_out(peer):
             raise PeerRefused(f"{peer.name} was thrown out of the network, or whoever admitted it", "its key was revoked by the authority")
         return replace(peer, guest=True) if self.lapsed else peer
 

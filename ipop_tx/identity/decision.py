@@ -42,14 +42,14 @@ class Decision(msgspec.Struct, frozen=True, array_like=True):
         """The register's value."""
         return msgspec.msgpack.encode(self)
 
-    def is_good(self, public: bytes, root: x509.Certificate, wall: float, is_revoked: Callable[[bytes], bool]) -> bool:
+    def is_good(self, public: bytes, root: x509.Certificate, wall: float, may_admit: Callable[[bytes], bool]) -> bool:
         """Whether somebody has decided this who may admit members."""
         try:
             admission = x509.load_der_x509_certificate(self.admission)
             key = admission.public_key()
             certs.verify_admission(admission, root, wall, "the decider's")
             good = isinstance(key, EllipticCurvePublicKey) and signed_by(key, _text(public, self.admitted), self.signature)
-            return good and not is_revoked(key_digest(point_of(key)))  # type: ignore[arg-type]  # checked in `good`
+            return good and may_admit(key_digest(point_of(key)))  # type: ignore[arg-type]  # checked in `good`
         except (PeerRefused, *certs.MALFORMED):
             return False
 

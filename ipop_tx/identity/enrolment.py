@@ -72,7 +72,7 @@ def grant(enrolment: Enrolment, record: InvitationRecord, admitter: Admitter, wa
     appointed = requested_key(_request(enrolment.admission_csr))
     if point_of(appointed) == point_of(_leaf_key(leaf)):
         raise BadMessage("the request to join names one key twice")
-    return (*chain, to_der(admitter.appoint(appointed, wall)))
+    return (*chain, to_der(admitter.appoint(appointed, wall, record.limits)))
 
 
 def _request(der: bytes) -> x509.CertificateSigningRequest:

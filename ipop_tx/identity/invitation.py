@@ -105,6 +105,7 @@ class Wish(NamedTuple):
     rights: certs.Rights = certs.ORDINARY
     uses: int = 1
     approval: bool = False
+    limits: certs.Limits = certs.UNLIMITED
 
 
 class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -126,12 +127,14 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
     """How many machines may join by it."""
     approval: bool = False
     """Whether each must be let in by hand, too."""
+    limits: certs.Limits = certs.UNLIMITED
+    """To what the newcomer is limited, if it is to admit others."""
 
     @classmethod
     def make(cls, invitation: Invitation, wish: Wish, admission_key: PrivateKey, admission: x509.Certificate) -> InvitationRecord:
         """The signed record of `invitation`."""
         whom = (wish.name, invitation.expires, wish.appoints, certs.to_der(admission))
-        unsigned = cls(invitation.public, *whom, b"", wish.rights, wish.uses, wish.approval)
+        unsigned = cls(invitation.public, *whom, b"", wish.rights, wish.uses, wish.approval, wish.limits)
         return msgspec.structs.replace(unsigned, signature=sign(admission_key, unsigned._signed()))
 
     @classmethod
@@ -172,8 +175,7 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         before, star, after = self.name.partition("*")
         if not star:
             return self.name or wish
-        fits = wish.startswith(before) and wish.endswith(after) and len(wish) > len(before) + len(after)
-        return wish if fits else f"{before}{wish[: LONGEST_NAME - len(self.name) + 1].strip('-')}{after}"
+        return wish if certs.fits(self.name, wish) else f"{before}{wish[: LONGEST_NAME - len(self.name) + 1].strip('-')}{after}"
 
     @property
     def inviter(self) -> bytes:

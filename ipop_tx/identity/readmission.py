@@ -35,7 +35,7 @@ def build(key: PrivateKey, chain: Sequence[x509.Certificate]) -> Readmission:
 
 
 def check(
-    asked: Readmission, root: x509.Certificate, wall: float, grace: float, is_revoked: Callable[[bytes], bool]
+    asked: Readmission, root: x509.Certificate, wall: float, grace: float, is_out: Callable[[Peer], bool]
 ) -> tuple[x509.Certificate, Peer]:
     """The certificate that is to be renewed, and whose it is.
 
@@ -45,7 +45,7 @@ def check(
     leaf, peer = owner_of(asked, root, wall)
     if not signed_by(key_of_point(peer.public_key), _CONTEXT + asked.certificates[0], asked.signature):
         raise BadMessage("the request to renew a certificate is not signed by its key")
-    if is_revoked(peer.key) or is_revoked(peer.admitted_by):
+    if is_out(peer):
         raise InvitationRefused(
             f"{peer.name} was thrown out of the network, or whoever admitted it", "its key was revoked by the authority"
         )

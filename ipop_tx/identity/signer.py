@@ -25,7 +25,7 @@ from ipop_tx.identity.keys import (
     signed_by,
 )
 from ipop_tx.interfaces import IRecordSigner
-from ipop_tx.values import Ident, key_digest
+from ipop_tx.values import Ident, Peer, key_digest
 
 REMEMBERED = 1024
 """Signatures found good of which the next check costs nothing; some 200 bytes each."""
@@ -79,9 +79,9 @@ class RecordSigner:
         found = key_and_salt(signer)
         return key_digest(point_of(found[0])) if found is not None else b""
 
-    def admitted(self, credential: bytes) -> tuple[bytes, ...]:
-        """The digests of the keys on which a member's credential rests; none if it is not a member's."""
-        return self._assignments.admitted(credential) if self._assignments is not None else ()
+    def admitted(self, credential: bytes) -> Peer | None:
+        """The member whose credential this is; None if it is nobody's."""
+        return self._assignments.admitted(credential) if self._assignments is not None else None
 
     def wall(self) -> float:
         """Seconds since the Unix epoch."""

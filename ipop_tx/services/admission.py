@@ -20,8 +20,9 @@ from ipop_tx.core.dht.records import key_of
 from ipop_tx.core.links.link import detour
 from ipop_tx.core.links.rpc import failure_of
 from ipop_tx.errors import InvitationRefused, IpopError, LocalMisuse, Unreachable
-from ipop_tx.identity import readmission
-from ipop_tx.identity.authority import Admitter, checked_pattern, requested_key
+from ipop_tx.identity import appointed, readmission
+from ipop_tx.identity.authority import Admitter, checked_limits, checked_pattern, requested_key
+from ipop_tx.identity.certificates import UNLIMITED, Limits, limits_of
 from ipop_tx.identity.credentials import Credentials
 from ipop_tx.identity.enrolment import Enrolment, check_enrol, grant
 from ipop_tx.identity.invitation import Invitation, InvitationRecord, Wish
@@ -60,9 +61,10 @@ class AdmissionService(Service):
         self._credentials = credentials
         self._admitter = admitter
         self._endpoints = endpoints
+        self._state = state
         self._wall = wall
         self._uses = InvitationUses(protocol)
-        self._approvals = Approvals(protocol, state, credentials.root, lambda key: credentials.is_revoked(key), wall)
+        self._approvals = Approvals(protocol, state, credentials.root, lambda key: credentials.may_admit(key), wall)
         protocol.on(e.EnrolRequested, lambda event: self._carry(event, self._admit(event.request, event.by_guest)))
         protocol.on(e.ReadmitRequested, lambda event: self._carry(event, self._readmit(event)))
 
@@ -88,7 +90,10 @@ class AdmissionService(Service):
             raise LocalMisuse(
                 "an invitation for several machines cannot fix one name or address, nor appoint", "give a pattern such as lab-* as name"
             )
-        admitter.check(wish.rights)
+        admitter.check(wish.rights, "" if "*" in wish.name else wish.name)
+        checked_limits(wish.limits)
+        if wish.limits != UNLIMITED and not wish.appoints:
+            raise LocalMisuse("only whoever is to admit others has limits", "add --appoint")
         expires = int(self._wall() + expires_s)
         invitation = Invitation.make(self._root, expires, tuple(self._bootstrap()))
         record = InvitationRecord.make(invitation, wish, admitter.key, admitter.certificate)
@@ -96,9 +101,15 @@ class AdmissionService(Service):
         self._log.info("invited name={name} uses={uses} expires={expires}", name=wish.name, uses=wish.uses, expires=expires)
         return invitation, expires
 
+    def limits(self) -> Limits:
+        """Within what this node admits. Raises `LocalMisuse` where it may not."""
+        return limits_of(self._admitting().certificate)
+
     def _admitting(self) -> Admitter:
         if self._admitter is None:
             raise LocalMisuse("this node may not admit others", "run ipop invite on a member that was appointed, or on the first one")
+        if not self._credentials.may_admit(self._admitter.digest):
+            raise LocalMisuse("the authority has withdrawn this node's right to admit others", "ask another member that admits")
         return self._admitter
 
     def _bootstrap(self) -> list[Endpoint]:
@@ -144,7 +155,7 @@ class AdmissionService(Service):
             # The newcomer cannot know what its invitation says; it comes again with a key to be appointed.
             return m.Failed("AppointmentOffered", "this invitation appoints a member that admits others", "send a second key")
         check_enrol(enrolment, request.guest, record, self._root, self._wall())
-        if self._credentials.is_revoked(record.inviter):
+        if not self._credentials.may_admit(record.inviter):
             raise InvitationRefused("whoever made this invitation may not admit any more", "ask somebody else for one")
         if self._admitter is None or (record.appoints and self._admitter.authority_key is None):
             return await self._pass_on(request, by_guest, m.APPOINTS if record.appoints else m.ADMITS)
@@ -153,6 +164,8 @@ class AdmissionService(Service):
             await self._approvals.check(public, name)
         await self._use_once(record, public)
         certificates = grant(enrolment, record, self._admitter, self._wall())
+        if record.appoints:
+            appointed.note(self._state, name, x509.load_der_x509_certificate(certificates[3]))
         self._log.info("admitted name={name} guest={guest}", name=name, guest=short(request.guest))
         return m.Enrolled(certificates, tuple(str(endpoint) for endpoint in self._bootstrap()[:8]))
 
@@ -196,7 +209,7 @@ class AdmissionService(Service):
     def readmit(self, request: m.Readmit) -> m.Readmitted:
         """Renew a certificate. Raises `InvitationRefused`, `BadMessage`, and `LocalMisuse` where this node may not admit."""
         admitter, wall = self._admitting(), self._wall()
-        leaf, peer = check(_asked(request), self._root, wall, self.rules.grace_s, self._credentials.is_revoked)
+        leaf, peer = check(_asked(request), self._root, wall, self.rules.grace_s, self._credentials.is_out)
         certificates = readmission.grant(leaf, admitter, wall)
         self._log.info("readmitted name={name} key={key}", name=peer.name, key=peer.key.hex())
         return m.Readmitted(certificates)

@@ -9,7 +9,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from ipop_tx.errors import LocalMisuse
-from ipop_tx.identity.certificates import MEMBER_LIFETIME, Rights
+from ipop_tx.identity.certificates import MEMBER_LIFETIME, UNLIMITED, Limits, Rights
 from ipop_tx.identity.invitation import MOST_USES, Wish
 from ipop_tx.services.admission import AdmissionService
 from ipop_tx.services.control import Route
@@ -35,6 +35,7 @@ class AdmissionRoutes:
             "GET /requests": lambda arguments: self._admission.waiting(),
             "POST /admit": lambda arguments: Deferred.fromCoroutine(self._admission.decide(_text(arguments, "target"), True)),
             "POST /deny": lambda arguments: Deferred.fromCoroutine(self._admission.decide(_text(arguments, "target"), False)),
+            "GET /admission/limits": lambda arguments: _told(self._admission.limits()),
             "GET /admission": lambda arguments: msgspec.structs.asdict(self._admission.rules),
             "POST /admission": lambda arguments: Deferred.fromCoroutine(self._set_rules(arguments)),
         }
@@ -50,7 +51,9 @@ class AdmissionRoutes:
         if not isinstance(life, int):
             raise LocalMisuse("life_s is not a whole number", "give seconds, for instance 86400")
         rights = Rights(_text(arguments, "address", True), _texts(arguments, "groups"), _texts(arguments, "routes"), life)
-        wish = Wish(_text(arguments, "name", True), bool(arguments.get("appoints")), rights, uses, bool(arguments.get("approval")))
+        limits = _limits(arguments.get("limits"))
+        flags = bool(arguments.get("appoints")), bool(arguments.get("approval"))
+        wish = Wish(_text(arguments, "name", True), flags[0], rights, uses, flags[1], limits)
         invitation, expires = await self._admission.invite(float(seconds), wish)
         return {"token": str(invitation), "expires": expires}
 
@@ -60,6 +63,27 @@ class AdmissionRoutes:
         rules = self._admission.rules.changed(wishes)
         answer = await self._change(SECTION, msgspec.json.encode(rules), "change the rules of admission", "ipop admission set")
         return {**msgspec.structs.asdict(rules), **answer}
+
+
+def _limits(wish: Any) -> Limits:
+    """Limits as a JSON object whose fields may all be left out."""
+    try:
+        known = msgspec.convert({**_told(UNLIMITED), **(wish or {})}, type=_Limits)
+        return Limits(known.names, known.groups, known.routes, known.addresses, known.life)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise LocalMisuse("these limits make no sense", str(error)) from None
+
+
+class _Limits(msgspec.Struct, forbid_unknown_fields=True):
+    names: str
+    groups: tuple[str, ...] | None
+    routes: tuple[str, ...] | None
+    addresses: bool
+    life: int
+
+
+def _told(limits: Limits) -> dict[str, Any]:
+    return msgspec.structs.asdict(limits)
 
 
 def _text(arguments: dict[str, Any], key: str, optional: bool = False) -> str:

@@ -55,13 +55,13 @@ class Approvals:
         protocol: ChordProtocol,
         state: StateDirectory,
         root: x509.Certificate,
-        is_revoked: Callable[[bytes], bool],
+        may_admit: Callable[[bytes], bool],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._protocol = protocol
         self._state = state
         self._root = root
-        self._is_revoked = is_revoked
+        self._may_admit = may_admit
         self._wall = wall
         self._waiting: dict[str, Waiting] = {one.key: one for one in _read(state)}
 
@@ -79,7 +79,7 @@ class Approvals:
     async def _decided(self, public: bytes) -> Decision | None:
         found = await self._protocol.submit(c.Get(self._register(public)))
         decision = Decision.read(found.value) if found is not None else None
-        good = decision is not None and decision.is_good(public, self._root, self._wall(), self._is_revoked)
+        good = decision is not None and decision.is_good(public, self._root, self._wall(), self._may_admit)
         return decision if good else None
 
     def _register(self, public: bytes) -> bytes:

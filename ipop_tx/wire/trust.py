@@ -29,6 +29,8 @@ class Revocation(Body, frozen=True, tag=90):
     """Seconds since the Unix epoch at which it was given."""
     signature: Small = b""
     """By the authority's key, over all the rest."""
+    since: Count = 0
+    """If not 0, the key may admit no more: what it has signed before this time, in seconds since the Unix epoch, stays good."""
 
 
 class Revoked(Body, frozen=True, tag=91):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from ipop_tx.interfaces import IRecordSigner
-from ipop_tx.values import Network
+from ipop_tx.values import Network, Peer
 from ipop_tx.wire import messages as m
 
 AuthorityOrder = m.Order | m.Revocation | m.Settings
@@ -34,6 +34,8 @@ class RegisterSigner:
     def __init__(self, network: Network, signer: IRecordSigner) -> None:
         self.is_revoked: Callable[[bytes], bool] = lambda key: False
         """Whether a key is trusted no more, by its digest (`links.revocation`)."""
+        self.is_out: Callable[[Peer], bool] = lambda peer: False
+        """Whether a member is none any more."""
         self._network = network
         self._signer = signer
 
