@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from ipop_tx.config import Config, TlsSection, check_against
+from ipop_tx.core import events as e
 from ipop_tx.core.dht.replica import genesis
 from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.core.node import Node as CoreNode
@@ -27,6 +28,7 @@ from ipop_tx.interfaces import IStatus
 from ipop_tx.log import Logger, set_level
 from ipop_tx.services.admission import AdmissionService
 from ipop_tx.services.admission_routes import AdmissionRoutes
+from ipop_tx.services.authority import AuthorityService
 from ipop_tx.services.chord import ChordProtocol, ChordService, boot_seconds
 from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
@@ -136,12 +138,16 @@ class Node(MultiService):
         if self.tap is not None:
             terms = terms_of(config, network, credentials.peer.name, self.tap)
             self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap)
-        pen = admitter.authority_key if admitter is not None else None
+        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates, self.state)
+        key = admitter.authority_key if admitter is not None else None
+        self.authority = AuthorityService(self.protocol, self.state, credentials.trust, key, self.admission.use)
+        pen = lambda: self.authority.key  # noqa: E731
         self.revoking = Revoking(self.protocol, self.state, pen, [tls, *onion])
         credentials.is_out, credentials.may_admit = core.revocations.is_out, core.revocations.may_admit
-        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates, self.state)
         may_admit = self.admission.readmit if admitter is not None else None
         self.readmission = ReadmissionService(reactor, self.protocol, credentials, self.state, self.peers.endpoints, may_admit)
+        self.protocol.on(e.CharterAdopted, lambda event: self.readmission.look_now())
+        self.admission.on_appointed = self._list_appointed
         plane = self.forwarding.plane
         self.policy = PolicyService(self.protocol, plane, self.state, pen)
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor)
@@ -206,6 +212,12 @@ class Node(MultiService):
         if self.guests is not None:
             self.guests.address_changed(address)
 
+    def _list_appointed(self) -> None:
+        """Under a charter only those count whom it lists."""
+        if self.core.charters.number:
+            listed = Deferred.fromCoroutine(self.authority.renew())
+            listed.addErrback(lambda failure: self._log.failure("appointment_not_listed", failure))
+
     def _own(self) -> tuple[str, IPv4Address | None, bytes]:
         address = self.core.leases.own.address
         return self.core.peer.name, IPv4Address(address) if address else None, self.core.ident
@@ -232,6 +244,7 @@ class Node(MultiService):
             ),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
             **AdmissionRoutes(self.admission, self.policy.change).routes(),
+            **self.authority.routes(),
             **self.policy.routes(),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
         }

@@ -233,8 +233,11 @@ class IRecordSigner(Interface):
     def key(signer: bytes) -> bytes:
         """The digest (`values.key_digest`) of the key that a signer names; empty when it names none."""
 
-    def by_authority(data: bytes, signature: bytes) -> bool:
-        """Whether the network's authority made `signature` over `data`."""
+    def by_authority(data: bytes, signature: bytes, ever: bool) -> bool:
+        """Whether the network's authority made `signature` over `data`: with its keys of today, or with `ever` of any time."""
+
+    def adopt(charter: Any, text: bytes) -> bool:
+        """Whether this is the authority's next charter (`m.Charter`; `text` is what is signed); then its keys count from now on."""
 
 
 class IReplicaStore(Interface):

@@ -26,6 +26,7 @@ from ipop_tx.identity.credentials import Credentials, GuestCredentials, guest_ce
 from ipop_tx.identity.keys import generate_key, ident_of, point_of, write_key
 from ipop_tx.identity.signer import RecordSigner
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.session.dtls import DtlsSessionFactory
 from ipop_tx.values import Peer, key_digest
@@ -342,7 +343,7 @@ class AssignmentTests(FoundedCase):
 
     def judge(self, proof: bytes) -> tuple[bytes, int]:
         """What another member of the network makes of a proof."""
-        return Assignments(self.root, lambda: self.wall).of(proof)
+        return Assignments(Trust(self.root, lambda: self.wall)).of(proof)
 
     def test_proof(self) -> None:
         """It proves address and ident, fits a record, and serves to check the owner's signature."""
@@ -359,7 +360,7 @@ class AssignmentTests(FoundedCase):
     def test_admitted(self) -> None:
         """A credential is a member's under its own root, until it ends; then one that was good is checked again within the hour."""
         signer = self.credentials(self.admitter).signer()
-        judge = Assignments(self.root, lambda: self.wall)
+        judge = Assignments(Trust(self.root, lambda: self.wall))
         member = judge.admitted(signer.credential)
         self.assertEqual(member and member.key, signer.key(signer.signer))
         self.assertEqual([judge.admitted(junk) for junk in (b"", signer.signer, signer.credential[:-1])], [None] * 3)
@@ -456,7 +457,7 @@ class HandshakeTests(FoundedCase):
 
     def test_expired(self) -> None:
         first = Credentials.load(self.state, clock)
-        first._wall = lambda: WALL + 1.5 * certs.MEMBER_LIFETIME
+        first.trust.wall = lambda: WALL + 1.5 * certs.MEMBER_LIFETIME
         handshake = self.handshake(self.bob(), first)
         self.assertRefusal(handshake.ends()[1].failure, "the peer's certificate ended")
         self.assertRefusal(handshake.client.failure, "the peer refused this node's certificate")

@@ -21,6 +21,7 @@ from ipop_tx.identity.enrolment import Enrolment, build_enrol, check_enrol, gran
 from ipop_tx.identity.invitation import PREFIX, Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import ensure_key, generate_key, sign
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Endpoint
 from tests.test_identity_certificates import POOL, WALL, FoundedCase, clock
 
@@ -115,6 +116,7 @@ class InvitedCase(FoundedCase):
 
     def setUp(self) -> None:
         super().setUp()
+        self.trust = Trust(self.root, clock)
         self.invitation = Invitation.make(self.root, SOON, (V4, V6) * 3)
         self.record = self.make_record()
         self.guest = GuestCredentials(self.invitation.key, self.invitation.fingerprint, clock)
@@ -133,7 +135,7 @@ class RecordTests(InvitedCase):
         value = self.make_record("x" * 40, True, address="10.128.123.234").encode()
         self.assertLessEqual(len(value), 1024)
         record = InvitationRecord.decode(value)
-        record.verify(self.root, WALL)
+        record.verify(self.trust, WALL)
         self.assertEqual((record.public, record.name, record.expires, record.appoints), (self.invitation.public, "x" * 40, SOON, True))
         self.assertEqual(record.rights.address, "10.128.123.234")
 
@@ -141,7 +143,7 @@ class RecordTests(InvitedCase):
         self.assertEqual(self.invitation.endpoints, (V4, V6, V4, V6))
 
     def test_expired(self) -> None:
-        self.assertRefused(lambda: self.record.verify(self.root, SOON + 300), "this invitation expired 5 minutes ago: ask for a new one")
+        self.assertRefused(lambda: self.record.verify(self.trust, SOON + 300), "this invitation expired 5 minutes ago: ask for a new one")
 
     def test_altered(self) -> None:
         other = Invitation.make(self.root, SOON, ()).public
@@ -157,21 +159,21 @@ class RecordTests(InvitedCase):
         ):
             for record in (self.record, self.make_record(address="10.128.0.8")):
                 altered = msgspec.structs.replace(record, **change)
-                self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
+                self.assertRefused(lambda altered=altered: altered.verify(self.trust, WALL), "not signed by a member that may admit")
         taken = msgspec.structs.replace(self.make_record(address="10.128.0.8"), rights=certs.Rights())
-        self.assertRefused(lambda: taken.verify(self.root, WALL), "not signed by a member that may admit")
+        self.assertRefused(lambda: taken.verify(self.trust, WALL), "not signed by a member that may admit")
 
     def test_signed_by_others(self) -> None:
         other, _ = self.other_network()
         foreign = InvitationRecord.make(self.invitation, Wish(), other.key, other.certificate)
-        self.assertRefused(lambda: foreign.verify(self.root, WALL), "not signed by a member that may admit")
+        self.assertRefused(lambda: foreign.verify(self.trust, WALL), "not signed by a member that may admit")
         member = InvitationRecord.make(self.invitation, Wish(), self.key, self.leaf)
-        self.assertRefused(lambda: member.verify(self.root, WALL), "this invitation is not valid: the inviter's certificate")
+        self.assertRefused(lambda: member.verify(self.trust, WALL), "this invitation is not valid: the inviter's certificate")
         junk = msgspec.structs.replace(self.record, admission=b"junk")
-        self.assertRefused(lambda: junk.verify(self.root, WALL), "not signed by a member that may admit")
+        self.assertRefused(lambda: junk.verify(self.trust, WALL), "not signed by a member that may admit")
 
     def test_inviter_expired(self) -> None:
-        self.assertRefused(lambda: self.record.verify(self.root, WALL + 3 * certs.MEMBER_LIFETIME), "the inviter's certificate ended")
+        self.assertRefused(lambda: self.record.verify(self.trust, WALL + 3 * certs.MEMBER_LIFETIME), "the inviter's certificate ended")
 
     @given(st.binary(max_size=100))
     def test_junk(self, value: bytes) -> None:
@@ -188,7 +190,7 @@ class EnrolmentTests(InvitedCase):
         self.enrolment = build_enrol(self.invitation, self.node_key, None, "carol")
 
     def check(self, enrolment: Enrolment, record: InvitationRecord | None = None, guest: bytes | None = None) -> None:
-        check_enrol(enrolment, guest or self.guest.peer.ident, record or self.record, self.root, WALL)
+        check_enrol(enrolment, guest or self.guest.peer.ident, record or self.record, self.trust, WALL)
 
     def test_member(self) -> None:
         self.check(self.enrolment)
@@ -248,7 +250,7 @@ class EnrolmentTests(InvitedCase):
         self.assertEqual(certs.verify_member(chain, self.root, WALL).groups, ("admins", "web"))
         for groups in (("admins",), ()):
             altered = msgspec.structs.replace(record, rights=certs.Rights(groups=groups))
-            self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
+            self.assertRefused(lambda altered=altered: altered.verify(self.trust, WALL), "not signed by a member that may admit")
 
     def test_one_key_for_both_is_refused(self) -> None:
         record = self.make_record(appoints=True)

@@ -13,6 +13,7 @@ from ipop_tx.identity.authority import Admitter, request
 from ipop_tx.identity.credentials import Credentials
 from ipop_tx.identity.keys import generate_key, sign
 from ipop_tx.identity.readmission import Readmission
+from ipop_tx.identity.trust import Trust
 from ipop_tx.session.dtls import DtlsSessionFactory
 from tests.test_identity_certificates import WALL, FoundedCase
 from tests.test_session import Handshake
@@ -35,7 +36,7 @@ class ReadmittedCase(FoundedCase):
 
     def check(self, asked: Readmission | None = None, revoked: bytes = b"") -> x509.Certificate:
         leaf, peer = readmission.check(
-            asked or self.asked, self.root, self.wall, GRACE, lambda peer: revoked in (peer.key, peer.admitted_by)
+            asked or self.asked, Trust(self.root, lambda: self.wall), self.wall, GRACE, lambda peer: revoked in (peer.key, peer.admitted_by)
         )
         self.assertEqual(peer.name, "bob")
         return leaf

@@ -15,6 +15,7 @@ from ipop_tx.identity.decision import Decision
 from ipop_tx.identity.invitation import Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import compressed_point_of, generate_key
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.services.approval import FORGOTTEN_AFTER, MOST, Approvals
 from ipop_tx.services.rules import DAY, SECTION, Rules
 from ipop_tx.services.uses import InvitationUses
@@ -115,7 +116,7 @@ class ApprovalTests(AdmissionCase):
     def node(self, at: int) -> Approvals:
         """A daemon that has just started."""
         protocol = self.registers.protocol(f"member{at}")
-        return Approvals(protocol, self.places[at], self.root, lambda key: key != self.revoked, lambda: self.wall)
+        return Approvals(protocol, self.places[at], Trust(self.root, lambda: self.wall), lambda key: key != self.revoked, lambda: self.wall)
 
     def ask(self, at: int, key: bytes | None = None, name: str = "bob") -> str:
         """What a machine is told: nothing, when it may come in."""

@@ -64,7 +64,7 @@ class ServiceTests(FoundedCase):
             return fail(Unreachable("nobody is there"))
         asked = Readmission(command.body.certificates, command.body.signature)  # type: ignore[attr-defined]
         try:
-            leaf, _ = readmission.check(asked, self.root, self.wall(), 30 * DAY, lambda peer: False)
+            leaf, _ = readmission.check(asked, self.credentials.trust, self.wall(), 30 * DAY, lambda peer: False)
         except InvitationRefused as refusal:
             return fail(refusal)
         return succeed(m.Readmitted(readmission.grant(leaf, self.admitter, self.wall())))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
 from ipop_tx.cli.durations import duration
+from ipop_tx.cli.orders import order_option, wait_for_others
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON value.")
 
@@ -123,13 +125,16 @@ def limits(daemon: Daemon, as_json: bool) -> None:
 @admission.command("set")
 @click.option("--approval/--no-approval", default=None, help="Whether somebody has to let each newcomer in by hand.")
 @click.option("--grace", type=duration, help="For how long a certificate that has ended can still be renewed.")
+@order_option
 @_JSON
 @daemon_options
-def set_(daemon: Daemon, approval: bool | None, grace: int | None, as_json: bool) -> None:
+def set_(daemon: Daemon, approval: bool | None, grace: int | None, order: Path, as_json: bool) -> None:
     """Change rules. Only where the authority's key is."""
     if approval is None and grace is None:
         raise click.UsageError("say which rule is to change: --approval, --no-approval or --grace")
-    _print_rules(daemon.post("/admission", {"approval": approval, "grace_s": grace}), as_json)
+    answer = daemon.post("/admission", {"approval": approval, "grace_s": grace})
+    if as_json or not wait_for_others(answer, order):
+        _print_rules(answer, as_json)
 
 
 def _print_rules(rules: dict[str, Any], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from ipop_tx.cli import admission, dht, dns, live, membership, netcheck, policy, simulate, trust
+from ipop_tx.cli import admission, authority, dht, dns, live, membership, netcheck, policy, simulate, trust
 from ipop_tx.errors import IpopError
 
 
@@ -43,6 +43,7 @@ for command in (
     trust.revocations,
 ):
     ipop.add_command(command)
+ipop.add_command(authority.authority)
 ipop.add_command(dht.dht)
 ipop.add_command(dns.dns)
 ipop.add_command(policy.policy)

@@ -15,6 +15,7 @@ import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
 from ipop_tx.cli.durations import duration
+from ipop_tx.cli.orders import order_option, sign_orders, wait_for_others
 from ipop_tx.config import DEFAULT_PATH, load_config
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.values import Endpoint, Proxy
@@ -87,8 +88,9 @@ def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, c
 
 @network.command()
 @click.option("--yes", is_flag=True, help="Do it, rather than only say what is lost.")
+@order_option
 @daemon_options
-def recover(daemon: Daemon, yes: bool) -> None:
+def recover(daemon: Daemon, yes: bool, order: Path) -> None:
     """Found the parts of the DHT anew whose members are lost for ever. Only where the authority's key is.
 
     Without --yes it changes nothing. What only the lost members had is gone: leases and names that were written last may be given to
@@ -105,6 +107,8 @@ def recover(daemon: Daemon, yes: bool) -> None:
         click.echo(f"of {bare} of them no copy is left: those begin empty", err=True)
     if not yes:
         click.echo("if those are lost for ever, and only then:  ipop network recover --yes", err=True)
+        return
+    if wait_for_others(answer, order):
         return
     works = sum(one["works"] for one in answer["founded"])
     saved = sum(one["registers"] for one in answer["founded"])
@@ -150,6 +154,7 @@ def request(name: str | None, state: Path | None, config: Path | None) -> None:
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
+@click.option("--key", type=_PATH, help="For a file of orders: the key to sign them with.")
 @click.option("--name", default="", help="The name to give instead of the one that is asked for.")
 @click.option("--address", default="", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
 @click.option("--group", "groups", multiple=True, help="A group that it is to be in, for the network's policy; may be repeated.")
@@ -159,6 +164,7 @@ def request(name: str | None, state: Path | None, config: Path | None) -> None:
 @config_option
 def sign(
     file: BinaryIO,
+    key: Path | None,
     name: str,
     address: str,
     groups: tuple[str, ...],
@@ -167,13 +173,20 @@ def sign(
     state: Path | None,
     config: Path | None,
 ) -> None:
-    """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there."""
+    """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there.
+
+    A file of the authority's orders, which more keys have to sign, gets one more signature, by --key.
+    """
     from ipop_tx.identity.authority import Admitter, sign_request
     from ipop_tx.identity.certificates import Rights, fingerprint
     from ipop_tx.identity.state import StateDirectory
 
+    content = file.read()
+    if key is not None:
+        sign_orders(Path(file.name), content, key)
+        return
     _, state = _places(config, state)
-    chain = sign_request(StateDirectory(state), file.read(), name, rights=Rights(address, groups, routes, life))
+    chain = sign_request(StateDirectory(state), content, name, rights=Rights(address, groups, routes, life))
     authority = fingerprint(Admitter.load(StateDirectory(state)).root).hex()
     click.echo(f"next, there:  ipop install FILE --authority {authority}", err=True)
     click.echo(chain.decode(), nl=False)

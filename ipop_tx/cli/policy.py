@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
+from ipop_tx.cli.orders import order_option, wait_for_others
 from ipop_tx.errors import LocalMisuse
 
 
@@ -19,8 +21,9 @@ def policy() -> None:
 
 @policy.command("set")
 @click.argument("file", type=click.File("rb"))
+@order_option
 @daemon_options
-def set_(daemon: Daemon, file: BinaryIO) -> None:
+def set_(daemon: Daemon, file: BinaryIO, order: Path) -> None:
     """Give the network the policy in FILE ('-' is stdin). Only where the authority's key is."""
     try:
         text = file.read().decode()
@@ -28,15 +31,18 @@ def set_(daemon: Daemon, file: BinaryIO) -> None:
         raise LocalMisuse("the policy is not UTF-8", "write it as plain text") from None
     if not text.strip():
         raise LocalMisuse("the policy is empty", "to have none, run ipop policy remove")
-    click.echo(f"policy {daemon.post('/policy', {'text': text})['version']} counts from now on", err=True)
+    answer = daemon.post("/policy", {"text": text})
+    if not wait_for_others(answer, order):
+        click.echo(f"policy {answer['version']} counts from now on", err=True)
 
 
 @policy.command()
+@order_option
 @daemon_options
-def remove(daemon: Daemon) -> None:
+def remove(daemon: Daemon, order: Path) -> None:
     """Let the network have no policy: all traffic between members is allowed. Only where the authority's key is."""
-    daemon.post("/policy", {"text": ""})
-    click.echo("the network has no policy any more: all traffic is allowed", err=True)
+    if not wait_for_others(daemon.post("/policy", {"text": ""}), order):
+        click.echo("the network has no policy any more: all traffic is allowed", err=True)
 
 
 @policy.command()

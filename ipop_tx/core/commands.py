@@ -224,6 +224,13 @@ class AdoptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptCharter:
+    """Take the next charter of the authority (`m.Charter`), and tell everybody. Future of None, at once."""
+
+    charter: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Suspect:
     """A member seems silent: test its path now. Future of None, at once."""
 

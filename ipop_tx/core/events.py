@@ -185,6 +185,13 @@ class KeyRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class CharterAdopted:
+    """The authority is another one from now on; the driver keeps that (`m.Charter`)."""
+
+    charter: Any
+
+
+@dataclass(frozen=True, slots=True)
 class SettingsChanged:
     """The network has newer settings (`m.Settings`), signed by its authority."""
 

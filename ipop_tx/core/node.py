@@ -24,6 +24,7 @@ from ipop_tx.core.leases.lease import Leases
 from ipop_tx.core.leases.renewals import Renewals
 from ipop_tx.core.leases.resolver import Resolver
 from ipop_tx.core.leases.rivalry import Rivalry
+from ipop_tx.core.links.charters import Charters
 from ipop_tx.core.links.link import Link, PathKey, detour
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.paths import Paths
@@ -42,7 +43,7 @@ from ipop_tx.core.ring.merging import Merging
 from ipop_tx.core.ring.ring import Ring
 from ipop_tx.core.ring.tables import Tables
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, settled, spawn
+from ipop_tx.core.tasks import Future, failed, settled, spawn
 from ipop_tx.errors import LocalMisuse
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota
@@ -96,7 +97,9 @@ class Node:
         self.paths = Paths(self.links, self.runtime, network)
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
+        self.charters = Charters(self.links, self.rpc, self.runtime, register_signer.adopts)
         self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_ordered)
+        self.is_ordered = register_signer.is_ordered
         register_signer.is_revoked, register_signer.is_out = self.revocations.is_revoked, self.revocations.is_out
         self.settings = SettingsExchange(self.links, self.rpc, self.runtime, register_signer.is_ordered)
         self.renewals = Renewals(self.links, self.rpc, self.runtime)
@@ -129,6 +132,7 @@ class Node:
         self.links.on_control = self._control
         self.links.on_up.append(self._greet_if_ours)
         self.links.on_down.append(self._forget_hello)
+        self.charters.on_adopted = self.revocations.reweigh
         self.revocations.on_revoked = self.resolver.forget_all
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
@@ -172,6 +176,7 @@ class Node:
             c.CheckNat: lambda x: self.nat.check_now(),
             c.LearnLifetime: lambda x: self.nat.life.learn(),
             c.AdoptSettings: lambda x: spawn(self.settings.adopt(x.settings)),
+            c.AdoptCharter: self._adopt_charter,
             c.Suspect: self._suspect,
             c.PathLost: self._path_lost,
             c.DoubtMtu: self._doubt_mtu,
@@ -255,7 +260,9 @@ class Node:
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
         offer = self.paths.offer()
         address, known = self.leases.own.address or b"", self.revocations.digest
-        return m.Hello(flags, offer.candidates, address, offer.mapping, offer.filtering, offer.step, offer.outer, known)
+        return m.Hello(
+            flags, offer.candidates, address, offer.mapping, offer.filtering, offer.step, offer.outer, known, self.charters.number
+        )
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -290,6 +297,7 @@ class Node:
         self.peer_hellos[link.ident] = body
         link.placed = bool(body.flags & m.PLACED)
         self.paths.offered(link, body)
+        self.charters.compare(link, body.charter)
         self.revocations.compare(link, body.revocations)
 
     def _claimants(self, address: bytes) -> list[Ident]:
@@ -362,6 +370,13 @@ class Node:
 
     def _disown(self, command: c.Disown) -> Future[None]:
         self.rivalry.disown(command.ident, command.address.packed)
+        return settled(None)
+
+    def _adopt_charter(self, command: c.AdoptCharter) -> Future[None]:
+        try:
+            self.charters.give(command.charter)
+        except LocalMisuse as error:
+            return failed(error)
         return settled(None)
 
     def _suspect(self, command: c.Suspect) -> Future[None]:

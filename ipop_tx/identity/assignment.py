@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -17,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from ipop_tx.errors import PeerRefused
 from ipop_tx.identity import certificates as certs
-from ipop_tx.identity.keys import SALT_BYTES, is_p256, signed_by
+from ipop_tx.identity.keys import SALT_BYTES, is_p256
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Peer
+from ipop_tx.wire import messages as m
 
 NONE = (b"", 0)
 RECHECK = 3600.0
@@ -59,18 +60,19 @@ def key_and_salt(proof: bytes) -> tuple[EllipticCurvePublicKey, bytes] | None:
 
 
 class Assignments:
-    """Judges credentials under one root."""
+    """Judges credentials."""
 
-    def __init__(self, root: x509.Certificate, wall: Callable[[], float]) -> None:
-        self.wall = wall
-        self._root = root
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
+        self.wall = trust.wall
         self._good: OrderedDict[bytes, tuple[float, Peer]] = OrderedDict()
         """Credentials found good: when, and whose they are."""
 
-    def by_authority(self, data: bytes, signature: bytes) -> bool:
-        """Whether the root's key made a signature."""
-        key = self._root.public_key()
-        return isinstance(key, EllipticCurvePublicKey) and signed_by(key, data, signature)
+    def adopt(self, charter: m.Charter, text: bytes) -> bool:
+        """See `Trust.adopt`."""
+        adopted = self.trust.adopt(charter, text)
+        self._good.clear()
+        return adopted
 
     def admitted(self, proof: bytes) -> Peer | None:
         """The member whose credential this is, if it is good now, or was within the last hour."""
@@ -82,7 +84,7 @@ class Assignments:
         if chain is None:
             return None
         try:
-            member = certs.verify_member([*chain, self._root], self._root, now)
+            member = self.trust.verify(chain)
         except PeerRefused:
             return None
         self._good[proof] = now, member
@@ -96,7 +98,7 @@ class Assignments:
         if chain is None:
             return NONE
         try:
-            certs.verify_member([*chain, self._root], self._root, self.wall())
+            self.trust.verify(chain)
             facts = certs.facts_of(chain[0])
             return (ipaddress.IPv4Address(facts.address).packed, facts.assigned_at) if facts.address else NONE
         except (PeerRefused, *certs.MALFORMED):

@@ -64,7 +64,7 @@ class Admitter:
     ) -> x509.Certificate:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
         self.check(rights, name)
-        network = certs.network_ident(_p256(self.root))
+        network = certs.network_of(self.root).ident
         assigned_at = int(wall) if rights.address else 0
         salt, about = os.urandom(SALT_BYTES), (rights.address, rights.groups, rights.routes, assigned_at, rights.life)
         facts = certs.MemberFacts(network, salt, checked_name(name), admits, *about)
@@ -73,7 +73,7 @@ class Admitter:
     def readmit(self, leaf: x509.Certificate, wall: float) -> x509.Certificate:
         """A certificate that says the same as `leaf`, of the same member, and counts from now."""
         facts = certs.facts_of(leaf)
-        return certs.make_member(self.key, self.certificate, _p256(leaf), facts, wall, facts.life)
+        return certs.make_member(self.key, self.certificate, p256(leaf), facts, wall, facts.life)
 
     def check(self, rights: certs.Rights, name: str = "") -> None:
         """Raise `LocalMisuse` unless these are rights that a member can have, of this name if there is one, and by this machine's key."""
@@ -282,7 +282,8 @@ def _check_authority(root: x509.Certificate, fingerprint: bytes | None) -> None:
         raise LocalMisuse(f"the chain is under another authority ({certs.fingerprint(root).hex()})", f"expected {fingerprint.hex()}")
 
 
-def _p256(certificate: x509.Certificate) -> PublicKey:
+def p256(certificate: x509.Certificate) -> PublicKey:
+    """The key of a certificate of this machine's. Raises `StateError`."""
     key = certificate.public_key()
     if not is_p256(key):
         raise StateError("a certificate of this machine has no P-256 key", "put back a copy of it, or join the network anew")
@@ -290,4 +291,4 @@ def _p256(certificate: x509.Certificate) -> PublicKey:
 
 
 def _point(certificate: x509.Certificate) -> bytes:
-    return point_of(_p256(certificate))
+    return point_of(p256(certificate))

@@ -66,6 +66,8 @@ class NetworkFacts(msgspec.Struct, frozen=True, array_like=True):
     pool: str
     prefix: str
     shards: int
+    ident: Annotated[bytes, msgspec.Meta(max_length=IDENT_BYTES)] = b""
+    """The network's, in a root that has replaced another one; else it follows from the root's key."""
 
 
 class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -156,9 +158,20 @@ def network_of(root: x509.Certificate) -> Network:
     try:
         facts = msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts)
         pool, prefix = ipaddress.IPv4Network(facts.pool), ipaddress.IPv6Network(facts.prefix)
-        return Network(facts.name, network_ident(_public(root)), pool, prefix, facts.shards)
+        return Network(facts.name, facts.ident or network_ident(_public(root)), pool, prefix, facts.shards)
     except MALFORMED:
         raise PeerRefused("the root certificate is not that of a network's authority") from None
+
+
+def is_later_root(root: x509.Certificate) -> bool:
+    """Whether a network's root has replaced another one."""
+    return bool(msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts).ident)
+
+
+def next_root(key: PrivateKey, root: x509.Certificate, wall: float) -> x509.Certificate:
+    """A root certificate for another key of the same authority."""
+    facts = msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts)
+    return make_root(key, msgspec.structs.replace(facts, ident=network_of(root).ident), wall)
 
 
 def facts_of(leaf: x509.Certificate) -> MemberFacts:
@@ -328,7 +341,7 @@ def _member_usage(leaf: x509.Certificate, whose: str) -> None:
 
 def _peer(leaf: x509.Certificate, admission: x509.Certificate, root: x509.Certificate, whose: str) -> Peer:
     facts, point = facts_of(leaf), point_of(_public(leaf))
-    if facts.network != network_ident(_public(root)):
+    if facts.network != network_of(root).ident:
         raise PeerRefused(f"{whose} certificate names another network than the one that signed it")
     ident = ident_of(point, facts.salt)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -21,6 +21,7 @@ from ipop_tx.identity.authority import read_certificates
 from ipop_tx.identity.keys import PrivateKey, ident_of, is_p256, point_of, read_key
 from ipop_tx.identity.signer import RecordSigner
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Network, Peer
 
 GUEST_PURPOSE = x509.ObjectIdentifier("2.25.119022130124685233402547251449948789795")
@@ -47,8 +48,8 @@ class Credentials:
         """Whether an admission key, by its digest, has still the right to admit."""
         self.private_key = private_key
         self.member_chain = chain
-        self.root = chain[-1]
-        self.network: Network = certs.network_of(self.root)
+        self.trust = Trust(chain[-1], wall)
+        self.network: Network = self.trust.network
         self.peer: Peer = self._own(chain)
         """This node itself, as its peers see it."""
         self.facts = certs.facts_of(chain[0])
@@ -56,7 +57,7 @@ class Credentials:
         """What it shows to its peers."""
 
     def _own(self, chain: list[x509.Certificate]) -> Peer:
-        peer = certs.verify_member(chain, self.root, min(self._wall(), certs.ends_of(chain[0])), "this node's")
+        peer = self.trust.verify(chain, "this node's", min(self._wall(), certs.ends_of(chain[0])))
         if peer.public_key != point_of(self.private_key.public_key()):
             raise PeerRefused("this node's certificate is for another key")
         return peer
@@ -105,15 +106,20 @@ class Credentials:
         """Of the network's root."""
         return certs.fingerprint(self.root)
 
+    @property
+    def root(self) -> x509.Certificate:
+        """Of this node's own certificate."""
+        return self.member_chain[-1]
+
     def signer(self) -> RecordSigner:
         """Signs this node's records."""
-        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.root, self._wall), credential(self.member_chain))
+        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.trust), credential(self.member_chain))
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """Who has shown `chain`, leaf first: a member of this network or a guest. Raises `PeerRefused`."""
         if len(chain) == 1 and _is_guest(chain[0]):
             return verify_guest(chain[0], self._wall())
-        peer = certs.verify_member(chain, self.root, self._wall())
+        peer = self.trust.verify(chain)
         if self.is_out(peer):
             raise PeerRefused(f"{peer.name} was thrown out of the network, or whoever admitted it", "its key was revoked by the authority")
         return replace(peer, guest=True) if self.lapsed else peer

@@ -12,6 +12,7 @@ from ipop_tx.errors import PeerRefused
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.authority import Admitter
 from ipop_tx.identity.keys import point_of, sign, signed_by
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import key_digest
 
 _CONTEXT = b"ipop-tx decision 1\0"
@@ -42,12 +43,13 @@ class Decision(msgspec.Struct, frozen=True, array_like=True):
         """The register's value."""
         return msgspec.msgpack.encode(self)
 
-    def is_good(self, public: bytes, root: x509.Certificate, wall: float, may_admit: Callable[[bytes], bool]) -> bool:
+    def is_good(self, public: bytes, trust: Trust, may_admit: Callable[[bytes], bool]) -> bool:
         """Whether somebody has decided this who may admit members."""
         try:
             admission = x509.load_der_x509_certificate(self.admission)
             key = admission.public_key()
-            certs.verify_admission(admission, root, wall, "the decider's")
+            admission, root = trust.above(admission)
+            certs.verify_admission(admission, root, trust.wall(), "the decider's")
             good = isinstance(key, EllipticCurvePublicKey) and signed_by(key, _text(public, self.admitted), self.signature)
             return good and may_admit(key_digest(point_of(key)))  # type: ignore[arg-type]  # checked in `good`
         except (PeerRefused, *certs.MALFORMED):

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ipop_tx.errors import InvitationRefused, LocalMisuse, PeerRefused
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.keys import PrivateKey, compressed_point_of, key_of_point, sign, signed_by
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Endpoint, key_digest
 
 PREFIX = "ipop1-"
@@ -152,10 +153,10 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
             raise LocalMisuse("the invitation's record is longer than a register", "choose a shorter name")
         return value
 
-    def verify(self, root: x509.Certificate, wall: float) -> None:
+    def verify(self, trust: Trust, wall: float) -> None:
         """Raise `InvitationRefused` unless a key that the authority appointed has signed this, and it is not expired."""
         try:
-            admission = x509.load_der_x509_certificate(self.admission)
+            admission, root = trust.above(x509.load_der_x509_certificate(self.admission))
             appointed = certs.is_issued_by(admission, root)
             certs.verify_admission_usage(admission, "the inviter's")
             certs.check_dates(admission, wall, "the inviter's")

@@ -15,6 +15,7 @@ from ipop_tx.errors import BadMessage, InvitationRefused, LocalMisuse, PeerRefus
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.authority import Admitter
 from ipop_tx.identity.keys import PrivateKey, key_of_point, sign, signed_by
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Peer
 
 _CONTEXT = b"ipop-tx readmission 1\0"
@@ -34,15 +35,13 @@ def build(key: PrivateKey, chain: Sequence[x509.Certificate]) -> Readmission:
     return Readmission(ders, sign(key, _CONTEXT + ders[0]))
 
 
-def check(
-    asked: Readmission, root: x509.Certificate, wall: float, grace: float, is_out: Callable[[Peer], bool]
-) -> tuple[x509.Certificate, Peer]:
+def check(asked: Readmission, trust: Trust, wall: float, grace: float, is_out: Callable[[Peer], bool]) -> tuple[x509.Certificate, Peer]:
     """The certificate that is to be renewed, and whose it is.
 
     Raises `BadMessage` for what is no request, `InvitationRefused` for one that is refused: the key was revoked, or the certificate
     has ended more than `grace` seconds ago, or is not good in other respects.
     """
-    leaf, peer = owner_of(asked, root, wall)
+    leaf, peer = owner_of(asked, trust, wall)
     if not signed_by(key_of_point(peer.public_key), _CONTEXT + asked.certificates[0], asked.signature):
         raise BadMessage("the request to renew a certificate is not signed by its key")
     if is_out(peer):
@@ -55,11 +54,11 @@ def check(
     return leaf, peer
 
 
-def owner_of(asked: Readmission, root: x509.Certificate, wall: float) -> tuple[x509.Certificate, Peer]:
+def owner_of(asked: Readmission, trust: Trust, wall: float) -> tuple[x509.Certificate, Peer]:
     """Whose certificate it is, by what could be said on its last day. Raises as `check` does."""
     try:
-        chain = [*map(x509.load_der_x509_certificate, asked.certificates), root]
-        return chain[0], certs.verify_member(chain, root, min(wall, certs.ends_of(chain[0])), "the old")
+        chain = list(map(x509.load_der_x509_certificate, asked.certificates))
+        return chain[0], trust.verify(chain, "the old", min(wall, certs.ends_of(chain[0])))
     except PeerRefused as refusal:
         raise InvitationRefused(refusal.sentence, _MEND) from refusal
     except certs.MALFORMED:

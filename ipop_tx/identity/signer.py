@@ -26,6 +26,7 @@ from ipop_tx.identity.keys import (
 )
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Ident, Peer, key_digest
+from ipop_tx.wire import messages as m
 
 REMEMBERED = 1024
 """Signatures found good of which the next check costs nothing; some 200 bytes each."""
@@ -87,9 +88,13 @@ class RecordSigner:
         """Seconds since the Unix epoch."""
         return self._assignments.wall() if self._assignments is not None else 0.0
 
-    def by_authority(self, data: bytes, signature: bytes) -> bool:
-        """Whether the network's authority made `signature` over `data`."""
-        return self._assignments is not None and self._assignments.by_authority(data, signature)
+    def by_authority(self, data: bytes, signature: bytes, ever: bool = False) -> bool:
+        """Whether the network's authority made `signature` over `data`, with its keys of today or, with `ever`, of any time."""
+        return self._assignments is not None and self._assignments.trust.ordered(data, signature, ever)
+
+    def adopt(self, charter: m.Charter, text: bytes) -> bool:
+        """Whether this is the authority's next charter; then it counts from now on."""
+        return self._assignments is not None and self._assignments.adopt(charter, text)
 
 
 def _owner(signer: bytes, data: bytes, signature: bytes) -> Ident | None:

@@ -57,16 +57,21 @@ class AdmissionService(Service):
     ) -> None:
         self._protocol = protocol
         self._network = credentials.network
-        self._root = credentials.root
         self._credentials = credentials
         self._admitter = admitter
         self._endpoints = endpoints
         self._state = state
         self._wall = wall
+        self.on_appointed: Callable[[], object] = lambda: None
+        """Called when this node, which holds the authority's key, has appointed somebody."""
         self._uses = InvitationUses(protocol)
-        self._approvals = Approvals(protocol, state, credentials.root, lambda key: credentials.may_admit(key), wall)
+        self._approvals = Approvals(protocol, state, credentials.trust, lambda key: credentials.may_admit(key), wall)
         protocol.on(e.EnrolRequested, lambda event: self._carry(event, self._admit(event.request, event.by_guest)))
         protocol.on(e.ReadmitRequested, lambda event: self._carry(event, self._readmit(event)))
+
+    def use(self, admitter: Admitter) -> None:
+        """Admit with these files from now on."""
+        self._admitter = admitter
 
     @property
     def rules(self) -> Rules:
@@ -95,7 +100,7 @@ class AdmissionService(Service):
         if wish.limits != UNLIMITED and not wish.appoints:
             raise LocalMisuse("only whoever is to admit others has limits", "add --appoint")
         expires = int(self._wall() + expires_s)
-        invitation = Invitation.make(self._root, expires, tuple(self._bootstrap()))
+        invitation = Invitation.make(admitter.root, expires, tuple(self._bootstrap()))
         record = InvitationRecord.make(invitation, wish, admitter.key, admitter.certificate)
         await self._protocol.submit(c.Create(self._invitation_key(invitation.public), record.encode(), expires_s + KEPT_AFTER_EXPIRY))
         self._log.info("invited name={name} uses={uses} expires={expires}", name=wish.name, uses=wish.uses, expires=expires)
@@ -154,7 +159,7 @@ class AdmissionService(Service):
         if record.appoints and not request.admission_csr:
             # The newcomer cannot know what its invitation says; it comes again with a key to be appointed.
             return m.Failed("AppointmentOffered", "this invitation appoints a member that admits others", "send a second key")
-        check_enrol(enrolment, request.guest, record, self._root, self._wall())
+        check_enrol(enrolment, request.guest, record, self._credentials.trust, self._wall())
         if not self._credentials.may_admit(record.inviter):
             raise InvitationRefused("whoever made this invitation may not admit any more", "ask somebody else for one")
         if self._admitter is None or (record.appoints and self._admitter.authority_key is None):
@@ -166,6 +171,7 @@ class AdmissionService(Service):
         certificates = grant(enrolment, record, self._admitter, self._wall())
         if record.appoints:
             appointed.note(self._state, name, x509.load_der_x509_certificate(certificates[3]))
+            self.on_appointed()
         self._log.info("admitted name={name} guest={guest}", name=name, guest=short(request.guest))
         return m.Enrolled(certificates, tuple(str(endpoint) for endpoint in self._bootstrap()[:8]))
 
@@ -199,7 +205,7 @@ class AdmissionService(Service):
 
     async def _readmit(self, event: e.ReadmitRequested) -> m.Answer:
         request: m.Readmit = event.request
-        _, peer = owner_of(_asked(request), self._root, self._wall())
+        _, peer = owner_of(_asked(request), self._credentials.trust, self._wall())
         if event.guest and event.key != peer.key:
             raise InvitationRefused("a certificate is renewed for whoever proves its key", "ask with that key")
         if self._admitter is None:
@@ -209,7 +215,7 @@ class AdmissionService(Service):
     def readmit(self, request: m.Readmit) -> m.Readmitted:
         """Renew a certificate. Raises `InvitationRefused`, `BadMessage`, and `LocalMisuse` where this node may not admit."""
         admitter, wall = self._admitting(), self._wall()
-        leaf, peer = check(_asked(request), self._root, wall, self.rules.grace_s, self._credentials.is_out)
+        leaf, peer = check(_asked(request), self._credentials.trust, wall, self.rules.grace_s, self._credentials.is_out)
         certificates = readmission.grant(leaf, admitter, wall)
         self._log.info("readmitted name={name} key={key}", name=peer.name, key=peer.key.hex())
         return m.Readmitted(certificates)

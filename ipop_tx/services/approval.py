@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from cryptography import x509
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.dht.records import key_of
@@ -21,6 +20,7 @@ from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter
 from ipop_tx.identity.decision import Decision
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.uses import KEPT_AFTER_EXPIRY
@@ -54,13 +54,13 @@ class Approvals:
         self,
         protocol: ChordProtocol,
         state: StateDirectory,
-        root: x509.Certificate,
+        trust: Trust,
         may_admit: Callable[[bytes], bool],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._protocol = protocol
         self._state = state
-        self._root = root
+        self._trust = trust
         self._may_admit = may_admit
         self._wall = wall
         self._waiting: dict[str, Waiting] = {one.key: one for one in _read(state)}
@@ -79,7 +79,7 @@ class Approvals:
     async def _decided(self, public: bytes) -> Decision | None:
         found = await self._protocol.submit(c.Get(self._register(public)))
         decision = Decision.read(found.value) if found is not None else None
-        good = decision is not None and decision.is_good(public, self._root, self._wall(), self._may_admit)
+        good = decision is not None and decision.is_good(public, self._trust, self._may_admit)
         return decision if good else None
 
     def _register(self, public: bytes) -> bytes:

@@ -83,7 +83,17 @@ class ReadmissionService(Service):
         """When the certificate is to be renewed, in seconds since the Unix epoch."""
         leaf, key = self._credentials.member_chain[0], self._credentials.peer.key
         begun = certs.issued_at(leaf)
-        return begun + (certs.ends_of(leaf) - begun) * (DUE + SPREAD * key[0] / 256)
+        due = begun + (certs.ends_of(leaf) - begun) * (DUE + SPREAD * key[0] / 256)
+        until = next((until for root, until in self._credentials.trust.roots if root == self._credentials.root), 0)
+        if self._credentials.root in (root for root, _ in self._credentials.trust.roots) and not until:
+            return due
+        return 0.0 if self._grant is not None else min(due, until)
+
+    def look_now(self) -> None:
+        """The authority's keys have changed: the certificate may be due."""
+        if self._call is not None:
+            self._call.cancel()
+            self._look()
 
     def _look(self) -> None:
         self._call = None

@@ -15,7 +15,7 @@ from ipop_tx.identity.keys import PrivateKey
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
-from ipop_tx.services.orders import authority_key, from_text, signed, to_text
+from ipop_tx.services.orders import authority_key, from_text, signed, to_file, to_text
 from ipop_tx.services.ping import unowned
 from ipop_tx.transport.tls import TlsTransport
 from ipop_tx.values import Ident
@@ -34,14 +34,14 @@ class Revoking:
         self,
         protocol: ChordProtocol,
         state: StateDirectory,
-        key: PrivateKey | None,
+        key: Callable[[], PrivateKey | None],
         streams: Iterable[TlsTransport],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._protocol = protocol
         self._revocations = protocol.node.revocations
         self._state = state
-        self._authority_key = key
+        self._key = key
         self._streams = list(streams)
         self._wall = wall
         self._revocations.restore(_read(state))
@@ -83,7 +83,7 @@ class Revoking:
 
         Raises `LocalMisuse` where the authority's key is not, when nobody is called so, or when it would be this node itself.
         """
-        pen = authority_key(self._authority_key, "throw members out", "ipop revoke")
+        pen = authority_key(self._key(), "throw members out", "ipop revoke")
         name, ident, digest = await self._whom(target) if target else ("", b"", _digest(key))
         own = self._protocol.node.peer
         if digest in (own.key, own.admitted_by):
@@ -92,7 +92,7 @@ class Revoking:
         answer = {"name": name, "ident": ident.hex(), "key": digest.hex(), "known": known, "links": 0}
         if confirmed and not answer["known"]:
             order = signed(pen, m.Revocation(self._protocol.node.network.ident, digest, name, int(self._wall())))
-            answer["links"] = await self._protocol.submit(c.Revoke(order))
+            answer |= await self._give(order)
         return answer
 
     async def withdraw(self, target: str, confirmed: bool) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Revoking:
 
         Raises `LocalMisuse` where the authority's key is not, or when nobody was appointed under that name.
         """
-        pen = authority_key(self._authority_key, "withdraw a right to admit", "ipop withdraw")
+        pen = authority_key(self._key(), "withdraw a right to admit", "ipop withdraw")
         found = [one for one in appointed.read(self._state) if target in (one.name, one.key.hex())]
         if len(found) != 1:
             names = ", ".join(f"{one.name} ({one.key.hex()})" for one in found or appointed.read(self._state))
@@ -111,8 +111,14 @@ class Revoking:
         if confirmed and not answer["known"]:
             now = int(self._wall())
             order = signed(pen, m.Revocation(self._protocol.node.network.ident, one.key, one.name, now, since=now))
-            await self._protocol.submit(c.Revoke(order))
+            answer |= await self._give(order)
         return answer
+
+    async def _give(self, order: m.Revocation) -> dict[str, Any]:
+        """Carry an order out; or hand it over, where others have to sign it first."""
+        if not self._protocol.node.is_ordered(order):
+            return {"order": to_file([order])}
+        return {"links": await self._protocol.submit(c.Revoke(order))}
 
     async def _whom(self, target: str) -> tuple[str, Ident, bytes]:
         """Name, ident and key digest of a node, be it linked or only known by what it has written."""

@@ -20,7 +20,7 @@ from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.control import Route
-from ipop_tx.services.orders import authority_key, from_text, signed, to_text
+from ipop_tx.services.orders import authority_key, from_text, signed, to_file, to_text
 from ipop_tx.services.ping import unowned
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
@@ -40,7 +40,7 @@ class PolicyService(Service):
         protocol: ChordProtocol,
         plane: ForwardingPlane,
         state: StateDirectory,
-        key: PrivateKey | None,
+        key: Callable[[], PrivateKey | None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Takes what is kept on disk.
@@ -51,7 +51,7 @@ class PolicyService(Service):
         self._exchange = protocol.node.settings
         self._plane = plane
         self._state = state
-        self._authority_key = key
+        self._key = key
         self._wall = wall
         self._problem = self._unread = ""
         self._text = ""
@@ -135,12 +135,14 @@ class PolicyService(Service):
 
         Raises `LocalMisuse` where the authority's key is not.
         """
-        key = authority_key(self._authority_key, act, command)
+        key = authority_key(self._key(), act, command)
         current = self._exchange.current
         others = tuple(section for section in (current.sections if current else ()) if section[0] != name)
         sections = (*others, (name, content)) if content else others
         version = max(int(self._wall()), self._exchange.newest.version + 1)
         settings = signed(key, m.Settings(self._protocol.node.network.ident, version, sections))
+        if not self._protocol.node.is_ordered(settings):
+            return {"version": version, "order": to_file([settings])}
         await self._protocol.submit(c.AdoptSettings(settings))
         return {"version": version}
 

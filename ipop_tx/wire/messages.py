@@ -64,16 +64,18 @@ from ipop_tx.wire.registers import (
     WhoKeeps as WhoKeeps,
     Write as Write,
 )
-from ipop_tx.wire.settings import Newest as Newest
-from ipop_tx.wire.settings import Settings as Settings
+from ipop_tx.wire.settings import Newest as Newest, Settings as Settings
 from ipop_tx.wire.trust import (
     PAGE as PAGE,
+    Charter as Charter,
+    Charters as Charters,
     Enrol as Enrol,
     Enrolled as Enrolled,
     Readmit as Readmit,
     Readmitted as Readmitted,
     Revocation as Revocation,
     Revoked as Revoked,
+    WhichCharters as WhichCharters,
     WhichRevoked as WhichRevoked,
 )
 
@@ -81,7 +83,6 @@ ADMITS = 1
 """Flag of `Hello`: this member admits others."""
 APPOINTS = 2
 """Flag of `Hello`: this member holds the authority's key."""
-
 PLACED = 4
 """Flag of `Hello`: this member has neighbours on both sides, so it can pass things on around the ring."""
 
@@ -152,7 +153,8 @@ class Hello(Body, frozen=True, tag=10):
     step: NatKind = 0
     outer: EndpointText = ""
     revocations: Annotated[bytes, Meta(max_length=8)] = b""
-    """A digest of all revocations that the sender knows of; empty for none."""
+    """A digest of all revocations that the sender knows of; empty for none. `charter` is the number of the newest that it knows."""
+    charter: Count = 0
 
 
 class Offer(Body, frozen=True, tag=11):
@@ -425,6 +427,8 @@ Ask = (
     | Order
     | Revoked
     | WhichRevoked
+    | Charters
+    | WhichCharters
     | Salvage
     | Enrol
     | Readmit
@@ -453,6 +457,7 @@ Answer = (
     | Page
     | Salvaged
     | Revoked
+    | Charters
     | Enrolled
     | Readmitted
     | Failed

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import Body, Count, Endpoints, Ident, Name, Small
+from ipop_tx.wire.fields import Body, Count, Endpoints, Ident, Name, Signatures, Small
 
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
@@ -27,8 +27,8 @@ class Revocation(Body, frozen=True, tag=90):
     """Whose it was, for people."""
     time: Count
     """Seconds since the Unix epoch at which it was given."""
-    signature: Small = b""
-    """By the authority's key, over all the rest."""
+    signature: Signatures = b""
+    """By the authority, over all the rest."""
     since: Count = 0
     """If not 0, the key may admit no more: what it has signed before this time, in seconds since the Unix epoch, stays good."""
 
@@ -44,6 +44,38 @@ class WhichRevoked(Body, frozen=True, tag=92):
     """The revocations of keys after `after`. Answered by `Revoked`."""
 
     after: Annotated[bytes, Meta(max_length=32)] = b""
+
+
+class Charter(Body, frozen=True, tag=97):
+    """What the authority is from now on."""
+
+    network: Ident
+    number: Annotated[int, Meta(ge=1, le=2**62)]
+    """One more than that of the charter before; 1 for the first."""
+    roots: Annotated[tuple[tuple[Certificate, Count], ...], Meta(min_length=1, max_length=4)]
+    """The authority's certificates (DER), and until when each counts (seconds since the Unix epoch); 0 for the one in use."""
+    keys: Annotated[tuple[Annotated[bytes, Meta(min_length=33, max_length=33)], ...], Meta(min_length=1, max_length=16)]
+    """Who signs orders (compressed SEC 1 points) ..."""
+    threshold: Annotated[int, Meta(ge=1, le=16)]
+    """... and how many of them must."""
+    admissions: Annotated[tuple[Certificate, ...], Meta(max_length=64)]
+    """The admission certificates (DER) that count."""
+    time: Count
+    signature: Signatures = b""
+    """As the charter before demands, and as this one does; by each new root too. Over all the rest."""
+
+
+class WhichCharters(Body, frozen=True, tag=98):
+    """The charters after the one with this number. Answered by `Charters`."""
+
+    after: Count
+
+
+class Charters(Body, frozen=True, tag=99):
+    """Charters in their order, told or asked for. As a request answered by `Done`."""
+
+    charters: Annotated[tuple[Charter, ...], Meta(max_length=4)]
+    more: bool = False
 
 
 # --- admission ------------------------------------------------------------------------------------

@@ -227,6 +227,7 @@ def protocol_floor() -> None:
 def revocation() -> None:
     """Nobody is thrown out."""
     Revocations.is_revoked = lambda revocations, key: False  # type: ignore[method-assign]
+    Revocations.is_out = lambda revocations, peer: False  # type: ignore[method-assign]
 
 
 DEFENCES: dict[str, Callable[[], None]] = {

@@ -11,7 +11,7 @@ from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.values import Network, Peer
 from ipop_tx.wire import messages as m
 
-AuthorityOrder = m.Order | m.Revocation | m.Settings
+AuthorityOrder = m.Order | m.Revocation | m.Settings | m.Charter
 """What the authority alone may say, under its signature."""
 
 
@@ -79,9 +79,13 @@ class RegisterSigner:
         address, issued = self._signer.assignment(signer)
         return issued if address and key == lease_key(self._network, address) else 0
 
-    def is_ordered(self, order: AuthorityOrder) -> bool:
-        """Whether this network's authority has signed something that only it may say."""
-        return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature)
+    def is_ordered(self, order: AuthorityOrder, ever: bool = False) -> bool:
+        """Whether this network's authority has signed something that only it may say, by the keys of today, or with `ever` of any time."""
+        return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature, ever)
+
+    def adopts(self, charter: m.Charter) -> bool:
+        """Whether this is the next charter; then its keys count from now on."""
+        return self._signer.adopt(charter, order_text(charter))
 
     def _text(self, key: bytes, unsigned: m.Record) -> bytes:
         return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
@@ -92,4 +96,9 @@ def order_text(order: AuthorityOrder) -> bytes:
     return _CONTEXTS[type(order)] + m.encode(msgspec.structs.replace(order, signature=b""))
 
 
-_CONTEXTS: dict[type, bytes] = {m.Order: b"ipop-order-1", m.Revocation: b"ipop-revocation-1", m.Settings: b"ipop-settings-1"}
+_CONTEXTS: dict[type, bytes] = {
+    m.Order: b"ipop-order-1",
+    m.Revocation: b"ipop-revocation-1",
+    m.Settings: b"ipop-settings-1",
+    m.Charter: b"ipop-charter-1",
+}

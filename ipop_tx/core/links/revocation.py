@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from ipop_tx.core.events import KeyRevoked
 from ipop_tx.core.links.link import Link
@@ -29,15 +30,23 @@ DIGEST_BYTES = 8
 REASON = "its key was revoked by the authority"
 
 
+class IsAuthentic(Protocol):
+    """Whether the authority has signed a revocation; with `ever`, by keys that may count no more."""
+
+    def __call__(self, order: m.Revocation, ever: bool = False) -> bool: ...
+
+
 class Revocations:
     """All revocations of the network that this node knows of."""
 
-    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime, is_authentic: Callable[[m.Revocation], bool]) -> None:
+    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime, is_authentic: IsAuthentic) -> None:
         self.by_key: dict[bytes, m.Revocation] = {}
         self.digest = b""
         """Of all that is in `by_key`; empty while there are none."""
         self.on_revoked: Callable[[], None] = lambda: None
         """Called when something was revoked: what is remembered of owners may be wrong."""
+        self._outdated: set[bytes] = set()
+        """Keys whose revocation nobody would believe any more who does not know it."""
         self._links = links
         self._rpc = rpc
         self._runtime = runtime
@@ -61,7 +70,13 @@ class Revocations:
 
     def restore(self, orders: Iterable[m.Revocation]) -> None:
         """What was kept on disk; what the authority has not signed is left out."""
-        self._keep([order for order in orders if self._is_authentic(order)])
+        self._keep([order for order in orders if self._is_authentic(order, ever=True)])
+
+    def reweigh(self) -> None:
+        """Other keys sign for the authority now. What earlier ones have signed stays in force, is told to nobody, and gives way to the
+        same with a signature that counts.
+        """
+        self._keep(())
 
     def revoke(self, order: m.Revocation) -> int:
         """Carry an order out and tell everybody; gives how many links that ended. Raises `LocalMisuse` if it is not the authority's."""
@@ -88,7 +103,7 @@ class Revocations:
         return m.Done()
 
     def _asked(self, link: Link, body: m.WhichRevoked) -> m.Revoked:
-        rest = sorted(key for key in self.by_key if key > body.after)
+        rest = sorted(key for key in self.by_key.keys() - self._outdated if key > body.after)
         return m.Revoked(tuple(self.by_key[key] for key in rest[: m.PAGE]), len(rest) > m.PAGE)
 
     def _take(self, orders: Iterable[m.Revocation], source: Link | None) -> int:
@@ -106,13 +121,16 @@ class Revocations:
     def _is_news(self, order: m.Revocation) -> bool:
         """What is stricter than what is known of the key counts: first the right to admit may be withdrawn, then the key revoked."""
         known = self.by_key.get(order.key)
+        if known is not None and order.since == known.since:
+            return order.key in self._outdated and self._is_authentic(order)
         return known is None or order.since < known.since
 
     def _keep(self, orders: Iterable[m.Revocation]) -> None:
         self.by_key |= {order.key: order for order in orders}
-        if self.by_key:
-            all_known = b"".join(key + self.by_key[key].since.to_bytes(8, "big") for key in sorted(self.by_key))
-            self.digest = hashlib.sha256(all_known).digest()[:DIGEST_BYTES]
+        self._outdated = {key for key, order in self.by_key.items() if not self._is_authentic(order)}
+        told = sorted(self.by_key.keys() - self._outdated)
+        all_told = b"".join(key + self.by_key[key].since.to_bytes(8, "big") for key in told)
+        self.digest = hashlib.sha256(all_told).digest()[:DIGEST_BYTES] if told else b""
 
     def _carry_out(self, orders: tuple[m.Revocation, ...], source: Link | None) -> int:
         """Tell everybody, those concerned too: they shall know why nobody answers them any more. Then end the links with those."""
