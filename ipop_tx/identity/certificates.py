@@ -68,6 +68,8 @@ class NetworkFacts(msgspec.Struct, frozen=True, array_like=True):
     shards: int
     ident: Annotated[bytes, msgspec.Meta(max_length=IDENT_BYTES)] = b""
     """The network's, in a root that has replaced another one; else it follows from the root's key."""
+    first: Annotated[bytes, msgspec.Meta(max_length=FINGERPRINT_BYTES)] = b""
+    """The fingerprint of the network's first root, in one that has replaced it."""
 
 
 class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -168,10 +170,15 @@ def is_later_root(root: x509.Certificate) -> bool:
     return bool(msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts).ident)
 
 
+def first_fingerprint(root: x509.Certificate) -> bytes:
+    """The fingerprint of the root that the network began with: it stays what it was when roots are replaced."""
+    return msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts).first or fingerprint(root)
+
+
 def next_root(key: PrivateKey, root: x509.Certificate, wall: float) -> x509.Certificate:
     """A root certificate for another key of the same authority."""
     facts = msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts)
-    return make_root(key, msgspec.structs.replace(facts, ident=network_of(root).ident), wall)
+    return make_root(key, msgspec.structs.replace(facts, ident=network_of(root).ident, first=first_fingerprint(root)), wall)
 
 
 def facts_of(leaf: x509.Certificate) -> MemberFacts:

@@ -103,8 +103,13 @@ class Credentials:
 
     @property
     def fingerprint(self) -> bytes:
-        """Of the network's root."""
-        return certs.fingerprint(self.root)
+        """Of the root that the network began with."""
+        return certs.first_fingerprint(self.root)
+
+    @property
+    def fingerprints(self) -> set[bytes]:
+        """Those by which members and guests may know the network."""
+        return {self.fingerprint, certs.fingerprint(self.root), *(certs.fingerprint(root) for root, _ in self.trust.roots)}
 
     @property
     def root(self) -> x509.Certificate:
@@ -136,6 +141,7 @@ class GuestCredentials:
     def __init__(self, private_key: PrivateKey, fingerprint: bytes, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self.fingerprint = fingerprint
+        self.fingerprints = {fingerprint}
         self.private_key = private_key
         self.chain = [guest_certificate(private_key, wall())]
         self.peer: Peer = verify_guest(self.chain[0], wall())

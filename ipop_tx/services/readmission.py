@@ -84,10 +84,13 @@ class ReadmissionService(Service):
         leaf, key = self._credentials.member_chain[0], self._credentials.peer.key
         begun = certs.issued_at(leaf)
         due = begun + (certs.ends_of(leaf) - begun) * (DUE + SPREAD * key[0] / 256)
-        until = next((until for root, until in self._credentials.trust.roots if root == self._credentials.root), 0)
-        if self._credentials.root in (root for root, _ in self._credentials.trust.roots) and not until:
+        trust, root = self._credentials.trust, self._credentials.root
+        if trust.charter is None or (root, 0) in trust.roots:
             return due
-        return 0.0 if self._grant is not None else min(due, until)
+        if self._grant is not None:
+            return 0.0  # newcomers want to see the root that they were told
+        until = dict(trust.charter.roots).get(certs.to_der(root), trust.charter.time)
+        return min(due, until + (until - trust.charter.time) / 2 * key[0] / 256)
 
     def look_now(self) -> None:
         """The authority's keys have changed: the certificate may be due."""

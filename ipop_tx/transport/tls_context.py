@@ -55,7 +55,11 @@ class TlsCredentials(Protocol):
 
     @property
     def fingerprint(self) -> bytes:
-        """Of the network's root."""
+        """Of the network's first root, or the one that a guest was told."""
+
+    @property
+    def fingerprints(self) -> set[bytes]:
+        """All by which others may know the network."""
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """Who has shown `chain` (leaf first; possession of its key is proven). Raises `PeerRefused` with the reason."""
@@ -123,7 +127,8 @@ class TlsContexts:
 
     def may_enter(self, received: bytes | bytearray) -> bool | None:
         """Whether what a client has sent so far begins with a ClientHello that knocks; None while that cannot be said yet."""
-        return knocked(self._credentials.fingerprint, received)
+        answers = [knocked(fingerprint, received) for fingerprint in self._credentials.fingerprints]
+        return True if True in answers else answers[0]
 
 
 @dataclass(slots=True)
