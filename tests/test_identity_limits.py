@@ -13,7 +13,10 @@ from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.authority import Admitter, request
 from ipop_tx.identity.certificates import Limits, Rights
 from ipop_tx.identity.credentials import Credentials
+from ipop_tx.identity.decision import Decision
+from ipop_tx.identity.invitation import Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import generate_key
+from ipop_tx.identity.trust import Trust
 from ipop_tx.wire import messages as m
 from tests.net import NetCase, by_authority
 from tests.test_core_revocation import revocation
@@ -74,6 +77,20 @@ class LimitTests(FoundedCase):
         leaf = self.admitter.admit(request(self.key, "lab-7"), "lab-7", WALL, GOOD[1])
         chain = readmission.read(readmission.grant(leaf, self.deputy, WALL + 10))
         self.assertEqual(certs.verify_member(chain, self.root, WALL + 10).name, "lab-7")
+
+    def test_its_invitations_and_decisions(self) -> None:
+        """Whoever grants what the deputy has signed may have no limits itself: the deputy's count."""
+        trust = Trust(self.root, clock)
+        for name, rights, words in BEYOND:
+            record = InvitationRecord.make(
+                Invitation.make(self.root, int(WALL) + 60, ()), Wish(name, rights=rights), self.deputy.key, self.deputy.certificate
+            )
+            record.verify(trust, WALL)
+            refused = lambda record=record, name=name: record.check_limits(name, trust)  # noqa: E731
+            self.assertRefused(refused, f"whoever made this invitation may not grant {words}", kind=InvitationRefused)
+        decision = Decision.make(bytes(33), True, self.deputy)
+        good = [decision.is_good(bytes(33), name, trust, lambda key: True) for name in ("lab-7", "pc7")]
+        self.assertEqual(good, [True, False])
 
     def test_unreadable(self) -> None:
         """Limits that this version cannot read leave nothing within them."""

@@ -75,7 +75,7 @@ class ServiceTests(FoundedCase):
     def test_by_itself(self) -> None:
         """At two thirds of its life, by the member that admits; kept on disk, again and again."""
         for turn in range(1, 4):
-            self.pass_days(63 if turn == 1 else 62)
+            self.pass_days(64)
             self.assertEqual(self.asked, [ADMITS] * turn)
             (leaf, *_) = read_certificates(self.place, files.NODE_CHAIN)
             self.assertEqual(self.credentials.peer.not_after, int(certs.ends_of(leaf)))

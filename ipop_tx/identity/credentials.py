@@ -78,11 +78,15 @@ class Credentials:
 
     def renew(self, chain: list[x509.Certificate]) -> None:
         """Use another certificate of the same member from now on. Raises `PeerRefused` when it is none."""
+        self.peer, self.member_chain = self.check_own(chain), chain
+        self.refresh()
+
+    def check_own(self, chain: list[x509.Certificate]) -> Peer:
+        """This member as `chain` shows it. Raises `PeerRefused` unless that could be used from now on."""
         peer = self._own(chain)
         if peer.ident != self.peer.ident or peer.not_after < self._wall():
             raise PeerRefused("the new certificate is another member's, or has ended")
-        self.peer, self.member_chain = peer, chain
-        self.refresh()
+        return peer
 
     @classmethod
     def load(cls, state: StateDirectory, wall: Callable[[], float] = time.time) -> Credentials:

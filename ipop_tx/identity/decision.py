@@ -43,12 +43,14 @@ class Decision(msgspec.Struct, frozen=True, array_like=True):
         """The register's value."""
         return msgspec.msgpack.encode(self)
 
-    def is_good(self, public: bytes, trust: Trust, may_admit: Callable[[bytes], bool]) -> bool:
-        """Whether somebody has decided this who may admit members."""
+    def is_good(self, public: bytes, name: str, trust: Trust, may_admit: Callable[[bytes], bool]) -> bool:
+        """Whether somebody has decided this who may admit members of that name."""
         try:
             admission = x509.load_der_x509_certificate(self.admission)
             key = admission.public_key()
             admission, root = trust.above(admission)
+            if certs.limits_of(admission).excess(name, certs.Rights(life=0)):
+                return False
             certs.verify_admission(admission, root, trust.wall(), "the decider's")
             good = isinstance(key, EllipticCurvePublicKey) and signed_by(key, _text(public, self.admitted), self.signature)
             return good and may_admit(key_digest(point_of(key)))  # type: ignore[arg-type]  # checked in `good`

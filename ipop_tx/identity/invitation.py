@@ -178,6 +178,15 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
             return self.name or wish
         return wish if certs.fits(self.name, wish) else f"{before}{wish[: LONGEST_NAME - len(self.name) + 1].strip('-')}{after}"
 
+    def check_limits(self, name: str, trust: Trust) -> None:
+        """Raise `InvitationRefused` unless whoever has signed this could let a machine of that name in with these rights itself.
+
+        Whoever grants it may have wider limits, or none.
+        """
+        limits = certs.limits_of(trust.above(x509.load_der_x509_certificate(self.admission))[0])
+        if excess := limits.excess(name, self.rights):
+            raise InvitationRefused(f"whoever made this invitation may not grant {excess}", "ask somebody else for one")
+
     @property
     def inviter(self) -> bytes:
         """The digest of the admission key that has signed this, once `verify` has passed."""

@@ -19,10 +19,10 @@ from ipop_tx.core import events as e
 from ipop_tx.core.dht.records import key_of
 from ipop_tx.core.links.link import detour
 from ipop_tx.core.links.rpc import failure_of
-from ipop_tx.errors import InvitationRefused, IpopError, LocalMisuse, Unreachable
+from ipop_tx.errors import InvitationRefused, IpopError, LocalMisuse, PeerRefused, Unreachable
 from ipop_tx.identity import appointed, readmission
-from ipop_tx.identity.authority import Admitter, checked_limits, checked_pattern, requested_key
-from ipop_tx.identity.certificates import UNLIMITED, Limits, limits_of
+from ipop_tx.identity.authority import Admitter, checked_limits, checked_name, checked_pattern, requested_key
+from ipop_tx.identity.certificates import UNLIMITED, Limits, Rights, limits_of
 from ipop_tx.identity.credentials import Credentials
 from ipop_tx.identity.enrolment import Enrolment, check_enrol, grant
 from ipop_tx.identity.invitation import Invitation, InvitationRecord, Wish
@@ -162,18 +162,32 @@ class AdmissionService(Service):
         check_enrol(enrolment, request.guest, record, self._credentials.trust, self._wall())
         if not self._credentials.may_admit(record.inviter):
             raise InvitationRefused("whoever made this invitation may not admit any more", "ask somebody else for one")
-        if self._admitter is None or (record.appoints and self._admitter.authority_key is None):
+        public, name = compressed_point_of(requested_key(x509.load_der_x509_csr(request.csr))), checked_name(record.named(request.name))
+        record.check_limits(name, self._credentials.trust)
+        admitter = self._able(record.appoints, name, record.rights)
+        if admitter is None:
             return await self._pass_on(request, by_guest, m.APPOINTS if record.appoints else m.ADMITS)
-        public, name = compressed_point_of(requested_key(x509.load_der_x509_csr(request.csr))), record.named(request.name)
+        if record.appoints and record.inviter != admitter.digest:
+            raise InvitationRefused("only whoever holds the authority's key can invite somebody to admit others", "ask there for one")
         if record.approval or self.rules.approval:
             await self._approvals.check(public, name)
         await self._use_once(record, public)
-        certificates = grant(enrolment, record, self._admitter, self._wall())
+        certificates = grant(enrolment, record, admitter, self._wall())
         if record.appoints:
             appointed.note(self._state, name, x509.load_der_x509_certificate(certificates[3]))
             self.on_appointed()
         self._log.info("admitted name={name} guest={guest}", name=name, guest=short(request.guest))
         return m.Enrolled(certificates, tuple(str(endpoint) for endpoint in self._bootstrap()[:8]))
+
+    def _able(self, appoints: bool, name: str, rights: Rights) -> Admitter | None:
+        """What this node admits by, if it may grant this; looked at before an invitation is used."""
+        try:
+            admitter = self._admitting()
+            self._credentials.trust.above(admitter.certificate)
+            admitter.check(rights, name)
+        except (LocalMisuse, PeerRefused):
+            return None
+        return None if appoints and admitter.authority_key is None else admitter
 
     async def _use_once(self, record: InvitationRecord, public: bytes) -> None:
         """Note for which key the invitation was used."""
@@ -208,9 +222,14 @@ class AdmissionService(Service):
         _, peer = owner_of(_asked(request), self._credentials.trust, self._wall())
         if event.guest and event.key != peer.key:
             raise InvitationRefused("a certificate is renewed for whoever proves its key", "ask with that key")
-        if self._admitter is None:
-            return await self._pass_on(request, event.key == peer.key, m.ADMITS)
-        return self.readmit(request)
+        if self._admitter is not None:
+            try:
+                return self.readmit(request)
+            except LocalMisuse:  # which may be because this node's right is limited, or withdrawn
+                if event.key != peer.key:
+                    raise
+                return await self._pass_on(request, True, m.ADMITS)
+        return await self._pass_on(request, event.key == peer.key, m.ADMITS)
 
     def readmit(self, request: m.Readmit) -> m.Readmitted:
         """Renew a certificate. Raises `InvitationRefused`, `BadMessage`, and `LocalMisuse` where this node may not admit."""

@@ -67,7 +67,7 @@ class Approvals:
 
     async def check(self, public: bytes, name: str) -> None:
         """Raise `ApprovalAwaited` until the machine with this key (compressed point) is let in, `InvitationRefused` if it never is."""
-        decision = await self._decided(public)
+        decision = await self._decided(public, name)
         if decision is None:
             self._wait(public, name)
             command = f"ipop admit {key_digest(public).hex()[:8]}"
@@ -76,10 +76,10 @@ class Approvals:
         if not decision.admitted:
             raise InvitationRefused("somebody decided not to let this machine in", "ask who runs the network")
 
-    async def _decided(self, public: bytes) -> Decision | None:
+    async def _decided(self, public: bytes, name: str) -> Decision | None:
         found = await self._protocol.submit(c.Get(self._register(public)))
         decision = Decision.read(found.value) if found is not None else None
-        good = decision is not None and decision.is_good(public, self._trust, self._may_admit)
+        good = decision is not None and decision.is_good(public, name, self._trust, self._may_admit)
         return decision if good else None
 
     def _register(self, public: bytes) -> bytes:
@@ -112,7 +112,7 @@ class Approvals:
         try:
             await self._protocol.submit(c.Create(self._register(public), decision.encode(), KEPT_AFTER_EXPIRY))
         except Conflict:
-            known = await self._decided(public)
+            known = await self._decided(public, one.name)
             if known is None or known.admitted != admitted:
                 raise Conflict(f"another member has decided otherwise about {one.name}", "it counts what was decided first") from None
         self._forget(one.key)

@@ -34,6 +34,9 @@ from ipop_tx.wire import messages as m
 OVERLAP = 30 * certs.DAY
 """Seconds for which an old root goes on to count for what it has signed, unless told otherwise."""
 
+MOST_LISTED = 64
+"""Admission certificates in a charter."""
+
 
 class AuthorityService:
     """Keeps charters, and makes the next. Construct it first of all that obeys orders. Raises `StateError` for damaged files."""
@@ -181,6 +184,8 @@ class AuthorityService:
         pens: list[PrivateKey],
     ) -> dict[str, Any]:
         """Sign the next charter, and what earlier keys have ordered; carry both out, if that is enough."""
+        if len(admissions) > MOST_LISTED:
+            raise LocalMisuse(f"{len(admissions)} nodes may admit members, more than a charter can list", "withdraw some rights first")
         network, number = self._trust.network.ident, self._charters.number + 1
         ders = tuple(certs.to_der(one.certificate) for one in admissions)
         orders: list[AuthorityOrder] = [m.Charter(network, number, roots, keys, threshold, ders, int(self._wall()))]

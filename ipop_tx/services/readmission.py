@@ -65,6 +65,7 @@ class ReadmissionService(Service):
         self._call: Any = None
         self._wait = FIRST_WAIT
         self._problem = ""
+        self._resting = False
 
     def startService(self) -> None:
         """Begin to watch."""
@@ -100,6 +101,9 @@ class ReadmissionService(Service):
 
     def _look(self) -> None:
         self._call = None
+        if self._resting and not self._credentials.lapsed:  # the clock was wrong
+            self._credentials.refresh()
+            self._rest(False)
         left = self.due - self._wall()
         if left > 0:
             self._again(min(left, LOOK_AGAIN))
@@ -113,7 +117,7 @@ class ReadmissionService(Service):
     async def _renew(self) -> None:
         lapsed = self._credentials.lapsed
         if lapsed:
-            self._protocol.submit(c.Rest(True))
+            self._rest(True)
             self._credentials.refresh()  # what it shows as a guest is good for half a day
         try:
             self._take((await self._ask(lapsed)).certificates)
@@ -134,21 +138,24 @@ class ReadmissionService(Service):
     def _take(self, certificates: tuple[bytes, ...]) -> None:
         """Kept first: a certificate that is shown must be there after a restart."""
         chain = read(certificates)
-        before = self._credentials.member_chain
+        self._credentials.check_own(chain)
+        self._state.write(files.NODE_CHAIN, certs.to_pem(chain))
         self._credentials.renew(chain)
-        try:
-            self._state.write(files.NODE_CHAIN, certs.to_pem(chain))
-        except IpopError:
-            self._credentials.renew(before) if not self._credentials.lapsed else None
-            raise
         self._protocol.node.peer = self._credentials.peer
-        self._protocol.submit(c.Rest(False))
+        self._rest(False)
+
+    def _rest(self, resting: bool) -> None:
+        self._resting = resting
+        self._protocol.submit(c.Rest(resting))
 
     async def _ask(self, lapsed: bool) -> m.Readmitted:
         request = m.Readmit(*build(self._credentials.private_key, self._credentials.member_chain))
-        if self._grant is not None:
-            return self._grant(request)
         problem: IpopError = Unreachable("no member that may admit others can be reached from here")
+        if self._grant is not None:
+            try:
+                return self._grant(request)
+            except IpopError as error:  # this node's own certificate may be beyond what it may grant
+                problem = error
         for ident in self._members():
             try:
                 return _expected(await self._protocol.submit(c.Ask(ident, request)))

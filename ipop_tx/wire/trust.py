@@ -109,7 +109,7 @@ class Readmit(Body, frozen=True, tag=74):
     Signed by the certificate's key. Asked by the member itself, over a link or as a guest who shows its own key; or passed on for it.
     """
 
-    certificates: Annotated[tuple[Certificate, ...], Meta(min_length=2, max_length=3)]
+    certificates: Annotated[tuple[Certificate, ...], Meta(min_length=2, max_length=2)]
     signature: Small
 
 

@@ -27,6 +27,7 @@ class AuthorityTests(LabTestCase):
         off = self.admit(founder, self.lab.public_host("off"))
         gone = self.admit(founder, self.lab.public_host("gone"))
         self.settle(founder, one, off, gone)
+        self.assertTrue(one.reaches(founder.address), "known before half of the replicas are gone")
         founder.ipop("revoke", "gone", "--yes", "--socket", str(founder.socket))
         gone.kill9()
         old_key = (founder.state / "authority.key").read_bytes()
