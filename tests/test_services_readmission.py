@@ -80,7 +80,7 @@ class ServiceTests(FoundedCase):
             (leaf, *_) = read_certificates(self.place, files.NODE_CHAIN)
             self.assertEqual(self.credentials.peer.not_after, int(certs.ends_of(leaf)))
             self.assertEqual(self.node.peer, self.credentials.peer)
-            self.assertGreater(self.credentials.peer.not_after, self.wall() + 80 * DAY)
+            self.assertGreater(self.credentials.peer.not_after, self.wall() + 70 * DAY)
         self.assertEqual(self.service.health(), [])
 
     def test_not_before(self) -> None:
