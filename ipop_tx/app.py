@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from ipop_tx import __version__
 from ipop_tx.config import Config, TlsSection, check_against
+from ipop_tx.core import events as e
 from ipop_tx.core.dht.replica import genesis
 from ipop_tx.core.leases.dhcpterms import Terms
 from ipop_tx.core.node import Node as CoreNode
@@ -27,6 +28,8 @@ from ipop_tx.identity.store import SqliteReplicaStore
 from ipop_tx.interfaces import IStatus
 from ipop_tx.log import Logger, set_level
 from ipop_tx.services.admission import AdmissionService
+from ipop_tx.services.admission_routes import AdmissionRoutes
+from ipop_tx.services.authority import AuthorityService
 from ipop_tx.services.chord import ChordProtocol, ChordService, boot_seconds
 from ipop_tx.services.control import ControlService, Route
 from ipop_tx.services.dhcp import DHCPService
@@ -49,6 +52,7 @@ from ipop_tx.services.peers import PeerCache
 from ipop_tx.services.ping import ping, resolve
 from ipop_tx.services.portmap import PortMapService
 from ipop_tx.services.pump import Pump
+from ipop_tx.services.readmission import ReadmissionService
 from ipop_tx.services.recovery import Recovery
 from ipop_tx.services.registers import RegisterRoutes
 from ipop_tx.services.relation import Relations
@@ -71,8 +75,6 @@ from ipop_tx.values import Network
 from ipop_tx.wire import messages as m
 from ipop_tx.wire.address import ipv6_of
 from ipop_tx.wire.portmap import NONCE_BYTES
-
-INVITATION_SECONDS = 3600.0
 
 
 @implementer(IStatus)
@@ -104,12 +106,13 @@ class Node(MultiService):
         # Build everything ...
         self.log = LogTail()
         self.store = SqliteReplicaStore(self.state.path / files.REPLICAS)
+        sessions, signer = DtlsSessionFactory(credentials), credentials.signer()
         core = CoreNode(
             credentials.peer,
             network,
             secrets.SystemRandom(),
-            DtlsSessionFactory(credentials),
-            credentials.signer(),
+            sessions,
+            signer,
             self.store,
             flags_of(admitter),
             now=boot_seconds(),
@@ -122,7 +125,9 @@ class Node(MultiService):
         udp = UdpTransport(pump, config.listen.udp.host, config.listen.udp.port, [config.tap.name])
         tls = TlsTransport(pump, credentials, tls_settings(config.listen.tls), [config.tap.name])
         hidden = config.tor.policy == "tor-only"
+        credentials.on_change += [sessions.refresh, tls.contexts.refresh, lambda: signer.show(credentials.member_chain)]
         onion = [TorTransport(reactor, credentials, tor_settings(config), OnionKey(self.state))] if config.tor.policy != "no-tor" else []
+        credentials.on_change += [tor.contexts.refresh for tor in onion]
         open_ways = [] if hidden else [udp, tls, *foreign_transports(reactor, config.transports)]
         transport = Transports(*open_ways, *onion)
         self.ring = ChordService(self.protocol, transport, lambda: self.peers.endpoints())
@@ -145,10 +150,16 @@ class Node(MultiService):
         if self.tap is not None:
             terms = terms_of(config, network, credentials.peer.name, self.tap)
             self.guests = GuestService(reactor, self.protocol, self.state, terms, self.forwarding.plane, self.tap)
-        pen = admitter.authority_key if admitter is not None else None
+        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates, self.state)
+        key = admitter.authority_key if admitter is not None else None
+        self.authority = AuthorityService(self.protocol, self.state, credentials.trust, key, self.admission.use)
+        pen = lambda: self.authority.key  # noqa: E731
         self.revoking = Revoking(self.protocol, self.state, pen, [tls, *onion])
-        credentials.is_revoked = core.revocations.is_revoked
-        self.admission = AdmissionService(self.protocol, credentials, admitter, self.puncher.candidates)
+        credentials.is_out, credentials.may_admit = core.revocations.is_out, core.revocations.may_admit
+        may_admit = self.admission.readmit if admitter is not None else None
+        self.readmission = ReadmissionService(reactor, self.protocol, credentials, self.state, self.peers.endpoints, may_admit)
+        self.protocol.on(e.CharterAdopted, lambda event: self.readmission.look_now())
+        self.admission.on_appointed = self._list_appointed
         plane = self.forwarding.plane
         self.policy = PolicyService(self.protocol, plane, self.state, pen)
         flows = FlowStore(self.state.path / files.FLOWS, config.flows.entries) if tap.enabled and config.flows.log else None
@@ -156,7 +167,7 @@ class Node(MultiService):
         self.control = ControlService(config.control.socket, self._routes(), reactor=reactor, group=config.control.group)
         trim = TrimService(reactor)
         self.metrics = MetricsService(reactor, config.metrics.listen, lambda: self._status)
-        others = self.dns, self.metrics, self.revoking, self.policy, self.flowlog, self.reloading
+        others = self.dns, self.metrics, self.revoking, self.readmission, self.admission, self.policy, self.flowlog, self.reloading
         self._status = Status(self.protocol, plane, self.tap, udp, transport, self.guests, others, self.policy.summary)
         relations = Relations(self.protocol, plane, self.tap, self.policy, self.state)
         parts = (self.dns, relations, self._status, str(self.state.path), config.listen.udp.port)
@@ -170,7 +181,8 @@ class Node(MultiService):
             self.tap.receiver, self.tap.made_again = plane, self._tap_made_again
             self.tap.configure(None, ipv6_of(network.prefix, core.ident))
         carrying = self.control, self.tap, self.forwarding, self.ring, self.sides, self.puncher, self.natcheck, self.portmap
-        rest = self.dht, self.pool, self.guests, self.admission, self.peers, self.dns, self.policy, self.flowlog, self.metrics, trim
+        trust = self.admission, self.readmission, self.peers
+        rest = self.dht, self.pool, self.guests, *trust, self.dns, self.policy, self.flowlog, self.metrics, trim
         for service in (*carrying, *rest):
             if service is not None:
                 service.setServiceParent(self)
@@ -226,6 +238,12 @@ class Node(MultiService):
             self.guests.address_changed(self._own()[1])
         self.dns.look()
 
+    def _list_appointed(self) -> None:
+        """Under a charter only those count whom it lists."""
+        if self.core.charters.number:
+            listed = Deferred.fromCoroutine(self.authority.renew())
+            listed.addErrback(lambda failure: self._log.failure("appointment_not_listed", failure))
+
     def _own(self) -> tuple[str, IPv4Address | None, bytes]:
         address = self.core.leases.own.address
         return self.core.peer.name, IPv4Address(address) if address else None, self.core.ident
@@ -254,12 +272,16 @@ class Node(MultiService):
             **LeaseRoutes(self.protocol, self.guests).routes(),
             "POST /explain": lambda arguments: Deferred.fromCoroutine(self._explain(arguments)),
             "POST /netcheck": lambda arguments: Deferred.fromCoroutine(self._netcheck()),
-            "POST /invite": lambda arguments: Deferred.fromCoroutine(self._invite(arguments)),
             "POST /recover": lambda arguments: Deferred.fromCoroutine(self._recovery.recover(arguments.get("confirm") is True)),
             "GET /revocations": lambda arguments: self.revoking.told(),
             "POST /revoke": lambda arguments: Deferred.fromCoroutine(self._revoke(arguments)),
             "POST /reload": lambda arguments: self.reloading.reload(),
+            "POST /withdraw": lambda arguments: Deferred.fromCoroutine(
+                self.revoking.withdraw(_text(arguments, "target"), arguments.get("confirm") is True)
+            ),
             "POST /leave": lambda arguments: Deferred.fromCoroutine(self._leave_and_exit()),
+            **AdmissionRoutes(self.admission, self.policy.change).routes(),
+            **self.authority.routes(),
             **self.policy.routes(),
             **self.flowlog.routes(),
             **RegisterRoutes(self.dht, self.core.network, self.core.ident, lambda ident: self._status.name_of(ident)).routes(),
@@ -303,23 +325,6 @@ class Node(MultiService):
         if self.natcheck is None:
             raise LocalMisuse("this node speaks by Tor only, so its NAT does not matter", "ipop status says how Tor is")
         return await netcheck(self.protocol, self.natcheck, self.portmap)
-
-    async def _invite(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        seconds = arguments.get("expires_s") or INVITATION_SECONDS
-        if not isinstance(seconds, (int, float)) or not 0 < seconds <= 366 * 86400:
-            raise LocalMisuse("expires_s is not a number of seconds up to a year", "give for instance 3600")
-        name = arguments.get("name") or ""
-        if not isinstance(name, str):
-            raise LocalMisuse("name is not a text")
-        address = arguments.get("address") or ""
-        if not isinstance(address, str):
-            raise LocalMisuse("address is not a text")
-        groups = arguments.get("groups") or []
-        if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
-            raise LocalMisuse("groups is not a list of texts")
-        appoints = bool(arguments.get("appoints"))
-        invitation, expires = await self.admission.invite(float(seconds), name, appoints, address, tuple(groups))
-        return {"token": str(invitation), "expires": expires}
 
     async def _leave_and_exit(self) -> dict[str, Any]:
         """Leave, answer, and end the daemon once the answer is out. Under another application only this node stops."""

@@ -88,6 +88,10 @@ class Unreachable(EnvironmentProblem):
     """A node did not answer in time."""
 
 
+class ApprovalAwaited(EnvironmentProblem):
+    """Somebody has to let this machine in by hand."""
+
+
 class NotFound(EnvironmentProblem):
     """The ring could not say who owns a key."""
 

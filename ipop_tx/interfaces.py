@@ -225,8 +225,8 @@ class IRecordSigner(Interface):
     def assignment(signer: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned by a credential, and when (Unix seconds); else (b"", 0)."""
 
-    def admitted(credential: bytes) -> tuple[bytes, ...]:
-        """The digests of the keys on which a credential rests, the member's own and its admitter's; none if it is not a member's now."""
+    def admitted(credential: bytes) -> Peer | None:
+        """The member whose credential this is; None if it is not a member's now."""
 
     def wall() -> float:
         """Seconds since the Unix epoch, by this node's clock."""
@@ -234,8 +234,11 @@ class IRecordSigner(Interface):
     def key(signer: bytes) -> bytes:
         """The digest (`values.key_digest`) of the key that a signer names; empty when it names none."""
 
-    def by_authority(data: bytes, signature: bytes) -> bool:
-        """Whether the network's authority made `signature` over `data`."""
+    def by_authority(data: bytes, signature: bytes, ever: bool) -> bool:
+        """Whether the network's authority made `signature` over `data`: with its keys of today, or with `ever` of any time."""
+
+    def adopt(charter: Any, text: bytes) -> bool:
+        """Whether this is the authority's next charter (`m.Charter`; `text` is what is signed); then its keys count from now on."""
 
 
 class IReplicaStore(Interface):

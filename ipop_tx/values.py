@@ -148,6 +148,10 @@ class Peer:
     """Groups to which the network's policy gives rights; the certificate says them."""
     admitted_by: bytes = b""
     """The digest of the key that has signed the certificate; empty for a guest."""
+    routes: tuple[str, ...] = ()
+    """IP networks beyond the overlay to which it may lead; the certificate says them."""
+    begun: int = 0
+    """When the certificate was made, in seconds since the Unix epoch."""
 
     @property
     def key(self) -> bytes:

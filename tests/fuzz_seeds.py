@@ -13,7 +13,7 @@ from ipop_tx.identity.authority import create_network, read_certificates
 from ipop_tx.identity.certificates import to_der
 from ipop_tx.identity.credentials import GuestCredentials
 from ipop_tx.identity.enrolment import build_enrol
-from ipop_tx.identity.invitation import _CHECKSUM_BYTES, PREFIX, Invitation, InvitationRecord
+from ipop_tx.identity.invitation import _CHECKSUM_BYTES, PREFIX, Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import generate_key, read_key, sign
 from ipop_tx.identity.signer import RecordSigner
 from ipop_tx.identity.state import ADMISSION_CERTIFICATE, ADMISSION_KEY, NODE_CHAIN, NODE_KEY, StateDirectory
@@ -64,7 +64,7 @@ def _identity() -> tuple[list[bytes], bytes, bytes, dict[str, list[bytes]]]:
         chain = read_certificates(state, NODE_CHAIN)
         invitation = Invitation.make(chain[-1], 2**31, (Endpoint("udp", "203.0.113.1", 4500),))
         key, above = read_key(state, ADMISSION_KEY), read_certificates(state, ADMISSION_CERTIFICATE)
-        record = InvitationRecord.make(invitation, "node", False, key, above[0], "")
+        record = InvitationRecord.make(invitation, Wish("node"), key, above[0])
         more = {
             "request": [build_enrol(invitation, generate_key(), None, "node").csr],
             "credential": [credential(chain)],

@@ -279,6 +279,20 @@ class Ping(Command):
         self.assertEqual(await self.fails("ping", "hoem"), "ipop: nobody is called 'hoem': see 'ipop status'\n")
 
 
+WISH: dict[str, Any] = {
+    "expires_s": 3600,
+    "uses": 1,
+    "name": None,
+    "approval": False,
+    "appoints": False,
+    "address": None,
+    "groups": [],
+    "routes": [],
+    "life_s": 365 * 86400,
+    "limits": {},
+}
+
+
 class Others(Command):
     """invite, leave, version."""
 
@@ -288,13 +302,12 @@ class Others(Command):
         )
         self.assertEqual((out, status), ("ipop1-abc\n", 0))
         self.assertIn("once, until 2027-01-15 08:00:00 UTC", err)
-        wish = {"expires_s": 1800, "name": "n4", "appoints": True, "address": "10.128.3.4", "groups": ["web"]}
+        wish = {**WISH, "expires_s": 1800, "name": "n4", "appoints": True, "address": "10.128.3.4", "groups": ["web"]}
         self.assertEqual(self.asked, [("POST /invite", wish)])
 
     async def test_invite_defaults(self) -> None:
         await self.ipop("invite")
-        wish = {"expires_s": 3600, "name": None, "appoints": False, "address": None, "groups": []}
-        self.assertEqual(self.asked, [("POST /invite", wish)])
+        self.assertEqual(self.asked, [("POST /invite", WISH)])
 
     async def test_leave(self) -> None:
         out, _, status = await self.ipop("leave")

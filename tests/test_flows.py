@@ -239,7 +239,7 @@ class ToldTests(SynchronousTestCase):
         protocol: Any = SimpleNamespace(node=node, clock=self.clock.seconds, on=self.listeners.__setitem__)
         plane: Any = SimpleNamespace(policing=None, count=lambda counting: None)
         self.store = FlowStore(Path(self.mktemp()), 1000)
-        self.service = FlowLogService(self.clock, protocol, plane, self.store, None, lambda: 10000.0)
+        self.service = FlowLogService(self.clock, protocol, plane, self.store, lambda: None, lambda: 10000.0)
         self.service.startService()
         self.addCleanup(self.service.stopService)
         rows = [

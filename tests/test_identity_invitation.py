@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from cryptography import x509
@@ -17,9 +18,10 @@ from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import Admitter, create_network, install_enrolled, request
 from ipop_tx.identity.credentials import Credentials, GuestCredentials
 from ipop_tx.identity.enrolment import Enrolment, build_enrol, check_enrol, grant
-from ipop_tx.identity.invitation import PREFIX, Invitation, InvitationRecord
+from ipop_tx.identity.invitation import PREFIX, Invitation, InvitationRecord, Wish
 from ipop_tx.identity.keys import ensure_key, generate_key, sign
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Endpoint
 from tests.test_identity_certificates import POOL, WALL, FoundedCase, clock
 
@@ -101,17 +103,26 @@ class TokenTests(SynchronousTestCase):
             self.assertEqual(str(error), f"this invitation expired {words} ago: ask for a new one")
 
 
+RIGHTS: tuple[dict[str, Any], ...] = (
+    {"address": "10.128.0.9"},
+    {"groups": ("admins",)},
+    {"routes": ("192.168.0.0/24",)},
+    {"life": 3600},
+)
+
+
 class InvitedCase(FoundedCase):
     """An invitation to `lab` and its record."""
 
     def setUp(self) -> None:
         super().setUp()
+        self.trust = Trust(self.root, clock)
         self.invitation = Invitation.make(self.root, SOON, (V4, V6) * 3)
         self.record = self.make_record()
         self.guest = GuestCredentials(self.invitation.key, self.invitation.fingerprint, clock)
 
-    def make_record(self, name: str = "", appoints: bool = False, address: str = "", groups: tuple[str, ...] = ()) -> InvitationRecord:
-        return InvitationRecord.make(self.invitation, name, appoints, self.admitter.key, self.admission, address, groups)
+    def make_record(self, name: str = "", appoints: bool = False, **rights: Any) -> InvitationRecord:
+        return InvitationRecord.make(self.invitation, Wish(name, appoints, certs.Rights(**rights)), self.admitter.key, self.admission)
 
     def assertRefused(self, call: Callable[[], object], *words: str, kind: type[Exception] = InvitationRefused) -> None:
         super().assertRefused(call, *words, kind=kind)
@@ -121,18 +132,18 @@ class RecordTests(InvitedCase):
     """What the DHT holds of an invitation."""
 
     def test_good(self) -> None:
-        value = self.make_record("x" * 40, True, "10.128.123.234").encode()
+        value = self.make_record("x" * 40, True, address="10.128.123.234").encode()
         self.assertLessEqual(len(value), 1024)
         record = InvitationRecord.decode(value)
-        record.verify(self.root, WALL)
+        record.verify(self.trust, WALL)
         self.assertEqual((record.public, record.name, record.expires, record.appoints), (self.invitation.public, "x" * 40, SOON, True))
-        self.assertEqual(record.address, "10.128.123.234")
+        self.assertEqual(record.rights.address, "10.128.123.234")
 
     def test_at_most_four_endpoints(self) -> None:
         self.assertEqual(self.invitation.endpoints, (V4, V6, V4, V6))
 
     def test_expired(self) -> None:
-        self.assertRefused(lambda: self.record.verify(self.root, SOON + 300), "this invitation expired 5 minutes ago: ask for a new one")
+        self.assertRefused(lambda: self.record.verify(self.trust, SOON + 300), "this invitation expired 5 minutes ago: ask for a new one")
 
     def test_altered(self) -> None:
         other = Invitation.make(self.root, SOON, ()).public
@@ -142,26 +153,27 @@ class RecordTests(InvitedCase):
             {"appoints": True},
             {"public": other},
             {"signature": b""},
-            {"address": "10.128.0.9"},
-            {"groups": ("admins",)},
+            {"uses": 2},
+            {"approval": True},
+            *({"rights": certs.Rights(**right)} for right in RIGHTS),
         ):
             for record in (self.record, self.make_record(address="10.128.0.8")):
                 altered = msgspec.structs.replace(record, **change)
-                self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
-        taken = msgspec.structs.replace(self.make_record(address="10.128.0.8"), address="")
-        self.assertRefused(lambda: taken.verify(self.root, WALL), "not signed by a member that may admit")
+                self.assertRefused(lambda altered=altered: altered.verify(self.trust, WALL), "not signed by a member that may admit")
+        taken = msgspec.structs.replace(self.make_record(address="10.128.0.8"), rights=certs.Rights())
+        self.assertRefused(lambda: taken.verify(self.trust, WALL), "not signed by a member that may admit")
 
     def test_signed_by_others(self) -> None:
         other, _ = self.other_network()
-        foreign = InvitationRecord.make(self.invitation, "", False, other.key, other.certificate)
-        self.assertRefused(lambda: foreign.verify(self.root, WALL), "not signed by a member that may admit")
-        member = InvitationRecord.make(self.invitation, "", False, self.key, self.leaf)
-        self.assertRefused(lambda: member.verify(self.root, WALL), "this invitation is not valid: the inviter's certificate")
+        foreign = InvitationRecord.make(self.invitation, Wish(), other.key, other.certificate)
+        self.assertRefused(lambda: foreign.verify(self.trust, WALL), "not signed by a member that may admit")
+        member = InvitationRecord.make(self.invitation, Wish(), self.key, self.leaf)
+        self.assertRefused(lambda: member.verify(self.trust, WALL), "this invitation is not valid: the inviter's certificate")
         junk = msgspec.structs.replace(self.record, admission=b"junk")
-        self.assertRefused(lambda: junk.verify(self.root, WALL), "not signed by a member that may admit")
+        self.assertRefused(lambda: junk.verify(self.trust, WALL), "not signed by a member that may admit")
 
     def test_inviter_expired(self) -> None:
-        self.assertRefused(lambda: self.record.verify(self.root, WALL + 3 * certs.MEMBER_LIFETIME), "the inviter's certificate ended")
+        self.assertRefused(lambda: self.record.verify(self.trust, WALL + 3 * certs.MEMBER_LIFETIME), "the inviter's certificate ended")
 
     @given(st.binary(max_size=100))
     def test_junk(self, value: bytes) -> None:
@@ -178,7 +190,7 @@ class EnrolmentTests(InvitedCase):
         self.enrolment = build_enrol(self.invitation, self.node_key, None, "carol")
 
     def check(self, enrolment: Enrolment, record: InvitationRecord | None = None, guest: bytes | None = None) -> None:
-        check_enrol(enrolment, guest or self.guest.peer.ident, record or self.record, self.root, WALL)
+        check_enrol(enrolment, guest or self.guest.peer.ident, record or self.record, self.trust, WALL)
 
     def test_member(self) -> None:
         self.check(self.enrolment)
@@ -222,7 +234,7 @@ class EnrolmentTests(InvitedCase):
         appointed = build_enrol(self.invitation, self.node_key, generate_key(), "carol")
         self.assertRefused(lambda: self.check(appointed), "asks for other rights")
         self.assertRefused(lambda: self.check(self.enrolment, self.make_record(appoints=True)), "asks for other rights")
-        record = InvitationRecord.make(Invitation.make(self.root, SOON, ()), "", False, self.admitter.key, self.admission)
+        record = InvitationRecord.make(Invitation.make(self.root, SOON, ()), Wish(), self.admitter.key, self.admission)
         self.assertRefused(lambda: self.check(self.enrolment, record), "another invitation's")
 
     def test_assigned_address(self) -> None:
@@ -237,8 +249,8 @@ class EnrolmentTests(InvitedCase):
         chain = [x509.load_der_x509_certificate(der) for der in granted]
         self.assertEqual(certs.verify_member(chain, self.root, WALL).groups, ("admins", "web"))
         for groups in (("admins",), ()):
-            altered = msgspec.structs.replace(record, groups=groups)
-            self.assertRefused(lambda altered=altered: altered.verify(self.root, WALL), "not signed by a member that may admit")
+            altered = msgspec.structs.replace(record, rights=certs.Rights(groups=groups))
+            self.assertRefused(lambda altered=altered: altered.verify(self.trust, WALL), "not signed by a member that may admit")
 
     def test_one_key_for_both_is_refused(self) -> None:
         record = self.make_record(appoints=True)

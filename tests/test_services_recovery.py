@@ -34,6 +34,7 @@ class Protocol:
     """A node that has lost something."""
 
     ident = US
+    is_ordered = staticmethod(lambda order: True)
 
     def __init__(self, network: Any, losses: list[Loss]) -> None:
         self.network = network
@@ -65,7 +66,7 @@ class RecoveryTests(SynchronousTestCase):
     def recover(self, confirmed: bool, admitter: Admitter | None = None, wall: float = WALL) -> dict[str, Any]:
         """One request."""
         recovery = Recovery(
-            self.protocol, (admitter or Admitter.load(self.state)).authority_key, lambda ident: ident.hex()[:8], lambda: wall
+            self.protocol, lambda: (admitter or Admitter.load(self.state)).authority_key, lambda ident: ident.hex()[:8], lambda: wall
         )
         return self.successResultOf(Deferred.fromCoroutine(recovery.recover(confirmed)))
 
@@ -112,6 +113,6 @@ class RecoveryTests(SynchronousTestCase):
         keeper = Admitter.load(self.state)
         deputy = Admitter(keeper.key, keeper.certificate, keeper.root)
         failure = self.failureResultOf(
-            Deferred.fromCoroutine(Recovery(self.protocol, deputy.authority_key, lambda ident: "").recover(True)), LocalMisuse
+            Deferred.fromCoroutine(Recovery(self.protocol, lambda: deputy.authority_key, lambda ident: "").recover(True)), LocalMisuse
         )
         self.assertIn("only the node that holds the authority's key", str(failure.value))

@@ -45,7 +45,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Opened(0x80000005, 65536, 65000, 3), "9507ce80000005ce00010000cdfde803"),
     (
         m.Request(258, m.Hello(m.ADMITS, (ENDPOINT,), bytes((10, 128, 0, 9)), 2, 4, revocations=A[:8])),
-        "9305cd01029a0a0191{endpoint}c4040a800009020400c2a0c4080001020304050607",
+        "9305cd01029b0a0191{endpoint}c4040a800009020400c2a0c408000102030405060700",
     ),
     (m.Request(1, m.Offer((ENDPOINT,), 2, 4, 1, True, ENDPOINT)), "930501970b91{endpoint}020401c3{endpoint}"),
     (m.Request(1, m.Renew(A[:8], bytes(range(32)))), "930501930cc4080001020304050607{public}"),
@@ -115,7 +115,7 @@ VECTORS: list[tuple[m.Message, str]] = [
     (m.Request(1, m.Salvage(31, 9, b"")), "93050194421f09c400"),
     (
         m.Request(1, m.Revoked((m.Revocation(A, bytes(range(32)), "gone", 1800000000, b"signature"),), True)),
-        "930501935b91965a{a}{public}a4676f6e65ce6b49d200c4097369676e6174757265c3",
+        "930501935b91975a{a}{public}a4676f6e65ce6b49d200c4097369676e617475726500c3",
     ),
     (m.Request(1, m.WhichRevoked(bytes(range(32)))), "930501925c{public}"),
     (m.Reply(1, m.Salvaged(4, (CELL,), False, FLOOR)), "93060195430491963c{k}{ballot}{ballot}{record}cd05dcc2{floor}"),
@@ -124,6 +124,14 @@ VECTORS: list[tuple[m.Message, str]] = [
         "9305019746c40a696e7669746174696f6ec403637372c400c4097369676e6174757265a5616c696365{a}",
     ),
     (m.Reply(1, m.Enrolled((b"leaf", b"ca"), (ENDPOINT,))), "930601934792c4046c656166c402636191{endpoint}"),
+    (
+        m.Request(1, m.Charters((m.Charter(A, 1, ((b"root", 0),), (bytes(range(33)),), 1, (b"ca",), 1800000000, b"signature"),), True)),
+        "93050193639199 61{a}019192c404726f6f740091c421%s0191c4026361ce6b49d200c4097369676e6174757265c3".replace(" ", "")
+        % bytes(range(33)).hex(),
+    ),
+    (m.Request(1, m.WhichCharters(7)), "930501926207"),
+    (m.Request(1, m.Readmit((b"leaf", b"ca"), b"signature")), "930501934a92c4046c656166c4026361c4097369676e6174757265"),
+    (m.Reply(1, m.Readmitted((b"leaf", b"ca", b"root"))), "930601924b93c4046c656166c4026361c404726f6f74"),
     (
         m.Reply(1, m.Failed("Conflict", "the register is taken", "choose another")),
         "9306019448a8436f6e666c696374b57468652072656769737465722069732074616b656eae63686f6f736520616e6f74686572",

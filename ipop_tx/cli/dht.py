@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
-from ipop_tx.cli.live import duration
+from ipop_tx.cli.durations import duration
 from ipop_tx.errors import EnvironmentProblem, IpopError, LocalMisuse
 from ipop_tx.wire.fields import MAX_VALUE
 

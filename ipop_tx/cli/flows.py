@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
-from ipop_tx.cli.live import duration
+from ipop_tx.cli.durations import duration
 from ipop_tx.cli.tables import printable
 
 FIELDS = (

@@ -1,9 +1,8 @@
-"""The commands that ask a running daemon: status, metrics, ping, invite, leave."""
+"""The commands that ask a running daemon: status, metrics, ping, leave."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
@@ -11,16 +10,6 @@ import click
 
 from ipop_tx.cli.daemon import Daemon, complete_node, daemon_options
 from ipop_tx.errors import Unreachable
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
-
-
-def duration(text: str) -> int:
-    """Read a length of time such as 90s, 30m, 1h or 2d: whole seconds."""
-    match = re.fullmatch(r"([1-9]\d{0,8})([smhd]?)", text)
-    if match is None:
-        raise click.BadParameter(f"{text!r} is not a duration such as 30m, 1h or 2d")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 @click.command()
@@ -104,24 +93,6 @@ def _probe(daemon: Daemon, target: str, quiet: bool) -> dict[str, Any] | None:
             click.echo(f"no answer: {error}")
         return None
     return answer
-
-
-@click.command()
-@click.option("--expires", type=duration, default="1h", show_default=True, help="For how long it may be used: 30m, 1h, 2d.")
-@click.option("--name", help="The name of the node that it admits.")
-@click.option("--appoint", is_flag=True, help="Whoever joins by it may invite others.")
-@click.option("--address", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
-@click.option("--group", "groups", multiple=True, help="A group that the node is to be in, for the network's policy; may be repeated.")
-@daemon_options
-def invite(daemon: Daemon, expires: int, name: str | None, appoint: bool, address: str | None, groups: tuple[str, ...]) -> None:
-    """Print an invitation: one line that admits one machine, once."""
-    wish = {"expires_s": expires, "name": name, "appoints": appoint, "address": address, "groups": list(groups)}
-    answer = daemon.post("/invite", wish)
-    until = answer.get("expires")
-    if isinstance(until, (int, float)):
-        until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(until))
-    click.echo(f"Admits one machine, once, until {until}. Keep it secret. There:  ipop join TOKEN", err=True)
-    click.echo(answer["token"])
 
 
 @click.command()

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import click
 
 from ipop_tx.cli import (
+    admission,
+    authority,
     bugreport,
     dht,
     dns,
@@ -69,7 +71,6 @@ for command in (
     dns.resolve,
     netcheck.netcheck,
     live.reload,
-    live.invite,
     live.leave,
 ):
     ipop.add_command(command)
@@ -79,10 +80,17 @@ for command in (
     membership.request,
     membership.sign,
     membership.install,
+    admission.invite,
+    admission.requests,
+    admission.admit,
+    admission.deny,
+    admission.admission,
     trust.revoke,
+    trust.withdraw,
     trust.revocations,
 ):
     ipop.add_command(command)
+ipop.add_command(authority.authority)
 ipop.add_command(dht.dht)
 ipop.add_command(dns.dns)
 ipop.add_command(policy.policy)

@@ -15,6 +15,8 @@ from typing import BinaryIO
 import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
+from ipop_tx.cli.durations import duration
+from ipop_tx.cli.orders import order_option, sign_orders, wait_for_others
 from ipop_tx.config import DEFAULT_PATH, load_config
 from ipop_tx.errors import EnvironmentProblem, LocalMisuse, PermissionProblem
 from ipop_tx.values import Endpoint, Proxy
@@ -89,8 +91,9 @@ def create(name: str, pool: IPv4Network, node: str | None, state: Path | None, c
 @network.command()
 @click.option("--yes", is_flag=True, help="Do it, rather than only say what is lost.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@order_option
 @daemon_options
-def recover(daemon: Daemon, yes: bool, as_json: bool) -> None:
+def recover(daemon: Daemon, yes: bool, as_json: bool, order: Path) -> None:
     """Found the parts of the DHT anew whose members are lost for ever. Only where the authority's key is.
 
     Without --yes it changes nothing. What only the lost members had is gone: leases and names that were written last may be given to
@@ -111,6 +114,8 @@ def recover(daemon: Daemon, yes: bool, as_json: bool) -> None:
     if not yes:
         click.echo("if those are lost for ever, and only then:  ipop network recover --yes", err=True)
         return
+    if wait_for_others(answer, order):
+        return
     works = sum(one["works"] for one in answer["founded"])
     saved = sum(one["registers"] for one in answer["founded"])
     click.echo(f"{works} parts founded anew with {saved} registers; members that come back learn that their copies are void")
@@ -121,10 +126,11 @@ def recover(daemon: Daemon, yes: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("token")
 @click.option("--name", help="A name for this node, if the invitation gives none.  [default: the machine's]")
+@click.option("--wait", type=duration, default="1d", show_default=True, help="How long to wait where somebody has to let it in by hand.")
 @click.option("--proxy", metavar="URL", help="Where no UDP passes: http://HOST:PORT or socks5://HOST:PORT.  [default: $https_proxy]")
 @state_option
 @config_option
-def join(token: str, name: str | None, proxy: str | None, state: Path | None, config: Path | None) -> None:
+def join(token: str, name: str | None, wait: int, proxy: str | None, state: Path | None, config: Path | None) -> None:
     """Join a network by the invitation TOKEN, as 'ipop invite' printed it; '-' reads it from stdin."""
     from ipop_tx.services.enrolment import join as enrol
     from ipop_tx.transport.proxy import chooser
@@ -134,7 +140,7 @@ def join(token: str, name: str | None, proxy: str | None, state: Path | None, co
         token = sys.stdin.readline()
     configured = load_config(config).listen.tls.proxy if config is not None and config.exists() else None
     proxy_of = chooser(Proxy.parse(proxy) if proxy else configured, os.environ)
-    joined = enrol(token.strip(), state, name or host_name(), proxy_of)
+    joined = enrol(token.strip(), state, name or host_name(), proxy_of, wait, lambda sentence: click.echo(sentence, err=True))
     click.echo(f"joined {joined.network} as {joined.name} ({joined.ident[:8]})")
     _finish(config, state, joined.bootstrap, f"[listen.tls]\nproxy = {json.dumps(proxy)}\n" if proxy else "", secret=bool(proxy))
 
@@ -154,19 +160,39 @@ def request(name: str | None, state: Path | None, config: Path | None) -> None:
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
+@click.option("--key", type=_PATH, help="For a file of orders: the key to sign them with.")
 @click.option("--name", default="", help="The name to give instead of the one that is asked for.")
 @click.option("--address", default="", metavar="IPV4", help="An address to assign: the node then has it, whoever else may hold it.")
 @click.option("--group", "groups", multiple=True, help="A group that it is to be in, for the network's policy; may be repeated.")
+@click.option("--route", "routes", multiple=True, metavar="NETWORK", help="An IP network to which it may lead; may be repeated.")
+@click.option("--life", type=duration, default="365d", show_default=True, help="For how long its certificate counts, until it is renewed.")
 @state_option
 @config_option
-def sign(file: BinaryIO, name: str, address: str, groups: tuple[str, ...], state: Path | None, config: Path | None) -> None:
-    """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there."""
+def sign(
+    file: BinaryIO,
+    key: Path | None,
+    name: str,
+    address: str,
+    groups: tuple[str, ...],
+    routes: tuple[str, ...],
+    life: int,
+    state: Path | None,
+    config: Path | None,
+) -> None:
+    """Sign the request in FILE ('-' is stdin) and print what 'ipop install' takes there.
+
+    A file of the authority's orders, which more keys have to sign, gets one more signature, by --key.
+    """
     from ipop_tx.identity.authority import Admitter, sign_request
-    from ipop_tx.identity.certificates import fingerprint
+    from ipop_tx.identity.certificates import Rights, fingerprint
     from ipop_tx.identity.state import StateDirectory
 
+    content = file.read()
+    if key is not None:
+        sign_orders(Path(file.name), content, key)
+        return
     _, state = _places(config, state)
-    chain = sign_request(StateDirectory(state), file.read(), name, address=address, groups=groups)
+    chain = sign_request(StateDirectory(state), content, name, rights=Rights(address, groups, routes, life))
     authority = fingerprint(Admitter.load(StateDirectory(state)).root).hex()
     click.echo(f"next, there:  ipop install FILE --authority {authority}", err=True)
     click.echo(chain.decode(), nl=False)

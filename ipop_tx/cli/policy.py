@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 from ipop_tx.cli.daemon import Daemon, daemon_options
+from ipop_tx.cli.orders import order_option, wait_for_others
 from ipop_tx.errors import LocalMisuse
 
 
@@ -20,8 +22,9 @@ def policy() -> None:
 @policy.command("set")
 @click.argument("file", type=click.File("rb"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@order_option
 @daemon_options
-def set_(daemon: Daemon, file: BinaryIO, as_json: bool) -> None:
+def set_(daemon: Daemon, file: BinaryIO, as_json: bool, order: Path) -> None:
     """Give the network the policy in FILE ('-' is stdin). Only where the authority's key is."""
     try:
         text = file.read().decode()
@@ -32,20 +35,21 @@ def set_(daemon: Daemon, file: BinaryIO, as_json: bool) -> None:
     answer = daemon.post("/policy", {"text": text})
     if as_json:
         click.echo(json.dumps(answer))
-    else:
+    elif not wait_for_others(answer, order):
         click.echo(f"policy {answer['version']} counts from now on", err=True)
 
 
 @policy.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@order_option
 @daemon_options
-def remove(daemon: Daemon, as_json: bool) -> None:
+def remove(daemon: Daemon, as_json: bool, order: Path) -> None:
     """Let the network have no policy: all traffic between members is allowed. Only where the authority's key is."""
     answer = daemon.post("/policy", {"text": ""})
     if as_json:
         click.echo(json.dumps(answer))
-        return
-    click.echo("the network has no policy any more: all traffic is allowed", err=True)
+    elif not wait_for_others(answer, order):
+        click.echo("the network has no policy any more: all traffic is allowed", err=True)
 
 
 @policy.command()

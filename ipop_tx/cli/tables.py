@@ -74,6 +74,8 @@ def _print_self(console: Console, me: Mapping[str, Any]) -> None:
     console.print(Text(", ".join(about)))
     if me.get("endpoints"):
         console.print(Text("reached at " + ", ".join(bare(e) for e in me["endpoints"])))
+    if me.get("routes"):
+        console.print(Text("may lead to " + ", ".join(me["routes"])))
 
 
 def _peers(peers: list[Mapping[str, Any]], name_width: int) -> Table:

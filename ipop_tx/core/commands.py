@@ -242,6 +242,13 @@ class AdoptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptCharter:
+    """Take the next charter of the authority (`m.Charter`), and tell everybody. Future of None, at once."""
+
+    charter: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Suspect:
     """A member seems silent: test its path now. Future of None, at once."""
 
@@ -275,6 +282,21 @@ class Ask:
     """Send a request to a member. Future of the answer."""
 
     ident: Ident
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Look for the ring no more, until told otherwise: nobody would let us in. Future of None, at once."""
+
+    resting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Petition:
+    """Ask, as somebody who is no member, whoever answers at these endpoints, one after another. Future of the first good answer."""
+
+    endpoints: tuple[Endpoint, ...]
     body: object
 
 

@@ -197,6 +197,13 @@ class KeyRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class CharterAdopted:
+    """The authority is another one from now on; the driver keeps that (`m.Charter`)."""
+
+    charter: Any
+
+
+@dataclass(frozen=True, slots=True)
 class SettingsChanged:
     """The network has newer settings (`m.Settings`), signed by its authority."""
 
@@ -227,6 +234,19 @@ class FlowsAsked:
 
     ident: Ident
     request: Any
+    reply: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ReadmitRequested:
+    """A member's certificate is to be renewed: answer by settling `reply` (a core future) with `Readmitted` or `Failed`.
+
+    `key` is the digest of the key that the asker has proven; `guest` whether it has proven nothing else.
+    """
+
+    request: Any
+    key: bytes
+    guest: bool
     reply: Any
 
 

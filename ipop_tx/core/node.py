@@ -19,12 +19,13 @@ from ipop_tx.core.dht.recovery import Recovery
 from ipop_tx.core.dht.replica import Replicas
 from ipop_tx.core.dht.showing import Showing
 from ipop_tx.core.dht.views import Views
-from ipop_tx.core.events import EnrolRequested, FlowsAsked, RelationAsked, Reported
+from ipop_tx.core.events import EnrolRequested, FlowsAsked, ReadmitRequested, RelationAsked, Reported
 from ipop_tx.core.leases.handover import HandOver
 from ipop_tx.core.leases.lease import Leases
 from ipop_tx.core.leases.renewals import Renewals
 from ipop_tx.core.leases.resolver import Resolver
 from ipop_tx.core.leases.rivalry import Rivalry
+from ipop_tx.core.links.charters import Charters
 from ipop_tx.core.links.link import Link, PathKey, detour
 from ipop_tx.core.links.links import Links
 from ipop_tx.core.links.paths import Paths
@@ -43,7 +44,7 @@ from ipop_tx.core.ring.merging import Merging
 from ipop_tx.core.ring.ring import Ring
 from ipop_tx.core.ring.tables import Tables
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.core.tasks import Future, settled, spawn
+from ipop_tx.core.tasks import Future, failed, settled, spawn
 from ipop_tx.errors import LocalMisuse, Unreachable
 from ipop_tx.interfaces import INode, IRecordSigner, IReplicaStore, ISession, ISessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer, Quota
@@ -99,8 +100,10 @@ class Node:
         self.paths = Paths(self.links, self.runtime, network)
         self.relay = Relay(self.links, self.runtime)
         self.rpc = Rpc(self.links, self.runtime)
+        self.charters = Charters(self.links, self.rpc, self.runtime, register_signer.adopts)
         self.revocations = Revocations(self.links, self.rpc, self.runtime, register_signer.is_ordered)
-        register_signer.is_revoked = self.revocations.is_revoked
+        self.is_ordered = register_signer.is_ordered
+        register_signer.is_revoked, register_signer.is_out = self.revocations.is_revoked, self.revocations.is_out
         self.settings = SettingsExchange(self.links, self.rpc, self.runtime, register_signer.is_ordered)
         self.renewals = Renewals(self.links, self.rpc, self.runtime)
         self.lookups = Lookups(self.links, self.rpc, self.runtime)
@@ -132,6 +135,7 @@ class Node:
         self.links.on_control = self._control
         self.links.on_up.append(self._greet_if_ours)
         self.links.on_down.append(self._forget_hello)
+        self.charters.on_adopted = self.revocations.reweigh
         self.revocations.on_revoked = self.resolver.forget_all
         self.paths.ask = self.rpc.on_link
         self.paths.watched = lambda ident: ident in self.ring.watched
@@ -149,6 +153,7 @@ class Node:
         self.rpc.serve(m.Relate, partial(self._driver_answers, RelationAsked))
         self.rpc.serve(m.AskFlows, partial(self._driver_answers, FlowsAsked))
         self.rpc.serve(m.Reach, self._reaches)
+        self.rpc.serve(m.Readmit, self._readmit, guests=True)
         self._commands: dict[type, Callable[[Any], Future[Any]]] = {
             c.Start: lambda x: spawn(self.bootstrap.run(x.bootstrap, self._is_first())),
             c.Remember: self._remember,
@@ -179,6 +184,7 @@ class Node:
             c.CheckNat: lambda x: self.nat.check_now(),
             c.LearnLifetime: lambda x: self.nat.life.learn(),
             c.AdoptSettings: lambda x: spawn(self.settings.adopt(x.settings)),
+            c.AdoptCharter: self._adopt_charter,
             c.Suspect: self._suspect,
             c.PathLost: self._path_lost,
             c.DoubtMtu: self._doubt_mtu,
@@ -186,6 +192,8 @@ class Node:
             c.PathSeen: self._path_seen,
             c.Report: self._report,
             c.Ask: lambda x: self.rpc.call(x.ident, x.body),
+            c.Rest: self._rest,
+            c.Petition: lambda x: spawn(self.bootstrap.petition(x.endpoints, lambda link: self.rpc.on_link(link, x.body))),
             c.Leave: lambda x: spawn(self._leave()),
         }
 
@@ -261,7 +269,8 @@ class Node:
         flags = self.flags | (m.PLACED if self.ring.placed else 0)
         offer = self.paths.offer()
         address, known = self.leases.own.address or b"", self.revocations.digest
-        return m.Hello(flags, offer.candidates, address, offer.mapping, offer.filtering, offer.step, offer.brittle, offer.outer, known)
+        nat = offer.mapping, offer.filtering, offer.step, offer.brittle, offer.outer
+        return m.Hello(flags, offer.candidates, address, *nat, known, self.charters.number)
 
     def _greet_if_ours(self, link: Link) -> None:
         if link.initiated:
@@ -296,6 +305,7 @@ class Node:
         self.peer_hellos[link.ident] = body
         link.placed = bool(body.flags & m.PLACED)
         self.paths.offered(link, body, asked)
+        self.charters.compare(link, body.charter)
         self.revocations.compare(link, body.revocations)
 
     def _claimants(self, address: bytes) -> list[Ident]:
@@ -349,6 +359,11 @@ class Node:
         self.runtime.emit(kind(link.ident, body, reply))
         return reply
 
+    def _readmit(self, link: Link, body: m.Readmit) -> Future[m.Answer]:
+        reply: Future[m.Answer] = Future()
+        self.runtime.emit(ReadmitRequested(body, link.peer.key, link.peer.guest, reply))
+        return reply
+
     # --- commands ----------------------------------------------------------------------------
 
     def _is_first(self) -> bool:
@@ -378,8 +393,19 @@ class Node:
         self.leases.hold(command.holder, command.name, command.wish, command.ttl, command.held, command.avoid)
         return settled(None)
 
+    def _rest(self, command: c.Rest) -> Future[None]:
+        self.bootstrap.resting = command.resting
+        return settled(None)
+
     def _disown(self, command: c.Disown) -> Future[None]:
         self.rivalry.disown(command.ident, command.address.packed)
+        return settled(None)
+
+    def _adopt_charter(self, command: c.AdoptCharter) -> Future[None]:
+        try:
+            self.charters.give(command.charter)
+        except LocalMisuse as error:
+            return failed(error)
         return settled(None)
 
     def _suspect(self, command: c.Suspect) -> Future[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -17,7 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from ipop_tx.errors import PeerRefused
 from ipop_tx.identity import certificates as certs
-from ipop_tx.identity.keys import SALT_BYTES, is_p256, signed_by
+from ipop_tx.identity.keys import SALT_BYTES, is_p256
+from ipop_tx.identity.trust import Trust
+from ipop_tx.values import Peer
+from ipop_tx.wire import messages as m
 
 NONE = (b"", 0)
 RECHECK = 3600.0
@@ -58,36 +60,37 @@ def key_and_salt(proof: bytes) -> tuple[EllipticCurvePublicKey, bytes] | None:
 
 
 class Assignments:
-    """Judges credentials under one root."""
+    """Judges credentials."""
 
-    def __init__(self, root: x509.Certificate, wall: Callable[[], float]) -> None:
-        self.wall = wall
-        self._root = root
-        self._good: OrderedDict[bytes, tuple[float, tuple[bytes, ...]]] = OrderedDict()
-        """Credentials found good: when, and the keys on which they rest."""
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
+        self.wall = trust.wall
+        self._good: OrderedDict[bytes, tuple[float, Peer]] = OrderedDict()
+        """Credentials found good: when, and whose they are."""
 
-    def by_authority(self, data: bytes, signature: bytes) -> bool:
-        """Whether the root's key made a signature."""
-        key = self._root.public_key()
-        return isinstance(key, EllipticCurvePublicKey) and signed_by(key, data, signature)
+    def adopt(self, charter: m.Charter, text: bytes) -> bool:
+        """See `Trust.adopt`."""
+        adopted = self.trust.adopt(charter, text)
+        self._good.clear()
+        return adopted
 
-    def admitted(self, proof: bytes) -> tuple[bytes, ...]:
-        """The digests of the member's key and its admitter's, if a credential is good now, or was within the last hour; else none."""
+    def admitted(self, proof: bytes) -> Peer | None:
+        """The member whose credential this is, if it is good now, or was within the last hour."""
         now = self.wall()
-        checked, keys = self._good.get(proof, (float("-inf"), ()))
-        if 0 <= now - checked < RECHECK:
-            return keys
+        checked, member = self._good.get(proof, (float("-inf"), None))
+        if member is not None and 0 <= now - checked < RECHECK:
+            return member
         chain = chain_of(proof)
         if chain is None:
-            return ()
+            return None
         try:
-            peer = certs.verify_member([*chain, self._root], self._root, now)
+            member = self.trust.verify(chain)
         except PeerRefused:
-            return ()
-        self._good[proof] = now, (peer.key, peer.admitted_by)
+            return None
+        self._good[proof] = now, member
         if len(self._good) > REMEMBERED:
             self._good.popitem(last=False)
-        return self._good[proof][1]
+        return member
 
     def of(self, proof: bytes) -> tuple[bytes, int]:
         """The address (4 bytes) that the authority has assigned by a credential, and when (Unix seconds); `NONE` if it is no good now."""
@@ -95,9 +98,8 @@ class Assignments:
         if chain is None:
             return NONE
         try:
-            certs.verify_member([*chain, self._root], self._root, self.wall())
-            address = certs.facts_of(chain[0]).address
-            issued = int(chain[0].not_valid_before_utc.timestamp())
-            return (ipaddress.IPv4Address(address).packed, issued) if address else NONE
+            self.trust.verify(chain)
+            facts = certs.facts_of(chain[0])
+            return (ipaddress.IPv4Address(facts.address).packed, facts.assigned_at) if facts.address else NONE
         except (PeerRefused, *certs.MALFORMED):
             return NONE

@@ -9,17 +9,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from ipop_tx.errors import LocalMisuse, PeerRefused, StateError
+from ipop_tx.identity import appointed
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity import state as files
 from ipop_tx.identity.keys import SALT_BYTES, PrivateKey, PublicKey, ensure_key, generate_key, is_p256, point_of, read_key, write_key
 from ipop_tx.identity.state import StateDirectory
-from ipop_tx.values import Network
+from ipop_tx.values import Network, key_digest
+
+LONGEST_PATTERN = 31
+LEAST_LIFE = 10
+"""Seconds for which a certificate must count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +48,46 @@ class Admitter:
         authority_key = read_key(state, files.AUTHORITY_KEY) if state.exists(files.AUTHORITY_KEY) else None
         return cls(key, chain[0], chain[1], authority_key)
 
+    @property
+    def digest(self) -> bytes:
+        """Of the admission key."""
+        return key_digest(point_of(self.key.public_key()))
+
     def admit(
         self,
         csr: x509.CertificateSigningRequest,
         name: str,
         wall: float,
+        rights: certs.Rights = certs.ORDINARY,
         *,
         admits: bool = False,
-        address: str = "",
-        groups: tuple[str, ...] = (),
-        routes: tuple[str, ...] = (),
     ) -> x509.Certificate:
         """A member's certificate for the key that `csr` proves to hold. Raises `LocalMisuse` for a request that is not good."""
-        if address:
-            self.check_address(address)
-        checked_groups(groups)
-        network = certs.network_ident(_p256(self.root))
-        facts = certs.MemberFacts(network, os.urandom(SALT_BYTES), checked_name(name), admits, address, groups, routes)
-        return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall)
+        self.check(rights, name)
+        network = certs.network_of(self.root).ident
+        assigned_at = int(wall) if rights.address else 0
+        salt, about = os.urandom(SALT_BYTES), (rights.address, rights.groups, rights.routes, assigned_at, rights.life)
+        facts = certs.MemberFacts(network, salt, checked_name(name), admits, *about)
+        return certs.make_member(self.key, self.certificate, requested_key(csr), facts, wall, rights.life)
 
-    def check_address(self, address: str) -> None:
-        """Raise `LocalMisuse` unless `address` is one that a member of the network can have."""
+    def readmit(self, leaf: x509.Certificate, wall: float) -> x509.Certificate:
+        """A certificate that says the same as `leaf`, of the same member, and counts from now."""
+        facts = certs.facts_of(leaf)
+        return certs.make_member(self.key, self.certificate, p256(leaf), facts, wall, facts.life)
+
+    def check(self, rights: certs.Rights, name: str = "") -> None:
+        """Raise `LocalMisuse` unless these are rights that a member can have, of this name if there is one, and by this machine's key."""
+        limits = certs.limits_of(self.certificate)
+        if excess := (limits if name else msgspec.structs.replace(limits, names="")).excess(name, rights):
+            raise LocalMisuse(f"this machine may not grant {excess}", "ipop admission limits shows what it may; ask another that admits")
+        if rights.address:
+            self._check_address(rights.address)
+        checked_groups(rights.groups)
+        checked_routes(rights.routes)
+        if not LEAST_LIFE <= rights.life <= certs.ADMISSION_LIFETIME:
+            raise LocalMisuse(f"a certificate cannot count for {rights.life} seconds", f"give {LEAST_LIFE} seconds to two years")
+
+    def _check_address(self, address: str) -> None:
         pool = certs.network_of(self.root).pool
         try:
             good = ipaddress.IPv4Address(address) in pool and ipaddress.IPv4Address(address) not in (pool[0], pool[-1])
@@ -71,11 +96,12 @@ class Admitter:
         if not good:
             raise LocalMisuse(f"{address!r} is no address of the network's pool", f"assign one of {pool}")
 
-    def appoint(self, public: PublicKey, wall: float) -> x509.Certificate:
-        """An admission certificate for `public`. Raises `LocalMisuse` unless this machine keeps the authority's key."""
+    def appoint(self, public: PublicKey, wall: float, limits: certs.Limits = certs.UNLIMITED) -> x509.Certificate:
+        """An admission certificate for `public`, to admit within `limits`. Raises `LocalMisuse` where the authority's key is not."""
         if self.authority_key is None:
             raise LocalMisuse("only the machine that keeps the authority's key can appoint others to admit", "make the invitation there")
-        return certs.make_admission(self.authority_key, self.root, public, wall)
+        checked_limits(limits)
+        return certs.make_admission(self.authority_key, self.root, public, wall, limits=limits)
 
 
 def create_network(
@@ -100,6 +126,7 @@ def create_network(
     state.write(files.AUTHORITY_CERTIFICATE, certs.to_pem([root]))
     write_key(state, files.ADMISSION_KEY, admission_key)
     state.write(files.ADMISSION_CERTIFICATE, certs.to_pem([admission, root]))
+    appointed.note(state, node_name, admission)
     csr = request(ensure_key(state, files.NODE_KEY), node_name)
     leaf = Admitter(admission_key, admission, root).admit(csr, node_name, wall, admits=True)
     state.write(files.NODE_CHAIN, certs.to_pem([leaf, admission, root]))
@@ -130,19 +157,16 @@ def make_request(state: StateDirectory, name: str) -> bytes:
 
 
 def sign_request(
-    state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, address: str = "", groups: tuple[str, ...] = ()
+    state: StateDirectory, csr: bytes, name: str = "", wall: float | None = None, rights: certs.Rights = certs.ORDINARY
 ) -> bytes:
-    """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM).
-
-    `address` is an IPv4 address to assign to it, `groups` are those that it is to be in.
-    """
+    """Admit the maker of a request (PEM) under `name`, or under the name that it asks for; gives the chain to carry back (PEM)."""
     admitter = Admitter.load(state)
     try:
         parsed = x509.load_pem_x509_csr(csr)
         wish = str(parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     except (ValueError, IndexError):
         raise LocalMisuse("this is no certificate request", "give the file that `ipop request` wrote") from None
-    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, address=address, groups=groups)
+    leaf = admitter.admit(parsed, name or wish, time.time() if wall is None else wall, rights)
     return certs.to_pem([leaf, admitter.certificate, admitter.root])
 
 
@@ -213,6 +237,25 @@ def checked_name(name: str) -> str:
     return name
 
 
+def checked_pattern(name: str) -> str:
+    """`name`, if it may be one of a node, or a pattern of such names: with one `*` for any part. Raises `LocalMisuse`."""
+    before, star, after = name.partition("*")
+    if star and (len(name) > LONGEST_PATTERN or "*" in after):
+        raise LocalMisuse(f"{name!r} cannot be a pattern of names", "use one * and up to 30 other letters, as in lab-*")
+    return name if checked_name(f"{before}x{after}" if star else name) else ""
+
+
+def checked_limits(limits: certs.Limits) -> certs.Limits:
+    """`limits`, if an admission key may be bound to them. Raises `LocalMisuse`."""
+    if limits.names:
+        checked_pattern(limits.names)
+    checked_groups(limits.groups or ())
+    checked_routes(limits.routes or ())
+    if limits.life and limits.life < LEAST_LIFE:
+        raise LocalMisuse(f"a certificate cannot count for {limits.life} seconds", f"give {LEAST_LIFE} seconds or more")
+    return limits
+
+
 def checked_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
     """`groups`, if a member may be in them. Raises `LocalMisuse`."""
     if len(groups) > certs.MOST_GROUPS:
@@ -222,12 +265,25 @@ def checked_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
     return groups
 
 
+def checked_routes(routes: tuple[str, ...]) -> tuple[str, ...]:
+    """`routes`, if a member may lead there. Raises `LocalMisuse`."""
+    if len(routes) > certs.MOST_ROUTES:
+        raise LocalMisuse(f"{len(routes)} routes are too many for one member", f"give at most {certs.MOST_ROUTES}")
+    for route in routes:
+        try:
+            ipaddress.ip_network(route)
+        except ValueError:
+            raise LocalMisuse(f"{route!r} is no IP network", "write a route as 192.168.7.0/24 or 2001:db8:7::/48") from None
+    return routes
+
+
 def _check_authority(root: x509.Certificate, fingerprint: bytes | None) -> None:
     if fingerprint is not None and certs.fingerprint(root) != fingerprint:
         raise LocalMisuse(f"the chain is under another authority ({certs.fingerprint(root).hex()})", f"expected {fingerprint.hex()}")
 
 
-def _p256(certificate: x509.Certificate) -> PublicKey:
+def p256(certificate: x509.Certificate) -> PublicKey:
+    """The key of a certificate of this machine's. Raises `StateError`."""
     key = certificate.public_key()
     if not is_p256(key):
         raise StateError("a certificate of this machine has no P-256 key", "put back a copy of it, or join the network anew")
@@ -235,4 +291,4 @@ def _p256(certificate: x509.Certificate) -> PublicKey:
 
 
 def _point(certificate: x509.Certificate) -> bytes:
-    return point_of(_p256(certificate))
+    return point_of(p256(certificate))

@@ -32,6 +32,9 @@ FINGERPRINT_BYTES = 16
 MOST_GROUPS = 16
 """Groups that one member may be in: its certificate goes with every handshake."""
 
+MOST_ROUTES = 16
+"""Networks to which one member may lead."""
+
 NAME = "[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?"
 """Names of networks and nodes: what also serves as a DNS label (RFC 1123), at most 40 characters."""
 
@@ -52,6 +55,7 @@ Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME}\Z")]
 
 # Under 2.25 anybody may use a UUID of their own (ITU-T X.667).
 NETWORK_FACTS = x509.ObjectIdentifier("2.25.139662140762106287524435516930007065004")
+LIMITS = x509.ObjectIdentifier("2.25.119480664842509830105924858926076362002")
 MEMBER_FACTS = x509.ObjectIdentifier("2.25.327477033070718787990073215180939234507")
 
 
@@ -62,6 +66,10 @@ class NetworkFacts(msgspec.Struct, frozen=True, array_like=True):
     pool: str
     prefix: str
     shards: int
+    ident: Annotated[bytes, msgspec.Meta(max_length=IDENT_BYTES)] = b""
+    """The network's, in a root that has replaced another one; else it follows from the root's key."""
+    first: Annotated[bytes, msgspec.Meta(max_length=FINGERPRINT_BYTES)] = b""
+    """The fingerprint of the network's first root, in one that has replaced it."""
 
 
 class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -74,7 +82,67 @@ class MemberFacts(msgspec.Struct, frozen=True, array_like=True):
     address: str = ""
     """An IPv4 address that the authority has assigned, or nothing: then the node takes a lease."""
     groups: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MOST_GROUPS)] = ()
+    routes: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_ROUTES)] = ()
+    """IP networks beyond this one to which the member may lead."""
+    assigned_at: int = 0
+    """When the address was assigned, in seconds since the Unix epoch: a later certificate for the same member does not make it later."""
+    life: int = int(MEMBER_LIFETIME)
+    """Seconds for which its certificates are to count, each."""
+
+
+class Rights(msgspec.Struct, frozen=True, array_like=True):
+    """What a newcomer is given beside its name."""
+
+    address: str = ""
+    """An IPv4 address to assign, or nothing: then it takes a lease."""
+    groups: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
+    life: int = int(MEMBER_LIFETIME)
+    """Seconds for which its certificate counts."""
+
+
+ORDINARY = Rights()
+
+
+class Limits(msgspec.Struct, frozen=True, array_like=True):
+    """What an admission key may admit; every verifier holds it to that. It never appoints others."""
+
+    names: str = ""
+    """The one name that members may have, or a pattern with one `*`; empty: any."""
+    groups: tuple[str, ...] | None = None
+    """The groups that it may put members into; None: any."""
+    routes: tuple[str, ...] | None = None
+    """Members may lead into these IP networks; None: anywhere."""
+    addresses: bool = True
+    """Whether it may assign addresses."""
+    life: int = 0
+    """Seconds that its certificates may count at most; 0: no bound but its own end."""
+
+    def excess(self, name: str, rights: Rights) -> str:
+        """What of a member's name and rights is beyond these limits, in words; empty if nothing is."""
+        if self.names and not fits(self.names, name):
+            return f"the name {name}"
+        if self.groups is not None and not set(rights.groups) <= set(self.groups):
+            return "a group"
+        if self.routes is not None and not all(_leads_into(route, self.routes) for route in rights.routes):
+            return "a route"
+        if rights.address and not self.addresses:
+            return "an assigned address"
+        return "the length of its life" if self.life and rights.life > self.life else ""
+
+
+UNLIMITED = Limits()
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a name is of a pattern with one `*`, or the very name."""
+    before, star, after = pattern.partition("*")
+    return name == pattern if not star else name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)
+
+
+def _leads_into(route: str, networks: tuple[str, ...]) -> bool:
+    one = ipaddress.ip_network(route)
+    return any(one.version == (other := ipaddress.ip_network(text)).version and one.subnet_of(other) for text in networks)  # type: ignore[arg-type]
 
 
 def network_ident(key: PublicKey) -> bytes:
@@ -92,14 +160,37 @@ def network_of(root: x509.Certificate) -> Network:
     try:
         facts = msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts)
         pool, prefix = ipaddress.IPv4Network(facts.pool), ipaddress.IPv6Network(facts.prefix)
-        return Network(facts.name, network_ident(_public(root)), pool, prefix, facts.shards)
+        return Network(facts.name, facts.ident or network_ident(_public(root)), pool, prefix, facts.shards)
     except MALFORMED:
         raise PeerRefused("the root certificate is not that of a network's authority") from None
+
+
+def is_later_root(root: x509.Certificate) -> bool:
+    """Whether a network's root has replaced another one."""
+    return bool(msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts).ident)
+
+
+def first_fingerprint(root: x509.Certificate) -> bytes:
+    """The fingerprint of the root that the network began with: it stays what it was when roots are replaced."""
+    return msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts).first or fingerprint(root)
+
+
+def next_root(key: PrivateKey, root: x509.Certificate, wall: float) -> x509.Certificate:
+    """A root certificate for another key of the same authority."""
+    facts = msgspec.msgpack.decode(_extension(root, NETWORK_FACTS), type=NetworkFacts)
+    return make_root(key, msgspec.structs.replace(facts, ident=network_of(root).ident, first=first_fingerprint(root)), wall)
 
 
 def facts_of(leaf: x509.Certificate) -> MemberFacts:
     """What a member's certificate says. Raises ValueError when it is none."""
     return msgspec.msgpack.decode(_extension(leaf, MEMBER_FACTS), type=MemberFacts)
+
+
+def limits_of(admission: x509.Certificate) -> Limits:
+    """To what an admission key is limited. Raises ValueError when that cannot be read: then nothing is within it."""
+    if not any(extension.oid == LIMITS for extension in admission.extensions):
+        return UNLIMITED
+    return msgspec.msgpack.decode(_extension(admission, LIMITS), type=Limits)
 
 
 def to_pem(chain: Sequence[x509.Certificate]) -> bytes:
@@ -120,12 +211,19 @@ def make_root(key: PrivateKey, facts: NetworkFacts, wall: float, lifetime: float
 
 
 def make_admission(
-    root_key: PrivateKey, root: x509.Certificate, public: PublicKey, wall: float, lifetime: float = ADMISSION_LIFETIME
+    root_key: PrivateKey,
+    root: x509.Certificate,
+    public: PublicKey,
+    wall: float,
+    lifetime: float = ADMISSION_LIFETIME,
+    limits: Limits = UNLIMITED,
 ) -> x509.Certificate:
-    """The certificate by which the authority appoints the holder of `public` to admit members."""
+    """The certificate by which the authority appoints the holder of `public` to admit members, within `limits`."""
     subject = _name(f"{network_of(root).name} admission {network_ident(public)[:4].hex()}")
-    builder = _builder(subject, root.subject, public, wall, min(wall + lifetime, _ends(root)))
+    builder = _builder(subject, root.subject, public, wall, min(wall + lifetime, ends_of(root)))
     builder = _as_authority(builder, public, path_length=0)
+    if limits != UNLIMITED:
+        builder = builder.add_extension(x509.UnrecognizedExtension(LIMITS, msgspec.msgpack.encode(limits)), False)
     return builder.add_extension(_issued_by(root_key.public_key()), False).sign(root_key, SHA256())
 
 
@@ -139,7 +237,7 @@ def make_member(
 ) -> x509.Certificate:
     """A member's certificate over its key."""
     ident = ident_of(point_of(public), facts.salt)
-    builder = _builder(_name(facts.name), admission.subject, public, wall, min(wall + lifetime, _ends(admission)))
+    builder = _builder(_name(facts.name), admission.subject, public, wall, min(wall + lifetime, ends_of(admission)))
     builder = builder.add_extension(x509.BasicConstraints(False, None), True)
     builder = builder.add_extension(_usage(digital_signature=True), True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), False)
@@ -175,8 +273,18 @@ def check_dates(certificate: x509.Certificate, wall: float, what: str) -> None:
     """Raise `PeerRefused` unless `certificate` is valid at `wall`."""
     if wall < certificate.not_valid_before_utc.timestamp():
         raise PeerRefused(f"{what} certificate begins only at {_date(certificate.not_valid_before_utc)}", "compare the machines' clocks")
-    if wall > _ends(certificate):
+    if wall > ends_of(certificate):
         raise PeerRefused(f"{what} certificate ended at {_date(certificate.not_valid_after_utc)}", "it has to be admitted anew")
+
+
+def ends_of(certificate: x509.Certificate) -> float:
+    """When a certificate ends, in seconds since the Unix epoch."""
+    return certificate.not_valid_after_utc.timestamp()
+
+
+def issued_at(certificate: x509.Certificate) -> float:
+    """When a certificate was made, in seconds since the Unix epoch."""
+    return certificate.not_valid_before_utc.timestamp() + BACKDATED
 
 
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -186,6 +294,14 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
     except (InvalidSignature, *MALFORMED):
         return False
     return True
+
+
+def verify_admission(admission: x509.Certificate, root: x509.Certificate, wall: float, whose: str) -> None:
+    """Raise `PeerRefused` unless the authority has appointed the key of `admission`, for a time that includes `wall`."""
+    if not is_issued_by(admission, root):
+        raise PeerRefused(f"{whose} key is not one that the network's authority has appointed")
+    verify_admission_usage(admission, whose)
+    check_dates(admission, wall, whose)
 
 
 def verify_admission_usage(admission: x509.Certificate, whose: str) -> None:
@@ -232,14 +348,17 @@ def _member_usage(leaf: x509.Certificate, whose: str) -> None:
 
 def _peer(leaf: x509.Certificate, admission: x509.Certificate, root: x509.Certificate, whose: str) -> Peer:
     facts, point = facts_of(leaf), point_of(_public(leaf))
-    if facts.network != network_ident(_public(root)):
+    if facts.network != network_of(root).ident:
         raise PeerRefused(f"{whose} certificate names another network than the one that signed it")
     ident = ident_of(point, facts.salt)
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if list(names) != [x509.UniformResourceIdentifier(ident_uri(ident))]:
         raise PeerRefused(f"{whose} certificate names another ident than its key and salt give")
-    admitted_by, ends = key_digest(point_of(_public(admission))), int(_ends(leaf))
-    return Peer(ident, facts.name, admits=facts.admits, public_key=point, not_after=ends, groups=facts.groups, admitted_by=admitted_by)
+    rights = Rights(facts.address, facts.groups, facts.routes, int(ends_of(leaf) - issued_at(leaf)))
+    if excess := limits_of(admission).excess(facts.name, rights):
+        raise PeerRefused(f"{whose} certificate says more than whoever signed it may grant: {excess}")
+    admitted_by, ends, begun = key_digest(point_of(_public(admission))), int(ends_of(leaf)), int(issued_at(leaf))
+    return Peer(ident, facts.name, False, facts.admits, point, ends, facts.groups, admitted_by, facts.routes, begun)
 
 
 def _public(certificate: x509.Certificate) -> EllipticCurvePublicKey:
@@ -280,10 +399,6 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False) -> x509
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _ends(certificate: x509.Certificate) -> float:
-    return certificate.not_valid_after_utc.timestamp()
 
 
 def _date(moment: dt.datetime) -> str:

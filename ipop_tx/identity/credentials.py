@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -20,6 +21,7 @@ from ipop_tx.identity.authority import read_certificates
 from ipop_tx.identity.keys import PrivateKey, ident_of, is_p256, point_of, read_key
 from ipop_tx.identity.signer import RecordSigner
 from ipop_tx.identity.state import StateDirectory
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Network, Peer
 
 GUEST_PURPOSE = x509.ObjectIdentifier("2.25.119022130124685233402547251449948789795")
@@ -29,22 +31,62 @@ _JOIN = "join a network first: ipop join TOKEN, or ipop network create NAME"
 
 
 class Credentials:
-    """A member's key and chain. Peers are members of the same network, or guests who prove that they hold an invitation's key."""
+    """A member's key and chain. Peers are members of the same network, or guests who prove that they hold an invitation's key.
+
+    Once the certificate has ended the node is a *lapsed* member. It shows what a guest shows, over its own key, and takes everybody for a
+    guest: so all that it can do is ask to be admitted again (`renew`).
+    """
 
     def __init__(self, private_key: PrivateKey, chain: list[x509.Certificate], wall: Callable[[], float] = time.time) -> None:
-        """Raises `PeerRefused` when the chain is not good now, in words about this node's certificate."""
+        """Raises `PeerRefused` when the chain is not good and never was, in words about this node's certificate."""
         self._wall = wall
-        self.is_revoked: Callable[[bytes], bool] = lambda key: False
-        """Whether a key is trusted no more, by its digest; set once there is somebody to know."""
+        self.on_change: list[Callable[[], object]] = []
+        """Called when this node shows another chain than before."""
+        self.is_out: Callable[[Peer], bool] = lambda peer: False
+        """Whether a member was thrown out; set once there is somebody to know."""
+        self.may_admit: Callable[[bytes], bool] = lambda key: True
+        """Whether an admission key, by its digest, has still the right to admit."""
         self.private_key = private_key
-        self.chain = chain
-        self.root = chain[-1]
-        self.network: Network = certs.network_of(self.root)
-        self.peer: Peer = certs.verify_member(chain, self.root, wall(), "this node's")
+        self.member_chain = chain
+        self.trust = Trust(chain[-1], wall)
+        self.network: Network = self.trust.network
+        self.peer: Peer = self._own(chain)
         """This node itself, as its peers see it."""
         self.facts = certs.facts_of(chain[0])
-        if self.peer.public_key != point_of(private_key.public_key()):
+        self.chain = self._shown()
+        """What it shows to its peers."""
+
+    def _own(self, chain: list[x509.Certificate]) -> Peer:
+        peer = self.trust.verify(chain, "this node's", min(self._wall(), certs.ends_of(chain[0])))
+        if peer.public_key != point_of(self.private_key.public_key()):
             raise PeerRefused("this node's certificate is for another key")
+        return peer
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether this node's certificate has ended."""
+        return self._wall() > self.peer.not_after
+
+    def _shown(self) -> list[x509.Certificate]:
+        return [guest_certificate(self.private_key, self._wall())] if self.lapsed else self.member_chain
+
+    def refresh(self) -> None:
+        """Show what is right now: time has passed."""
+        self.chain = self._shown()
+        for changed in self.on_change:
+            changed()
+
+    def renew(self, chain: list[x509.Certificate]) -> None:
+        """Use another certificate of the same member from now on. Raises `PeerRefused` when it is none."""
+        self.peer, self.member_chain = self.check_own(chain), chain
+        self.refresh()
+
+    def check_own(self, chain: list[x509.Certificate]) -> Peer:
+        """This member as `chain` shows it. Raises `PeerRefused` unless that could be used from now on."""
+        peer = self._own(chain)
+        if peer.ident != self.peer.ident or peer.not_after < self._wall():
+            raise PeerRefused("the new certificate is another member's, or has ended")
+        return peer
 
     @classmethod
     def load(cls, state: StateDirectory, wall: Callable[[], float] = time.time) -> Credentials:
@@ -65,21 +107,31 @@ class Credentials:
 
     @property
     def fingerprint(self) -> bytes:
-        """Of the network's root."""
-        return certs.fingerprint(self.root)
+        """Of the root that the network began with."""
+        return certs.first_fingerprint(self.root)
+
+    @property
+    def fingerprints(self) -> set[bytes]:
+        """Those by which members and guests may know the network."""
+        return {self.fingerprint, certs.fingerprint(self.root), *(certs.fingerprint(root) for root, _ in self.trust.roots)}
+
+    @property
+    def root(self) -> x509.Certificate:
+        """Of this node's own certificate."""
+        return self.member_chain[-1]
 
     def signer(self) -> RecordSigner:
         """Signs this node's records."""
-        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.root, self._wall), credential(self.chain))
+        return RecordSigner(self.private_key, self.facts.salt, Assignments(self.trust), credential(self.member_chain))
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """Who has shown `chain`, leaf first: a member of this network or a guest. Raises `PeerRefused`."""
         if len(chain) == 1 and _is_guest(chain[0]):
             return verify_guest(chain[0], self._wall())
-        peer = certs.verify_member(chain, self.root, self._wall())
-        if self.is_revoked(peer.key) or self.is_revoked(peer.admitted_by):
+        peer = self.trust.verify(chain)
+        if self.is_out(peer):
             raise PeerRefused(f"{peer.name} was thrown out of the network, or whoever admitted it", "its key was revoked by the authority")
-        return peer
+        return replace(peer, guest=True) if self.lapsed else peer
 
 
 class GuestCredentials:
@@ -88,9 +140,12 @@ class GuestCredentials:
     `root` is the network's root once a member has shown it, None before.
     """
 
+    lapsed = False
+
     def __init__(self, private_key: PrivateKey, fingerprint: bytes, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self.fingerprint = fingerprint
+        self.fingerprints = {fingerprint}
         self.private_key = private_key
         self.chain = [guest_certificate(private_key, wall())]
         self.peer: Peer = verify_guest(self.chain[0], wall())

@@ -13,6 +13,7 @@ from ipop_tx.identity.authority import Admitter, request, requested_key
 from ipop_tx.identity.certificates import MALFORMED, to_der
 from ipop_tx.identity.invitation import Invitation, InvitationRecord
 from ipop_tx.identity.keys import PrivateKey, ident_of, key_of_point, point_of, sign, signed_by
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Ident
 
 _CONTEXT = b"ipop-tx enrolment 1\0"
@@ -38,7 +39,7 @@ def build_enrol(invitation: Invitation, node_key: PrivateKey, admission_key: Pri
     return Enrolment(csr, admission_csr, invitation.public, signature, name)
 
 
-def check_enrol(enrolment: Enrolment, guest: Ident, record: InvitationRecord, root: x509.Certificate, wall: float) -> None:
+def check_enrol(enrolment: Enrolment, guest: Ident, record: InvitationRecord, trust: Trust, wall: float) -> None:
     """Check a request on the admitter's side.
 
     `guest` is the ident that the handshake has proven, `record` what the DHT holds for the invitation.
@@ -54,7 +55,7 @@ def check_enrol(enrolment: Enrolment, guest: Ident, record: InvitationRecord, ro
         raise BadMessage("the request to join is not signed by the invitation's key")
     if record.public != enrolment.invitation:
         raise InvitationRefused("the record is another invitation's", "ask for a new one")
-    record.verify(root, wall)
+    record.verify(trust, wall)
     if record.appoints != bool(enrolment.admission_csr):
         raise InvitationRefused("the request to join asks for other rights than the invitation gives", "ask for a new one")
 
@@ -64,15 +65,15 @@ def grant(enrolment: Enrolment, record: InvitationRecord, admitter: Admitter, wa
 
     Raises `BadMessage` for a bad request, `LocalMisuse` when this machine cannot appoint.
     """
-    name = record.name or enrolment.name
-    leaf = admitter.admit(_request(enrolment.csr), name, wall, admits=record.appoints, address=record.address, groups=record.groups)
+    name = record.named(enrolment.name)
+    leaf = admitter.admit(_request(enrolment.csr), name, wall, record.rights, admits=record.appoints)
     chain = (to_der(leaf), to_der(admitter.certificate), to_der(admitter.root))
     if not record.appoints:
         return chain
     appointed = requested_key(_request(enrolment.admission_csr))
     if point_of(appointed) == point_of(_leaf_key(leaf)):
         raise BadMessage("the request to join names one key twice")
-    return (*chain, to_der(admitter.appoint(appointed, wall)))
+    return (*chain, to_der(admitter.appoint(appointed, wall, record.limits)))
 
 
 def _request(der: bytes) -> x509.CertificateSigningRequest:

@@ -9,7 +9,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 import msgspec
 from cryptography import x509
@@ -20,11 +20,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from ipop_tx.errors import InvitationRefused, LocalMisuse, PeerRefused
 from ipop_tx.identity import certificates as certs
 from ipop_tx.identity.keys import PrivateKey, compressed_point_of, key_of_point, sign, signed_by
+from ipop_tx.identity.trust import Trust
 from ipop_tx.values import Endpoint, key_digest
 
 PREFIX = "ipop1-"
 SECRET_BYTES = 16
 MOST_ENDPOINTS = 4
+MOST_USES = 1000
+"""Machines that one invitation may admit."""
+LONGEST_NAME = 40
 RECORD_BYTES = 1024
 
 _CHECKSUM_BYTES = 3
@@ -36,9 +40,9 @@ _RECORD_CONTEXT = b"ipop-tx invitation record 1\0"
 
 @dataclass(frozen=True)
 class Invitation:
-    """One use of the right to join a network. Written as one line that begins with `ipop1-`.
+    """The right to join a network, once or as often as its record says. Written as one line that begins with `ipop1-`.
 
-    `secret` is all that gives the right: whoever has the line can join, until it is used or `expires` (seconds since the epoch).
+    `secret` is all that gives the right: whoever has the line can join, until it is used up or `expires` (seconds since the epoch).
     """
 
     network: str
@@ -94,37 +98,44 @@ class Invitation:
         check_expiry(self.expires, wall)
 
 
+class Wish(NamedTuple):
+    """What an invitation is to admit; see `InvitationRecord`."""
+
+    name: str = ""
+    appoints: bool = False
+    rights: certs.Rights = certs.ORDINARY
+    uses: int = 1
+    approval: bool = False
+    limits: certs.Limits = certs.UNLIMITED
+
+
 class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
     """What the register of an invitation's public key holds: what it admits, signed by an admission key."""
 
     public: bytes
     """The invitation's key, compressed point."""
     name: str
-    """The name that the newcomer gets, or nothing: then it chooses."""
+    """The name that the newcomer gets, a pattern with one `*` in it (`named`), or nothing: then it chooses."""
     expires: int
     appoints: bool
     """Whether the newcomer is to admit others."""
     admission: bytes
     """The inviter's admission certificate, DER."""
     signature: bytes = b""
-    address: str = ""
-    """The IPv4 address that the newcomer is assigned, or nothing: then it takes a lease."""
-    groups: tuple[str, ...] = ()
-    """The groups that the newcomer is to be in."""
+    rights: certs.Rights = certs.ORDINARY
+    """What the newcomer is given."""
+    uses: Annotated[int, msgspec.Meta(ge=1, le=MOST_USES)] = 1
+    """How many machines may join by it."""
+    approval: bool = False
+    """Whether each must be let in by hand, too."""
+    limits: certs.Limits = certs.UNLIMITED
+    """To what the newcomer is limited, if it is to admit others."""
 
     @classmethod
-    def make(
-        cls,
-        invitation: Invitation,
-        name: str,
-        appoints: bool,
-        admission_key: PrivateKey,
-        admission: x509.Certificate,
-        address: str = "",
-        groups: tuple[str, ...] = (),
-    ) -> InvitationRecord:
+    def make(cls, invitation: Invitation, wish: Wish, admission_key: PrivateKey, admission: x509.Certificate) -> InvitationRecord:
         """The signed record of `invitation`."""
-        unsigned = cls(invitation.public, name, invitation.expires, appoints, certs.to_der(admission), b"", address, groups)
+        whom = (wish.name, invitation.expires, wish.appoints, certs.to_der(admission))
+        unsigned = cls(invitation.public, *whom, b"", wish.rights, wish.uses, wish.approval, wish.limits)
         return msgspec.structs.replace(unsigned, signature=sign(admission_key, unsigned._signed()))
 
     @classmethod
@@ -142,10 +153,10 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
             raise LocalMisuse("the invitation's record is longer than a register", "choose a shorter name")
         return value
 
-    def verify(self, root: x509.Certificate, wall: float) -> None:
+    def verify(self, trust: Trust, wall: float) -> None:
         """Raise `InvitationRefused` unless a key that the authority appointed has signed this, and it is not expired."""
         try:
-            admission = x509.load_der_x509_certificate(self.admission)
+            admission, root = trust.above(x509.load_der_x509_certificate(self.admission))
             appointed = certs.is_issued_by(admission, root)
             certs.verify_admission_usage(admission, "the inviter's")
             certs.check_dates(admission, wall, "the inviter's")
@@ -160,6 +171,22 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
             _refuse_signature()
         check_expiry(self.expires, wall)
 
+    def named(self, wish: str) -> str:
+        """The name of a newcomer that wishes to be called so: its wish, if that fits the pattern; else its wish in place of the `*`."""
+        before, star, after = self.name.partition("*")
+        if not star:
+            return self.name or wish
+        return wish if certs.fits(self.name, wish) else f"{before}{wish[: LONGEST_NAME - len(self.name) + 1].strip('-')}{after}"
+
+    def check_limits(self, name: str, trust: Trust) -> None:
+        """Raise `InvitationRefused` unless whoever has signed this could let a machine of that name in with these rights itself.
+
+        Whoever grants it may have wider limits, or none.
+        """
+        limits = certs.limits_of(trust.above(x509.load_der_x509_certificate(self.admission))[0])
+        if excess := limits.excess(name, self.rights):
+            raise InvitationRefused(f"whoever made this invitation may not grant {excess}", "ask somebody else for one")
+
     @property
     def inviter(self) -> bytes:
         """The digest of the admission key that has signed this, once `verify` has passed."""
@@ -168,8 +195,7 @@ class InvitationRecord(msgspec.Struct, frozen=True, array_like=True):
         return key_digest(compressed_point_of(key))
 
     def _signed(self) -> bytes:
-        more = (self.address, self.groups) if self.groups else (self.address,) if self.address else ()
-        return _RECORD_CONTEXT + msgspec.msgpack.encode((self.public, self.name, self.expires, self.appoints, *more))
+        return _RECORD_CONTEXT + msgspec.msgpack.encode(msgspec.structs.replace(self, admission=b"", signature=b""))
 
 
 def check_expiry(expires: int, wall: float) -> None:

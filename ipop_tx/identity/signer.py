@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 
+from cryptography import x509
 from zope.interface import implementer
 
-from ipop_tx.identity.assignment import NONE, Assignments, key_and_salt
+from ipop_tx.identity.assignment import NONE, Assignments, credential, key_and_salt
 from ipop_tx.identity.keys import (
     COMPRESSED_BYTES,
     SALT_BYTES,
@@ -24,7 +25,8 @@ from ipop_tx.identity.keys import (
     signed_by,
 )
 from ipop_tx.interfaces import IRecordSigner
-from ipop_tx.values import Ident, key_digest
+from ipop_tx.values import Ident, Peer, key_digest
+from ipop_tx.wire import messages as m
 
 REMEMBERED = 1024
 """Signatures found good of which the next check costs nothing; some 200 bytes each."""
@@ -34,16 +36,20 @@ REMEMBERED = 1024
 class RecordSigner:
     """Signs for one node. `signer` is its compressed public point (33 bytes) and its salt (16 bytes)."""
 
-    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, credential: bytes = b"") -> None:
-        """`assignments` judges credentials, and `credential` is this node's own; without them it is nobody's member."""
+    def __init__(self, private_key: PrivateKey, salt: bytes, assignments: Assignments | None = None, shown: bytes = b"") -> None:
+        """`assignments` judges credentials, and `shown` is this node's own credential; without them it is nobody's member."""
         self._key = private_key
         self._assignments = assignments
         public = private_key.public_key()
         self.signer = compressed_point_of(public) + salt
         self.ident = ident_of(point_of(public), salt)
         self._good: OrderedDict[tuple[bytes, bytes, bytes], Ident] = OrderedDict()
-        self.credential = credential
-        self.assigned = self.assignment(credential)[0]
+        self.credential = shown
+        self.assigned = self.assignment(shown)[0]
+
+    def show(self, chain: list[x509.Certificate]) -> None:
+        """This node's certificate is another one now."""
+        self.credential = credential(chain)
 
     def sign(self, data: bytes) -> bytes:
         """A signature by this node's key, in DER."""
@@ -74,17 +80,21 @@ class RecordSigner:
         found = key_and_salt(signer)
         return key_digest(point_of(found[0])) if found is not None else b""
 
-    def admitted(self, credential: bytes) -> tuple[bytes, ...]:
-        """The digests of the keys on which a member's credential rests; none if it is not a member's."""
-        return self._assignments.admitted(credential) if self._assignments is not None else ()
+    def admitted(self, credential: bytes) -> Peer | None:
+        """The member whose credential this is; None if it is nobody's."""
+        return self._assignments.admitted(credential) if self._assignments is not None else None
 
     def wall(self) -> float:
         """Seconds since the Unix epoch."""
         return self._assignments.wall() if self._assignments is not None else 0.0
 
-    def by_authority(self, data: bytes, signature: bytes) -> bool:
-        """Whether the network's authority made `signature` over `data`."""
-        return self._assignments is not None and self._assignments.by_authority(data, signature)
+    def by_authority(self, data: bytes, signature: bytes, ever: bool = False) -> bool:
+        """Whether the network's authority made `signature` over `data`, with its keys of today or, with `ever`, of any time."""
+        return self._assignments is not None and self._assignments.trust.ordered(data, signature, ever)
+
+    def adopt(self, charter: m.Charter, text: bytes) -> bool:
+        """Whether this is the authority's next charter; then it counts from now on."""
+        return self._assignments is not None and self._assignments.adopt(charter, text)
 
 
 def _owner(signer: bytes, data: bytes, signature: bytes) -> Ident | None:

@@ -21,13 +21,18 @@ NODE_CHAIN = "node.crt"
 ADMISSION_KEY = "admission.key"
 ADMISSION_CERTIFICATE = "admission.crt"
 AUTHORITY_KEY = "authority.key"
+NEXT_AUTHORITY_KEY = "next-authority.key"
+"""One that a charter names which does not count yet."""
+CHARTERS = "charters.json"
 AUTHORITY_CERTIFICATE = "authority.crt"
+APPOINTED = "appointed.json"
 LEASE = "lease.json"
 GUESTS = "guests.json"
 PEERS = "peers.json"
 REPLICAS = "replicas.db"
 FLOWS = "flows.db"
 REVOCATIONS = "revocations.json"
+REQUESTS = "requests.json"
 SETTINGS = "settings.json"
 ONION_KEY = "onion.key"
 TOR_DATA = "tor"
@@ -130,6 +135,14 @@ class StateDirectory:
         except OSError as problem:
             temporary.unlink(missing_ok=True)
             raise _state_error(path, "cannot be written", problem) from problem
+
+    def remove(self, name: str) -> None:
+        """Remove one file, if it is there. Raises `StateError`."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+            self._sync()
+        except OSError as problem:
+            raise _state_error(self.path / name, "cannot be removed", problem) from problem
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote last, None if nothing ever was.

@@ -16,13 +16,13 @@ from pathlib import Path
 from ipop_tx.core.links.fragments import Reassembly, split
 from ipop_tx.core.links.rpc import error_of
 from ipop_tx.core.runtime import Runtime
-from ipop_tx.errors import BadDatagram, BadMessage, IpopError, StateError, Unreachable
+from ipop_tx.errors import ApprovalAwaited, BadDatagram, BadMessage, IpopError, StateError, Unreachable
 from ipop_tx.identity import state as files
 from ipop_tx.identity.authority import checked_name, install_enrolled
 from ipop_tx.identity.credentials import Credentials, GuestCredentials
 from ipop_tx.identity.enrolment import build_enrol
 from ipop_tx.identity.invitation import Invitation
-from ipop_tx.identity.keys import ensure_key
+from ipop_tx.identity.keys import PrivateKey, ensure_key
 from ipop_tx.identity.state import StateDirectory
 from ipop_tx.interfaces import ISession
 from ipop_tx.session.dtls import DtlsSessionFactory
@@ -33,6 +33,8 @@ from ipop_tx.wire.datagram import CONTROL
 
 HANDSHAKE_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
+ASK_AGAIN = 3.0
+"""Seconds after which a machine that waits to be let in asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,19 @@ class Joined:
     """Endpoints of members, as text."""
 
 
-def join(invitation_text: str, state_dir: Path, name: str | None, proxy_of: Callable[[str], Proxy | None] = lambda host: None) -> Joined:
+def join(
+    invitation_text: str,
+    state_dir: Path,
+    name: str | None,
+    proxy_of: Callable[[str], Proxy | None] = lambda host: None,
+    patience: float = 0.0,
+    told: Callable[[str], object] = lambda sentence: None,
+) -> Joined:
     """Become a member by an invitation; keys and certificates go into `state_dir`. `proxy_of` says by which proxy a host is reached by TCP.
 
-    Raises `InvitationRefused`, `Unreachable` when no member of the invitation answers, `StateError`, `LocalMisuse` for a bad name.
+    Where somebody has to let this machine in by hand, wait for that for `patience` seconds, and have `told` say so.
+    Raises `InvitationRefused`, `Unreachable` when no member of the invitation answers, `ApprovalAwaited` when nobody has let it in yet,
+    `StateError`, `LocalMisuse` for a bad name.
     """
     invitation = Invitation.parse(invitation_text)
     invitation.check_expiry(time.time())
@@ -59,8 +70,31 @@ def join(invitation_text: str, state_dir: Path, name: str | None, proxy_of: Call
     if state.exists(files.NODE_CHAIN):
         raise StateError(f"{state.path} belongs to a network already", "give another directory with --state, or remove that one")
     node_key = ensure_key(state, files.NODE_KEY)
+    ends, said = time.monotonic() + patience, ""
+    while True:
+        try:
+            answer = _ask(invitation, state, node_key, checked, proxy_of)
+            break
+        except (ApprovalAwaited, Unreachable) as problem:
+            if time.monotonic() >= ends or not (said or isinstance(problem, ApprovalAwaited)):
+                raise
+            if str(problem) != said:
+                said = str(problem)
+                told(said)
+            time.sleep(min(ASK_AGAIN, max(0.0, ends - time.monotonic())))
+    bootstrap = list(dict.fromkeys([*map(str, invitation.endpoints), *answer.endpoints]))
+    state.write_json(files.PEERS, {"endpoints": bootstrap})  # before the certificate, which is what makes this machine a member
+    network = install_enrolled(state, answer.certificates, invitation.fingerprint)
+    peer = Credentials.load(state).peer
+    return Joined(peer.name, peer.ident.hex(), network.name, bootstrap)
+
+
+def _ask(
+    invitation: Invitation, state: StateDirectory, node_key: PrivateKey, checked: str, proxy_of: Callable[[str], Proxy | None]
+) -> m.Enrolled:
+    """Ask once for a certificate."""
     guest = GuestCredentials(invitation.key, invitation.fingerprint)
-    answer, appointed = None, False
+    answer = None
     with closing(_Conversation.open(invitation, guest, proxy_of)) as conversation:
         for appointed in (False, True):
             admission_key = ensure_key(state, files.ADMISSION_KEY) if appointed else None
@@ -74,11 +108,7 @@ def join(invitation_text: str, state_dir: Path, name: str | None, proxy_of: Call
         raise error_of(answer)
     if not isinstance(answer, m.Enrolled):
         raise BadMessage("the member's answer makes no sense", "try another member")
-    bootstrap = list(dict.fromkeys([*map(str, invitation.endpoints), *answer.endpoints]))
-    state.write_json(files.PEERS, {"endpoints": bootstrap})  # before the certificate, which is what makes this machine a member
-    network = install_enrolled(state, answer.certificates, invitation.fingerprint)
-    peer = Credentials.load(state).peer
-    return Joined(peer.name, peer.ident.hex(), network.name, bootstrap)
+    return answer
 
 
 class _Conversation:

@@ -48,10 +48,10 @@ class FlowLogService(Service):
         protocol: ChordProtocol,
         plane: ForwardingPlane,
         store: FlowStore | None,
-        key: PrivateKey | None,
+        key: Callable[[], PrivateKey | None],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`key` is the authority's, where this machine has it: it may ask members about each other."""
+        """`key` gives the authority's, where this machine has it: it may ask members about each other."""
         self._protocol = protocol
         self._node = protocol.node
         self._plane = plane
@@ -119,7 +119,7 @@ class FlowLogService(Service):
             told["flows"] = self._written(self._own(None, int(seconds), most), self._node.peer.name)
             return told
         ends = [await self._whom(text) for text in between]
-        if self._key is None and self._node.ident not in (ends[0][0], ends[1][0]):
+        if self._key() is None and self._node.ident not in (ends[0][0], ends[1][0]):
             raise LocalMisuse(
                 "members tell of flows only to the other end of them", "run it at one of the two, or where the authority's key is"
             )
@@ -145,8 +145,9 @@ class FlowLogService(Service):
         node = self._node
         if about == node.ident:
             return m.AskFlows(node.network.ident, node.ident, seconds)
-        assert self._key is not None  # `_tell` has looked
-        return signed(self._key, m.AskFlows(node.network.ident, node.ident, seconds, about, int(self._wall())))
+        key = self._key()
+        assert key is not None  # `_tell` has looked
+        return signed(key, m.AskFlows(node.network.ident, node.ident, seconds, about, int(self._wall())))
 
     async def _whom(self, text: str) -> tuple[Ident, str]:
         node = self._node

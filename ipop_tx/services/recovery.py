@@ -15,7 +15,7 @@ from ipop_tx.core.dht.replica import REPLICAS
 from ipop_tx.identity.keys import PrivateKey
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
-from ipop_tx.services.orders import authority_key, signed
+from ipop_tx.services.orders import authority_key, signed, to_file
 from ipop_tx.values import Ident, short
 from ipop_tx.wire import messages as m
 
@@ -26,10 +26,14 @@ class Recovery:
     _log = Logger()
 
     def __init__(
-        self, protocol: ChordProtocol, key: PrivateKey | None, name_of: Callable[[Ident], str], wall: Callable[[], float] = time.time
+        self,
+        protocol: ChordProtocol,
+        key: Callable[[], PrivateKey | None],
+        name_of: Callable[[Ident], str],
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._protocol = protocol
-        self._authority_key = key
+        self._key = key
         self._name_of = name_of
         self._wall = wall
         protocol.on(e.ViewsFounded, self._ordered)
@@ -40,11 +44,14 @@ class Recovery:
 
     async def recover(self, confirmed: bool) -> dict[str, Any]:
         """The shards that cannot be read, and, if that is confirmed, what came of founding them anew. Raises `LocalMisuse`."""
-        key = authority_key(self._authority_key, "found views anew", "ipop network recover")
+        key = authority_key(self._key(), "found views anew", "ipop network recover")
         losses: list[Loss] = await self._protocol.submit(c.Survey())
         founded: list[Founded] = []
         if confirmed and losses:
-            founded = await self._protocol.submit(c.CarryOut(self._order(key, losses)))
+            order = self._order(key, losses)
+            if not self._protocol.node.is_ordered(order):
+                return {"lost": [self._told(loss) for loss in losses], "founded": [], "order": to_file([order])}
+            founded = await self._protocol.submit(c.CarryOut(order))
         return {"lost": [self._told(loss) for loss in losses], "founded": [one._asdict() for one in founded]}
 
     def _order(self, key: PrivateKey, losses: list[Loss]) -> m.Order:

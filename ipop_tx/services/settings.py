@@ -20,7 +20,7 @@ from ipop_tx.identity.state import StateDirectory
 from ipop_tx.log import Logger
 from ipop_tx.services.chord import ChordProtocol
 from ipop_tx.services.control import Route
-from ipop_tx.services.orders import authority_key, from_text, signed, to_text
+from ipop_tx.services.orders import authority_key, from_text, signed, to_file, to_text
 from ipop_tx.services.ping import unowned
 from ipop_tx.values import Ident
 from ipop_tx.wire import messages as m
@@ -40,7 +40,7 @@ class PolicyService(Service):
         protocol: ChordProtocol,
         plane: ForwardingPlane,
         state: StateDirectory,
-        key: PrivateKey | None,
+        key: Callable[[], PrivateKey | None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Takes what is kept on disk.
@@ -51,7 +51,7 @@ class PolicyService(Service):
         self._exchange = protocol.node.settings
         self._plane = plane
         self._state = state
-        self._authority_key = key
+        self._key = key
         self._wall = wall
         self._problem = self._unread = ""
         self._text = ""
@@ -131,14 +131,23 @@ class PolicyService(Service):
         """Give the network another policy; an empty text: none. Raises `LocalMisuse`."""
         if not isinstance(text, str):
             raise LocalMisuse("text is missing", "give the policy as TOML")
-        key = authority_key(self._authority_key, "change the policy", "ipop policy set")
         if text:
             parse(text)
+        return await self.change(POLICY, text.encode(), "change the policy", "ipop policy set")
+
+    async def change(self, name: str, content: bytes, act: str, command: str) -> dict[str, Any]:
+        """Give the network another section of settings; empty: none. `act` and `command` are for the error.
+
+        Raises `LocalMisuse` where the authority's key is not.
+        """
+        key = authority_key(self._key(), act, command)
         current = self._exchange.current
-        others = tuple(section for section in (current.sections if current else ()) if section[0] != POLICY)
-        sections = (*others, (POLICY, text.encode())) if text else others
+        others = tuple(section for section in (current.sections if current else ()) if section[0] != name)
+        sections = (*others, (name, content)) if content else others
         version = max(int(self._wall()), self._exchange.newest.version + 1)
         settings = signed(key, m.Settings(self._protocol.node.network.ident, version, sections))
+        if not self._protocol.node.is_ordered(settings):
+            return {"version": version, "order": to_file([settings])}
         await self._protocol.submit(c.AdoptSettings(settings))
         return {"version": version}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Any, NamedTuple, Protocol
@@ -23,9 +22,6 @@ from ipop_tx.transport.udp import UdpTransport
 from ipop_tx.values import Endpoint, Ident, short
 from ipop_tx.wire.address import ipv6_of
 from ipop_tx.wire.datagram import HEADER_BYTES
-
-EXPIRY_WARNING = 30 * 86400
-"""Seconds before the end of this node's certificate from which on its health says so."""
 
 
 class HasHealth(Protocol):
@@ -108,6 +104,7 @@ class Status:
         return {
             "name": node.peer.name,
             "groups": list(node.peer.groups),
+            "routes": list(node.peer.routes),
             "ident": node.ident.hex(),
             "address": _text(node.leases.own.address),
             "ipv6": str(ipv6_of(node.network.prefix, node.ident)),
@@ -149,6 +146,7 @@ class Status:
         return {
             "name": link.peer.name,
             "groups": list(link.peer.groups),
+            "routes": list(link.peer.routes),
             "ident": link.ident.hex(),
             "address": self._address_of(link.ident, hello.address if hello else b""),
             "ipv6": str(ipv6_of(self._node.network.prefix, link.ident)),
@@ -219,9 +217,6 @@ class Status:
         for service in self._others:
             sentences.extend(service.health())
         sentences.extend(self._transports.health())
-        left = node.peer.not_after - time.time()
-        if left < EXPIRY_WARNING:
-            sentences.append(f"this node's certificate ends in {max(0, int(left // 86400))} days: join anew before it does")
         return [sentence for sentence in sentences if sentence]
 
     def _short_of_replicas(self) -> str:

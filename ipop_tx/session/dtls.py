@@ -252,11 +252,15 @@ class DtlsSession:
 
 @implementer(ISessionFactory)
 class DtlsSessionFactory:
-    """Makes the DTLS sessions of one node. `credentials` may be replaced by a new factory only: contexts are built once."""
+    """Makes the DTLS sessions of one node."""
 
     def __init__(self, credentials: DtlsCredentials) -> None:
         self._credentials = credentials
         self._cookies = CookieJar()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The credentials show another chain now: so do all handshakes that begin from now on."""
         self._client_context = self._context(0)
         self._server_context = self._context((SSL.OP_COOKIE_EXCHANGE or 0) | SSL.OP_CIPHER_SERVER_PREFERENCE | _OP_PRIORITIZE_CHACHA)
         # Whether OpenSSL accepts the cookie is our decision too, and was taken before a connection was made.

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from ipop_tx.core import commands as c
 from ipop_tx.core.dht.replica import genesis
-from ipop_tx.core.events import Fault, KeyRevoked, SendNear, SideDone, SideSend, SideWanted
+from ipop_tx.core.events import CharterAdopted, Fault, KeyRevoked, SendNear, SideDone, SideSend, SideWanted
 from ipop_tx.core.node import Node
 from ipop_tx.core.tasks import Future
 from ipop_tx.errors import PeerRefused
@@ -23,7 +23,7 @@ from ipop_tx.identity.store import MemoryReplicaStore
 from ipop_tx.interfaces import IRecordSigner
 from ipop_tx.session.plain import PlainSessionFactory
 from ipop_tx.values import Endpoint, Ident, Network, Peer, key_digest
-from ipop_tx.wire.messages import Revocation
+from ipop_tx.wire.messages import Charter, Revocation
 
 LARGEST_DATAGRAM = 65507
 """Most bytes that UDP over IPv4 carries."""
@@ -40,6 +40,7 @@ class PlainSigner:
         """`assigned` is an address that the authority has given to this node, at the time `issued`."""
         self.ident = ident
         self.signer = ident
+        self.charter = 0
         self.assigned = assigned
         self.credential = ident + assigned + issued.to_bytes(4, "big") if assigned else ident
         self.wall = wall
@@ -56,13 +57,19 @@ class PlainSigner:
         """Of a node that has no key."""
         return key_digest(signer[:20])
 
-    def by_authority(self, data: bytes, signature: bytes) -> bool:
+    def by_authority(self, data: bytes, signature: bytes, ever: bool = False) -> bool:
         """Whether the authority that all simulated networks share has signed."""
         return signature == hashlib.sha512(b"authority" + data).digest()
 
-    def admitted(self, credential: bytes) -> tuple[bytes, ...]:
+    def adopt(self, charter: Charter, text: bytes) -> bool:
+        """Whatever comes next and is signed."""
+        good = charter.number == self.charter + 1 and self.by_authority(text, charter.signature)
+        self.charter += good
+        return good
+
+    def admitted(self, credential: bytes) -> Peer | None:
         """Whoever has a credential is a member."""
-        return (self.key(credential),)
+        return Peer(credential[:20], "")
 
     def assignment(self, signer: bytes) -> tuple[bytes, int]:
         """What a proof says."""
@@ -71,7 +78,7 @@ class PlainSigner:
 
 def _let_in(node: Node, peer: Peer) -> None:
     """As credentials do it."""
-    if node.revocations.is_revoked(peer.key):
+    if node.revocations.is_out(peer):
         raise PeerRefused(f"{peer.name} was thrown out")
 
 
@@ -90,7 +97,8 @@ class SimulatedNode:
         self.signer = PlainSigner(self.ident, wall=lambda: net.now)
         self.node: Node | None = None
         self.revoked: list[Revocation] = []
-        """On disk."""
+        self.charters: list[Charter] = []
+        """Both on disk."""
         self.started = 0
         self.sides: dict[int, int] = {}
         """The ports of the sockets that the node has asked for, by number."""
@@ -113,6 +121,8 @@ class SimulatedNode:
         rng = Random(f"{self.net.seed}/{self.number}/{self.started}")
         sessions = PlainSessionFactory(self.peer, rng)
         node = self.node = Node(self.peer, self.network, rng, sessions, self.signer, self.store, now=self.net.now)
+        self.signer.charter = 0
+        node.charters.restore(self.charters)
         node.revocations.restore(self.revoked)
         sessions.verify = lambda peer: _let_in(node, peer)
         self.submit(c.Reachable((self.endpoint,)))
@@ -158,6 +168,8 @@ class SimulatedNode:
                 self.net.faults.append(f"n{self.number} at {self.net.now:.3f}: {event.text}")
             if isinstance(event, KeyRevoked):
                 self.revoked.append(event.order)
+            if isinstance(event, CharterAdopted):
+                self.charters.append(event.charter)
             self._beside(event)
             self.net.on_event(self, event)
         self.store.commit()

@@ -50,8 +50,16 @@ class TlsCredentials(Protocol):
         """Leaf first, then the certificates that lead to the root."""
 
     @property
+    def lapsed(self) -> bool:
+        """Whether this node is a member no more, and so takes everybody for a guest."""
+
+    @property
     def fingerprint(self) -> bytes:
-        """Of the network's root."""
+        """Of the network's first root, or the one that a guest was told."""
+
+    @property
+    def fingerprints(self) -> set[bytes]:
+        """All by which others may know the network."""
 
     def verify(self, chain: list[x509.Certificate]) -> Peer:
         """Who has shown `chain` (leaf first; possession of its key is proven). Raises `PeerRefused` with the reason."""
@@ -62,6 +70,11 @@ class TlsContexts:
 
     def __init__(self, credentials: TlsCredentials) -> None:
         self._credentials = credentials
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The credentials show another chain now: so do all connections that begin from now on."""
+        credentials = self._credentials
         self._context = SSL.Context(SSL.TLS_METHOD)
         self._context.set_min_proto_version(SSL.TLS1_3_VERSION)
         self._context.set_options(SSL.OP_NO_TICKET)
@@ -104,7 +117,7 @@ class TlsContexts:
             shown.chain[depth] = certificate.to_cryptography()
             if good and depth == 0:
                 shown.peer = self._credentials.verify([shown.chain[level] for level in sorted(shown.chain)])
-                if shown.peer.guest and not shown.inward:
+                if shown.peer.guest and not shown.inward and not self._credentials.lapsed:
                     raise PeerRefused("whoever answers there is no member")
         except PeerRefused as refusal:
             shown.refusal = refusal
@@ -114,7 +127,8 @@ class TlsContexts:
 
     def may_enter(self, received: bytes | bytearray) -> bool | None:
         """Whether what a client has sent so far begins with a ClientHello that knocks; None while that cannot be said yet."""
-        return knocked(self._credentials.fingerprint, received)
+        answers = [knocked(fingerprint, received) for fingerprint in self._credentials.fingerprints]
+        return True if True in answers else answers[0]
 
 
 @dataclass(slots=True)

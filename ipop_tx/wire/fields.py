@@ -10,6 +10,8 @@ Ident = Annotated[bytes, Meta(min_length=20, max_length=20)]
 Key = Annotated[bytes, Meta(min_length=20, max_length=20)]
 PublicKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Small = Annotated[bytes, Meta(max_length=128)]
+Signatures = Annotated[bytes, Meta(max_length=2048)]
+"""Of the authority, by one key or several: each key (compressed SEC 1 point) with its signature (ECDSA, DER), as a MessagePack list."""
 Signer = Annotated[bytes, Meta(max_length=2048)]
 """What a signature is checked with: public key and salt, or the certificates of a node whose address is assigned."""
 Nonce = Annotated[bytes, Meta(max_length=16)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ipop_tx.wire.fields import Body, Count, Ident, Small
+from ipop_tx.wire.fields import Body, Count, Ident, Signatures
 
 MOST_ROWS = 256
 """In one answer."""
@@ -29,7 +29,7 @@ class AskFlows(Body, frozen=True, tag=114):
     seconds: Count
     about: Annotated[bytes, Meta(max_length=20)] = b""
     time: Count = 0
-    signature: Small = b""
+    signature: Signatures = b""
 
 
 class FlowRow(Struct, frozen=True, array_like=True):

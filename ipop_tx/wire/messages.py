@@ -70,10 +70,15 @@ from ipop_tx.wire.relation import Reach as Reach, Reached as Reached, Relate as 
 from ipop_tx.wire.settings import Newest as Newest, Settings as Settings
 from ipop_tx.wire.trust import (
     PAGE as PAGE,
+    Charter as Charter,
+    Charters as Charters,
     Enrol as Enrol,
     Enrolled as Enrolled,
+    Readmit as Readmit,
+    Readmitted as Readmitted,
     Revocation as Revocation,
     Revoked as Revoked,
+    WhichCharters as WhichCharters,
     WhichRevoked as WhichRevoked,
 )
 
@@ -81,7 +86,6 @@ ADMITS = 1
 """Flag of `Hello`: this member admits others."""
 APPOINTS = 2
 """Flag of `Hello`: this member holds the authority's key."""
-
 PLACED = 4
 """Flag of `Hello`: this member has neighbours on both sides, so it can pass things on around the ring."""
 
@@ -153,7 +157,8 @@ class Hello(Body, frozen=True, tag=10):
     brittle: bool = False
     outer: EndpointText = ""
     revocations: Annotated[bytes, Meta(max_length=8)] = b""
-    """A digest of all revocations that the sender knows of; empty for none."""
+    """A digest of all revocations that the sender knows of; empty for none. `charter` is the number of the newest that it knows."""
+    charter: Count = 0
 
 
 class Offer(Body, frozen=True, tag=11):
@@ -408,8 +413,11 @@ Ask = (
     | Order
     | Revoked
     | WhichRevoked
+    | Charters
+    | WhichCharters
     | Salvage
     | Enrol
+    | Readmit
     | Newest
     | Relate
     | Reach
@@ -438,7 +446,9 @@ Answer = (
     | Page
     | Salvaged
     | Revoked
+    | Charters
     | Enrolled
+    | Readmitted
     | Failed
     | Working
     | Newest

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Nonce, Signer, Small
+from ipop_tx.wire.fields import MAX_VALUE, Body, Count, Ident, Key, Members, Nonce, Signatures, Signer, Small
 
 # --- registers: between a client and the coordinator ----------------------------------------------
 
@@ -317,8 +317,8 @@ class Order(Body, frozen=True, tag=65):
     nonce: Annotated[bytes, Meta(min_length=16, max_length=16)]
     time: Count
     """Seconds since the Unix epoch at which it was given."""
-    signature: Small = b""
-    """By the authority's key, over all the rest."""
+    signature: Signatures = b""
+    """By the authority, over all the rest."""
 
 
 class Salvage(Body, frozen=True, tag=66):

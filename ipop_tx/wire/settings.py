@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ipop_tx.wire.fields import Body, Count, Ident, Name, Small
+from ipop_tx.wire.fields import Body, Count, Ident, Name, Signatures
 
 MOST_BYTES = 32768
 """Of one section: control messages have at most 64 fragments."""
@@ -19,8 +19,8 @@ class Settings(Body, frozen=True, tag=95):
     version: Count
     """The greater one replaces the lesser; the time when it was made, in seconds since the Unix epoch, unless that has been used."""
     sections: Annotated[tuple[tuple[Name, Annotated[bytes, Meta(max_length=MOST_BYTES)]], ...], Meta(max_length=8)]
-    signature: Small = b""
-    """By the authority's key, over all the rest."""
+    signature: Signatures = b""
+    """By the authority, over all the rest."""
 
 
 class Newest(Body, frozen=True, tag=96):

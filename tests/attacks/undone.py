@@ -194,7 +194,7 @@ def control_checks() -> None:
 def single_use() -> None:
     """An invitation is good for ever."""
 
-    async def use(service: AdmissionService, request: Any) -> None:
+    async def use(service: AdmissionService, record: Any, public: bytes) -> None:
         return None
 
     AdmissionService._use_once = use  # type: ignore[method-assign]
@@ -270,6 +270,7 @@ def shield() -> None:
 def revocation() -> None:
     """Nobody is thrown out."""
     Revocations.is_revoked = lambda revocations, key: False  # type: ignore[method-assign]
+    Revocations.is_out = lambda revocations, peer: False  # type: ignore[method-assign]
 
 
 DEFENCES: dict[str, Callable[[], None]] = {

@@ -149,8 +149,8 @@ class Certificates:
 
     def _speaker(self, key: bytes, certificate: m.Certificate, voice: m.Voice) -> Ident | None:
         """The member whose voice this is; None if the signature is not good, or not a member's."""
-        keys = self._signer.admitted(voice.credential)
-        if not keys or any(map(self._records.is_revoked, keys)):
+        member = self._signer.admitted(voice.credential)
+        if member is None or self._records.is_out(member):
             return None
         return self._signer.verify(voice.credential, self._text(key, certificate, voice), voice.signature)
 

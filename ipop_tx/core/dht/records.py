@@ -8,11 +8,13 @@ from collections.abc import Callable
 import msgspec
 
 from ipop_tx.interfaces import IRecordSigner
-from ipop_tx.values import Network
+from ipop_tx.values import Network, Peer
 from ipop_tx.wire import messages as m
 
-AuthorityOrder = m.Order | m.Revocation | m.Settings | m.AskFlows
-"""What the authority alone may say, under its signature."""
+AuthorityOrder = m.Order | m.Revocation | m.Settings | m.Charter
+"""What the authority alone may order, under its signature."""
+AuthorityWord = AuthorityOrder | m.AskFlows
+"""What the authority alone may say."""
 
 
 def key_of(kind: str, network: bytes, name: bytes) -> bytes:
@@ -34,6 +36,8 @@ class RegisterSigner:
     def __init__(self, network: Network, signer: IRecordSigner) -> None:
         self.is_revoked: Callable[[bytes], bool] = lambda key: False
         """Whether a key is trusted no more, by its digest (`links.revocation`)."""
+        self.is_out: Callable[[Peer], bool] = lambda peer: False
+        """Whether a member is none any more."""
         self._network = network
         self._signer = signer
 
@@ -77,15 +81,19 @@ class RegisterSigner:
         address, issued = self._signer.assignment(signer)
         return issued if address and key == lease_key(self._network, address) else 0
 
-    def is_ordered(self, order: AuthorityOrder) -> bool:
-        """Whether this network's authority has signed something that only it may say."""
-        return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature)
+    def is_ordered(self, order: AuthorityWord, ever: bool = False) -> bool:
+        """Whether this network's authority has signed something that only it may say, by the keys of today, or with `ever` of any time."""
+        return order.network == self._network.ident and self._signer.by_authority(order_text(order), order.signature, ever)
+
+    def adopts(self, charter: m.Charter) -> bool:
+        """Whether this is the next charter; then its keys count from now on."""
+        return self._signer.adopt(charter, order_text(charter))
 
     def _text(self, key: bytes, unsigned: m.Record) -> bytes:
         return b"ipop-record-1" + self._network.ident + key + m.encode(unsigned)
 
 
-def order_text(order: AuthorityOrder) -> bytes:
+def order_text(order: AuthorityWord) -> bytes:
     """What the authority signs: each kind in a context of its own, so that none can be shown as another."""
     return _CONTEXTS[type(order)] + m.encode(msgspec.structs.replace(order, signature=b""))
 
@@ -95,4 +103,5 @@ _CONTEXTS: dict[type, bytes] = {
     m.Revocation: b"ipop-revocation-1",
     m.Settings: b"ipop-settings-1",
     m.AskFlows: b"ipop-flows-1",
+    m.Charter: b"ipop-charter-1",
 }

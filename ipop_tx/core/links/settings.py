@@ -25,7 +25,7 @@ NONE = m.Newest(0)
 class SettingsExchange:
     """Which settings this node has, and which its peers say that they have."""
 
-    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime, is_authentic: Callable[[m.Settings], bool]) -> None:
+    def __init__(self, links: Links, rpc: Rpc, runtime: Runtime, is_authentic: Callable[..., bool]) -> None:
         self.current: m.Settings | None = None
         self.newest = NONE
         """What `current` is called."""
@@ -41,7 +41,7 @@ class SettingsExchange:
 
     def restore(self, settings: m.Settings) -> bool:
         """What was kept on disk; whether the authority has signed it."""
-        if self._is_authentic(settings):
+        if self._is_authentic(settings, ever=True):
             self.current, self.newest = settings, name_of(settings)
         return self.current is settings
 

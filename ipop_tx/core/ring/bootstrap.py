@@ -6,13 +6,16 @@ harmless, because what must be unique (registers) hangs on majorities and not on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ipop_tx.core.links.link import Link, detour
 from ipop_tx.core.links.linktable import LinkTable
 from ipop_tx.core.ring.ring import Ring
 from ipop_tx.core.runtime import Runtime
 from ipop_tx.core.tasks import Future, first, quorum
-from ipop_tx.errors import IpopError, PeerRefused
+from ipop_tx.errors import IpopError, PeerRefused, Unreachable
 from ipop_tx.values import Endpoint, Ident
+from ipop_tx.wire import messages as m
 
 ALONE_AFTER = 8.0
 """Seconds after which a node that nobody answers becomes a ring of one."""
@@ -43,6 +46,8 @@ class Bootstrap:
         self.endpoints: list[Endpoint] = []
         self.problem = ""
         """Why we are not on the ring, in a sentence; empty once we are."""
+        self.resting = False
+        """Whether there is no use in knocking: this node is no member any more."""
         self._links = links
         self._ring = ring
         self._runtime = runtime
@@ -146,8 +151,28 @@ class Bootstrap:
             return
         await self._try(list(self.endpoints))
 
+    async def petition(self, endpoints: tuple[Endpoint, ...], ask: Callable[[Link], Future[m.Answer]]) -> m.Answer:
+        """Ask one member after another, by links that are for nothing else, for what one of them gives. Raises why the last did not."""
+        problem: IpopError = Unreachable("no member is known who could be asked", "put an endpoint into node.bootstrap")
+        for endpoint in sorted(endpoints, key=detour):
+            try:
+                link = await self._links.connect_endpoint(endpoint)
+            except IpopError as error:
+                problem = problem if isinstance(error, Unreachable) and not isinstance(problem, Unreachable) else error
+                continue
+            try:
+                return await ask(link)
+            except IpopError as error:
+                problem = error
+            finally:
+                if link.peer.guest:
+                    self._links.drop(link, "the guest has asked")
+        raise problem
+
     async def _try(self, endpoints: list[Endpoint]) -> None:
         """Knock on all of these, first where UDP leads; come back with the first link, or when all have failed."""
+        if self.resting:
+            return
         ordered = sorted(endpoints, key=lambda endpoint: detour(endpoint) > 0)
         best = [endpoint for endpoint in ordered if not detour(endpoint)]
         attempts = [self._links.connect_endpoint(endpoint) for endpoint in best]
