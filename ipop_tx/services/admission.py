@@ -225,10 +225,11 @@ class AdmissionService(Service):
         if self._admitter is not None:
             try:
                 return self.readmit(request)
-            except LocalMisuse:  # which may be because this node's right is limited, or withdrawn
-                if event.key != peer.key:
-                    raise
-                return await self._pass_on(request, True, m.ADMITS)
+            except LocalMisuse as refusal:  # which may be because this node's right is limited, or withdrawn
+                try:
+                    return await self._pass_on(request, event.key == peer.key, m.ADMITS)
+                except Unreachable:
+                    raise refusal from None
         return await self._pass_on(request, event.key == peer.key, m.ADMITS)
 
     def readmit(self, request: m.Readmit) -> m.Readmitted:
