@@ -26,7 +26,7 @@ demo:
 	@tools/setup
 	@$(PYTHON) -m ipop_tx.lab.demo $(ARGS)
 
-# Words with a dash are options of trial, the others say what to run; without any, everything is run, in two halves side by side.
+# Words with a dash are options of trial, the others say what to run; without any, everything is run, in parts side by side.
 test:
 	@tools/setup
 	@$(if $(strip $(ARGS)),$(PYTHON) -m twisted.trial $(filter -%,$(ARGS)) $(or $(filter-out -%,$(ARGS)),tests),tools/test)
