@@ -38,7 +38,7 @@ class ClearChannel:
 
     def __init__(self, send_index: int) -> None:
         self.send_index = send_index
-        self.datagrams_opened = self.sealed = 0
+        self.datagrams_opened = self.datagrams_sealed = 0
         self._window = ReplayWindow()
 
     @staticmethod
@@ -50,8 +50,8 @@ class ClearChannel:
         return self._window.highest
 
     def reserve(self, count: int) -> int:
-        self.sealed += count
-        return self.sealed - count
+        self.datagrams_sealed += count
+        return self.datagrams_sealed - count
 
     def encrypt(self, nonce: Buffer, data: Buffer, associated: None, into: Any) -> int:
         if len(nonce) != 12 or len(into) != len(data) + TAG_BYTES:
