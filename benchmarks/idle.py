@@ -31,9 +31,10 @@ EACH, PUBLIC = 4, 6
 WATCHED = 2
 """Neighbours on either side that are challenged more often."""
 LEARNS = 300.0
-SETTLES = 60.0
-SILENCE = 100.0
-"""Seconds of silence: links that nobody uses end after 120 s."""
+SETTLES = 65.0
+"""Seconds after the last frame until a path's MTU is watched no more."""
+SILENCE = 50.0
+"""Seconds of silence then: links that nobody uses end after 120 s."""
 COUNT = """
 table ip counted {{
  chain through {{ type filter hook forward priority 10;
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-idle", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, instead of a table")
     parser.add_argument("--lifetimes", type=int, nargs="+", default=LIFETIMES, metavar="SECONDS", help="of mappings (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=SILENCE, help="of silence (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=SILENCE, help="of silence, 50 at most (default: %(default)g)")
     return parser
 
 
@@ -91,10 +92,9 @@ def run(lab: Lab, lifetimes: Sequence[int], seconds: float) -> list[dict[str, An
         for one in group:
             wait_for(f"what the router of {one.node.name} does", LEARNS, partial(_has_learnt, one.node), every=10)
     pairs = {lifetime: _strangers(group) for lifetime, group in members.items()}
-    for wait in (SETTLES, 3.0):  # new links measure their MTU and tell of their neighbours
-        for one, other in pairs.values():
-            _meet(one, other)
-        time.sleep(wait)
+    for one, other in pairs.values():
+        _meet(one, other)
+    time.sleep(SETTLES)
     for one, other in pairs.values():
         one.site.router.run(["nft", "-f", "-"], text=COUNT.format(other=other.site.outer_address))
     say(f"{seconds:g} s of silence")
