@@ -16,6 +16,7 @@ from ipop_tx.core.ident import shard_of
 from ipop_tx.core.tasks import spawn
 from ipop_tx.errors import BadMessage, Unavailable
 from ipop_tx.simulation.network import NETWORK, PlainSigner, SimulatedNet, SimulatedNode
+from ipop_tx.values import Peer
 from ipop_tx.wire import messages as m
 from tests.net import NetCase, split
 
@@ -114,7 +115,9 @@ class JudgedTests(CertificateCase):
         good = self.certified()
         outside = [machine for machine in self.machines if machine.ident not in good.members]
         self.assert_refused(self.by([*self.keepers()[:2], outside[0]], good), "is not in the view")
-        self.patch(PlainSigner, "admitted", lambda signer, credential: (credential,) if credential != self.keepers()[0].ident else ())
+        self.patch(
+            PlainSigner, "admitted", lambda signer, credential: Peer(credential[:20], "") if credential != self.keepers()[0].ident else None
+        )
         self.assert_refused(
             good if good.voices[0].credential == self.keepers()[0].ident else self.by(self.keepers(), good), "not that of a member"
         )
@@ -123,7 +126,7 @@ class JudgedTests(CertificateCase):
         """A member whose key was revoked has no voice any more, and what it holds is nobody's."""
         good = self.certified()
         records = self.asker.running.certificates._records
-        self.patch(records, "is_revoked", lambda key: key == records._signer.key(good.voices[0].credential))
+        self.patch(records, "is_out", lambda peer: peer.ident == good.voices[0].credential[:20])
         self.assert_refused(good, "not that of a member")
         self.patch(records, "is_revoked", lambda key: key == records._signer.key(self.owner.ident))
         self.asker.running.resolver.forget_all()
