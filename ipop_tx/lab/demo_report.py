@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-JOIN_SECONDS_MOST = 2.0
+JOIN_SECONDS_MOST = 5.0
 """Half of all nodes must have an address this soon after the start of their process."""
 
 

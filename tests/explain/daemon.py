@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from ipop_tx.services.dhcp import DHCPService
+from ipop_tx.services.readmission import ReadmissionService
 from ipop_tx.services.settings import PolicyService
 
 WRONG_BY = 7200.0
@@ -36,7 +37,12 @@ def lawless() -> None:
     PolicyService._enforce = lambda service, settings: None  # type: ignore[method-assign,assignment]
 
 
-CHANGES: dict[str, Callable[[], None]] = {"wrong_clock": wrong_clock, "brief_lease": brief_lease, "lawless": lawless}
+def unrenewed() -> None:
+    """It lets its certificate end."""
+    ReadmissionService._look = lambda service: None  # type: ignore[method-assign,assignment]
+
+
+CHANGES: dict[str, Callable[[], None]] = {change.__name__: change for change in (wrong_clock, brief_lease, lawless, unrenewed)}
 
 
 def main(change: str, program: str, *arguments: str) -> None:

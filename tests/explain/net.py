@@ -81,7 +81,8 @@ class Net:
 
     def _start_old(self) -> None:
         """A member whose certificate ends soon."""
-        node = self.nodes["old"] = LabNode(self.lab.public_host("old"))
+        node = self.nodes["old"] = FaultyNode(self.lab.public_host("old"))
+        node.change = "unrenewed"
         state = StateDirectory(node.state)
         self.old_ends = time.time() + BRIEF
         request = make_request(state, "old")
