@@ -72,7 +72,7 @@ class ResolvConfTests(DnsCase):
         host = one.host
         self.upstream(host)
         address = two.address
-        self.assertEqual(self.dig(host, "two.lab.ipop"), address)
+        wait_for("the name of two", 10, lambda: self.dig(host, "two.lab.ipop") == address)  # it is claimed after the address
         self.assertEqual(self.dig(host, "+tcp", "two.lab.ipop", "AAAA"), two.ipv6)
         self.assertEqual(self.dig(host, "-x", address), "two.lab.ipop.")
         self.assertEqual(self.dig(host, "-x", two.ipv6), "two.lab.ipop.")
