@@ -15,7 +15,7 @@ from ipop_tx.lab.node import LabNode
 from ipop_tx.lab.process import Process
 from ipop_tx.lab.topology import Host
 
-BRIEF = 20.0
+BRIEF = 40.0
 """Seconds for which the certificate of `Net.old` is good."""
 SHELL = 'cp -a "$0" "$0.copy"; mount -t tmpfs -o size=4m none "$0"; cp -a "$0.copy/." "$0"; exec "$@"'
 SERVE = """import socket
