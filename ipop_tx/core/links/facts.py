@@ -64,8 +64,9 @@ class Facts:
         """What to offer: our own endpoints, then those that peers saw, most witnesses first."""
         makeshifts = list(dict.fromkeys(endpoint for endpoint in (*self.mapped, *self.local) if detour(endpoint)))[:MOST_OFFERED]
         mapped, local = ([endpoint for endpoint in some if not detour(endpoint)] for some in (self.mapped, self.local))
+        seen = [endpoint for endpoint in self.observed() if not detour(endpoint)]
         half = CANDIDATES // 2
-        ordered = list(dict.fromkeys([*mapped[: half // 2], *local[:half], *self.observed(), *mapped, *local]))
+        ordered = list(dict.fromkeys([*mapped[: half // 2], *local[:half], *seen, *mapped, *local]))
         return [*ordered[: CANDIDATES - len(makeshifts)], *makeshifts]
 
     def fresh(self, endpoint: Endpoint, rtt: float, now: float) -> DirectPath:
