@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ipop_tx.core.bucket import Bucket
 from ipop_tx.core.links.link import Link, PathKey, Route, patience
 from ipop_tx.core.runtime import Runtime, Timer
 from ipop_tx.core.tasks import Future
@@ -56,8 +57,7 @@ class Handshakes:
         self._send = send
         self._established = established
         self._refused = refused
-        self._allowance = STRANGERS
-        self._allowed_at = runtime.now
+        self._greetings = Bucket(STRANGERS, STRANGERS)
         self._by_path: dict[PathKey, Handshake] = {}
         # The stations of a route may change from one datagram to the next, so they are no part of the name.
 
@@ -95,7 +95,8 @@ class Handshakes:
         return session.initiated and not session.established and session.opening > opening
 
     def _answer(self, path: PathKey, datagram: bytes, current: Handshake | None) -> None:
-        if current is None and (len(self._by_path) >= MOST or not self._may_greet()):
+        # A flood of strangers must not keep us from those we know.
+        if current is None and (len(self._by_path) >= MOST or not self._greetings.take(self._runtime.now)):
             self._runtime.count("handshake_shed")
             return
         # A cookie shows that a stranger is where it says. What came over the ring was passed on by members, on links of theirs.
@@ -110,16 +111,6 @@ class Handshakes:
         if yielded:
             handshake.outcome.then(yielded.outcome.follow)
         self._pump(handshake)
-
-    def _may_greet(self) -> bool:
-        """Whether there is time for one more stranger: a flood of them must not keep us from those we know."""
-        now = self._runtime.now
-        self._allowance = min(STRANGERS, self._allowance + (now - self._allowed_at) * STRANGERS)
-        self._allowed_at = now
-        if self._allowance < 1.0:
-            return False
-        self._allowance -= 1.0
-        return True
 
     def _enter(self, path: PathKey, session: ISession, expect: Ident | None) -> Handshake:
         previous = self._by_path.get(_name(path))
