@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -26,12 +25,12 @@ from benchmarks.chatter import GATED, OPEN, Said, triples
 from benchmarks.command import command
 from benchmarks.dataplane.report import table
 from benchmarks.samples import Sample, growth, look
-from benchmarks.witness import Addresses, Writer, ring_faults, selves
-from ipop_tx.errors import IpopError
-from ipop_tx.lab import Lab, Nat, netns, wait_for
+from benchmarks.streams import Steady
+from benchmarks.witness import Addresses, Writer, keep_logs, whole_within
+from ipop_tx.errors import EnvironmentProblem, IpopError
+from ipop_tx.lab import Lab, Nat, netns
 from ipop_tx.lab.node import LabNode, environment
 from ipop_tx.lab.process import Process
-from ipop_tx.lab.waiting import holds_within
 
 LIMIT = 10.0
 """Percent that memory or descriptors of a daemon that stays may grow."""
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None) -> int:
     with Lab("endurance", options.disk) as lab:
         found = Endurance(lab, options.nodes, Random(options.seed)).run(options.minutes * 60)
         if found["complaints"] and options.logs:
-            _keep_logs(lab, options.logs)
+            keep_logs(lab, options.logs)
     print(json.dumps(found) if options.json else text(found), flush=True)
     return 0 if found["good"] else 1
 
@@ -150,7 +149,8 @@ class Endurance:
         self.stay, self.go = self.nodes[: self.count * 2 // 5], self.nodes[self.count * 2 // 5 :]
         self.change()
         self.chatters = [self._chatter(number) for number in range(self.count)]
-        self.stream = self._stream(self.stay[1], self.stay[-1])
+        sender, receiver = self.stay[1], self.stay[-1]
+        self.stream = Steady(sender.host, self.addresses[sender.name], receiver.host, STREAM)
         self.watched = Addresses(self.nodes, self.addresses, every=0.5)
         self.writer = Writer(self.running, Random(self.rng.random()), every=5.0)
         self.watched.start()
@@ -163,12 +163,6 @@ class Endurance:
     def _chatter(self, number: int) -> Process:
         words = [str(self.lab.scratch), str(number), *self.addresses.values()]
         return self.nodes[number].host.start([sys.executable, "-m", "benchmarks.chatter", *words], "chatter.log", environment())
-
-    def _stream(self, sender: LabNode, receiver: LabNode) -> tuple[Process, Process]:
-        program, address = [sys.executable, "-m", "benchmarks.steady"], self.addresses[sender.name]
-        sending = sender.host.start([*program, "send", address, str(STREAM)], "send.log", environment())
-        wait_for("the sender", 20, lambda: f":{STREAM}" in sender.host.run(["ss", "-ltn"]).stdout, 0.1)
-        return sending, receiver.host.start([*program, "receive", address, str(STREAM)], "receive.log", environment())
 
     def running(self) -> list[LabNode]:
         """Daemons that are up, as far as we know."""
@@ -226,16 +220,8 @@ class Endurance:
             time.sleep(self.rng.uniform(*CUT))
         finally:
             self.lab.core.run(["nft", "-f", "-"], text=MENDED)
-        faults = ["nobody was asked"]
-
-        def whole() -> bool:
-            found = selves(self.running())
-            faults[:] = ring_faults(found)
-            faults.extend(f"{node.name} does not answer" for node in self.running() if node.name not in found)
-            return not faults
-
-        if not holds_within(BACK, whole, every=0.5):
-            self.complaints.append(f"the ring is not whole {BACK:g} s after a partition: {faults[0]}")
+        if fault := whole_within(BACK, self.running, 0.5):
+            self.complaints.append(f"the ring is not whole {BACK:g} s after a partition: {fault}")
 
     def change(self) -> None:
         """The gated port is forbidden, or allowed again."""
@@ -293,15 +279,10 @@ class Endurance:
         }
 
     def _stream_ended(self) -> dict[str, Any]:
-        sending, receiving = self.stream
-        sending.send(signal.SIGTERM)
-        with suppress(IpopError):
-            receiving.wait(60)
-            sending.wait(30)
         try:
-            sent, received = (json.loads(end.output.splitlines()[-1]) for end in (sending, receiving))
-        except (IndexError, ValueError):
-            return {"complaints": [f"the TCP connection did not live: {sending.output[-300:]} {receiving.output[-300:]}"]}
+            sent, received = self.stream.end()
+        except EnvironmentProblem as problem:
+            return {"complaints": [str(problem)]}
         same = sent["sha256"] == received["sha256"]
         told = {"bytes": received["bytes"], "checksum_same": same, "longest_wait_s": received["longest_wait_s"]}
         return {**told, "complaints": [] if same else ["the TCP connection delivered something else than was sent"]}
@@ -330,13 +311,6 @@ class Endurance:
 def _log(node: LabNode) -> str:
     path = node.host.directory / f"{node.name}.log"
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _keep_logs(lab: Lab, place: Path) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    for log in lab.scratch.glob("*/*.log"):
-        with suppress(OSError):
-            (place / f"{log.parent.name}-{log.name}").write_bytes(log.read_bytes())
 
 
 def text(found: dict[str, Any]) -> str:

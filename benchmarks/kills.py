@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,13 +22,12 @@ from typing import Any
 from benchmarks.command import command
 from benchmarks.daemons import PATIENCE, Ring
 from benchmarks.dataplane.report import table
-from benchmarks.witness import Addresses, Writer, neighbours_at_fault, ring_faults, selves
+from benchmarks.witness import Addresses, Writer, keep_logs, neighbours_at_fault, selves, whole_within
 from ipop_tx.errors import IpopError
 from ipop_tx.lab import Lab, netns
 from ipop_tx.lab.demo_report import spread
 from ipop_tx.lab.node import LabNode
 from ipop_tx.lab.process import Process
-from ipop_tx.lab.waiting import holds_within
 
 RETURN_MOST = 10.0
 """Seconds from the start of a daemon until it has its address again."""
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None) -> int:
     with Lab("kills", options.disk) as lab:
         found = run(lab, options.nodes, options.kills, options.at_once, options.seed)
         if found["faults"] and options.logs:
-            _keep_logs(lab, options.logs)
+            keep_logs(lab, options.logs)
     print(json.dumps(found) if options.json else text(found), flush=True)
     return 0 if found["ok"] else 1
 
@@ -180,16 +178,8 @@ class Slaughter:
         return True
 
     def _whole_within(self, seconds: float, began: float | None = None) -> None:
-        faults = ["nobody was asked"]
-
-        def whole() -> bool:
-            found = selves(self._running())
-            faults[:] = ring_faults(found)
-            faults.extend(f"{node.name} does not answer" for node in self._running() if node.name not in found)
-            return not faults
-
-        if not holds_within(seconds, whole, every=0.1):
-            self.faults.append(f"the ring is not whole after {seconds:g} s: {faults[0]}")
+        if fault := whole_within(seconds, self._running, 0.1):
+            self.faults.append(f"the ring is not whole after {seconds:g} s: {fault}")
         elif began is not None:
             self.wholes.append(time.monotonic() - began)
 
@@ -234,13 +224,6 @@ class Slaughter:
             if found:
                 sent, answered = sent + int(found[1]), answered + int(found[2])
         return sent, answered
-
-
-def _keep_logs(lab: Lab, place: Path) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    for log in lab.scratch.glob("*/*.log"):
-        with suppress(OSError):
-            (place / log.name).write_bytes(log.read_bytes())
 
 
 def text(found: dict[str, Any]) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 
 from benchmarks.command import command
 from benchmarks.dataplane.report import table
+from benchmarks.streams import Steady
 from ipop_tx.errors import IpopError
 from ipop_tx.lab import Lab, Nat, Site, netns, wait_for
-from ipop_tx.lab.node import LabNode, environment
+from ipop_tx.lab.node import LabNode
 from ipop_tx.lab.process import Process
 
 ANSWERED_MOST, DIRECT_MOST = 6.5, 10.0
@@ -100,19 +101,14 @@ class Roaming:
 
     def begin(self) -> None:
         """The stream and the pings."""
-        address, program = self.right.address, [sys.executable, "-m", "benchmarks.steady"]
-        self.sender = self.right.host.start([*program, "send", address, str(PORT)], "send.log", environment())
-        wait_for("the sender", 20, lambda: ":7000" in self.right.host.run(["ss", "-ltn"]).stdout, 0.1)
-        self.receiver = self.left.host.start([*program, "receive", address, str(PORT)], "receive.log", environment())
+        address = self.right.address
+        self.stream = Steady(self.right.host, address, self.left.host, PORT)
         self.pings: Process = self.left.host.start(["ping", "-n", "-D", f"-i{INTERVAL}", address], "pings.log")
 
     def end(self) -> dict[str, Any]:
         """What came of the stream."""
         self.pings.stop()
-        self.sender.send(signal.SIGTERM)
-        self.receiver.wait(60)
-        self.sender.wait(30)
-        sent, received = (json.loads(end.output.splitlines()[-1]) for end in (self.sender, self.receiver))
+        sent, received = self.stream.end()
         return {**received, "whole": (sent["bytes"], sent["sha256"]) == (received["bytes"], received["sha256"])}
 
     def answers(self) -> list[float]:

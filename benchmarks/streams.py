@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.payload import BLOCK, PATIENCE
 from benchmarks.upheaval import Change, excused
-from ipop_tx.errors import EnvironmentProblem
+from ipop_tx.errors import EnvironmentProblem, IpopError
 from ipop_tx.lab import Host, Process, wait_for
 from ipop_tx.lab.node import environment
 from ipop_tx.lab.waiting import holds_within
@@ -162,3 +164,27 @@ def _told(process: Process) -> dict[str, Any]:
         words = " ".join(process.argv[process.argv.index("benchmarks.payload") + 1 :])
         return {"problem": f"{words} told nothing: {process.output[-300:]}"}
     return found
+
+
+class Steady:
+    """A TCP stream of a steady rate (`benchmarks.steady`) from one machine to another, through the overlay."""
+
+    def __init__(self, sender: Host, address: str, receiver: Host, port: int) -> None:
+        """`address` is the sender's, in the overlay."""
+        program = [sys.executable, "-m", "benchmarks.steady"]
+        self._sender = sender.start([*program, "send", address, str(port)], "send.log", environment())
+        wait_for("the sender", 20, lambda: f":{port}" in sender.run(["ss", "-ltn"]).stdout, 0.1)
+        self._receiver = receiver.start([*program, "receive", address, str(port)], "receive.log", environment())
+
+    def end(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """End it in good order; what the sender and the receiver tell. Raises `EnvironmentProblem` if the connection has broken."""
+        self._sender.send(signal.SIGTERM)
+        with suppress(IpopError):
+            self._receiver.wait(60)
+            self._sender.wait(30)
+        ends = self._sender, self._receiver
+        try:
+            sent, received = (json.loads(end.output.splitlines()[-1]) for end in ends)
+        except (IndexError, ValueError):
+            raise EnvironmentProblem("the TCP connection did not live", " ".join(end.output[-300:] for end in ends)) from None
+        return sent, received

@@ -6,11 +6,14 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
 from ipop_tx.errors import IpopError
+from ipop_tx.lab import Lab
 from ipop_tx.lab.node import TAP, LabNode
+from ipop_tx.lab.waiting import holds_within
 from ipop_tx.wire.address import mac_of
 
 LOOK_EVERY = 0.02
@@ -165,6 +168,27 @@ def ring_faults(statuses: Mapping[str, dict[str, Any]]) -> list[str]:
         elif ring["predecessor"] != before or ring["successors"][:1] != [after]:
             faults.append(f"{name} stands between {ring['predecessor']} and {ring['successors'][:1]}, not {before} and {after}")
     return faults
+
+
+def whole_within(seconds: float, running: Callable[[], Sequence[LabNode]], every: float) -> str:
+    """Wait until the ring of all that run is whole, with a look `every` so many seconds; gives what is wrong in the end, if anything."""
+    faults = ["nobody was asked"]
+
+    def whole() -> bool:
+        found = selves(running())
+        faults[:] = ring_faults(found)
+        faults.extend(f"{node.name} does not answer" for node in running() if node.name not in found)
+        return not faults
+
+    return "" if holds_within(seconds, whole, every) else faults[0]
+
+
+def keep_logs(lab: Lab, place: Path) -> None:
+    """Copy the logs of all daemons, and of what else ran, to a directory that stays."""
+    place.mkdir(parents=True, exist_ok=True)
+    for log in lab.scratch.glob("*/*.log"):
+        with suppress(OSError):
+            (place / f"{log.parent.name}-{log.name}").write_bytes(log.read_bytes())
 
 
 def selves(nodes: Sequence[LabNode]) -> dict[str, dict[str, Any]]:
